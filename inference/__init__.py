@@ -1,0 +1,1 @@
+"""The `test` stage: measure a trained network."""

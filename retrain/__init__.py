@@ -1,0 +1,1 @@
+"""The `retrain` stage: the found architecture, trained from scratch."""

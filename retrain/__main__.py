@@ -1,0 +1,7 @@
+"""python -m retrain CONFIG [key=value ...]"""
+
+from retrain.training import retrain
+from vitas.program import run_stages
+
+if __name__ == "__main__":
+    run_stages("retrain", "Train one architecture with the published recipe.", {"retrain": retrain})

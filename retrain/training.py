@@ -1,0 +1,67 @@
+"""The `retrain` stage: train one architecture with the DeiT recipe."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vitas import checkpoint
+from vitas.checkpoint import CheckpointFolder
+from vitas.config import RunConfig
+from vitas.data import TrainingLoader
+from vitas.distributed import World, stream_seed
+from vitas.engine import Task, train
+from vitas.models import SuperNet, VisionTransformer
+from vitas.report import Report, shown_path
+from vitas.space import Architecture
+
+
+def retrain(config: RunConfig, world: World) -> None:
+    """Train to the last epoch; checkpoints land in `save_path/retrain/checkpoint/`."""
+    settings, model = config.retrain, config.model
+    report = Report("retrain", config.folder, "retrain", world)
+    checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
+    architecture = config.architecture(settings.architecture)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    network = VisionTransformer(architecture, model.num_classes, model.image_size, settings.drop_path_rate)
+    if settings.from_supernet:
+        inherit(network, config, report)
+    network.to(world.device)
+    loader = TrainingLoader(
+        settings.data, model.image_size, model.mean, model.std, settings.batch_size, world, config.seed
+    )
+    report.line(
+        f"{architecture}: {architecture.macs(model.image_size, model.num_classes):,} MACs, "
+        f"{architecture.parameters(model.image_size, model.num_classes):,} parameters, "
+        f"{world.size} process(es) on {world.device.type}"
+    )
+    trained: nn.Module = network
+    if world.size > 1:
+        trained = DistributedDataParallel(network, [world.device] if world.device.type == "cuda" else None)
+    task = Task(
+        network,
+        lambda images, step: trained(images),
+        model.num_classes,
+        ema_decay=settings.ema_decay,
+        about={
+            "architecture": str(architecture),
+            "num_classes": model.num_classes,
+            "image_size": model.image_size,
+        },
+    )
+    train(task, settings, loader, checkpoints, report, world, config.seed)
+    if world.is_main:
+        report.line(f"the network is in {shown_path(checkpoints.newest())}")
+    report.close()
+
+
+def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:
+    """Give a network the weights that the run's trained supernet has for it."""
+    architecture: Architecture = network.architecture.shifted()
+    path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
+    model = config.model
+    supernet = SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode)
+    checkpoint.load_weights(supernet, path)
+    network.load_state_dict(supernet.extract(architecture).state_dict())
+    report.line(f"starts from the weights of {shown_path(path)}")

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vitas",
+    version="0.1.0",
+    description="Find vision transformers under a compute budget, and train them.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["vitas*", "search*", "retrain*", "inference*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "timm>=1.0.15",
+        "pymoo>=0.6.1.5",
+        "numpy",
+        "pillow",
+        "pyyaml>=6",
+        "pydantic>=2.7",
+        "tensorboard>=2.16",
+        "submitit>=1.5",
+        "rich>=13",
+    ],
+    extras_require={
+        "quickstart": ["scikit-learn>=1.4"],
+        "test": ["scikit-learn>=1.4", "pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["vitas = vitas.cli:main"]},
+)

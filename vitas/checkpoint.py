@@ -1,0 +1,132 @@
+"""Checkpoints: atomic save, rotation, resume, and reading what others wrote.
+
+Files of a stage lie in `save_path/STAGE/checkpoint/`: `epoch_N_ckpt.pth.tar`
+after epoch N (the last K are kept) and `recent_ckpt.pth.tar` at any step.
+Everything is read as weights only: a downloaded file never runs code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitas import released
+from vitas.errors import UserError
+from vitas.files import write_atomically
+
+RECENT = "recent_ckpt.pth.tar"
+_EPOCH = re.compile(r"epoch_(\d+)_ckpt\.pth\.tar$")
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The checkpoints of one stage. keep: how many epoch files stay; 0 keeps all."""
+
+    folder: Path
+    keep: int = 3
+
+    def epoch_path(self, epoch: int) -> Path:
+        return self.folder / f"epoch_{epoch}_ckpt.pth.tar"
+
+    @staticmethod
+    def epoch_of(path: Path) -> int | None:
+        """The epoch that a file is named after."""
+        match = _EPOCH.match(path.name)
+        return int(match[1]) if match else None
+
+    def epochs(self) -> list[int]:
+        """The epochs that have a file, ascending."""
+        found = map(self.epoch_of, self.folder.glob("epoch_*_ckpt.pth.tar"))
+        return sorted(epoch for epoch in found if epoch is not None)
+
+    def save_recent(self, state: Mapping) -> None:
+        """Write the state of a run in the middle of an epoch."""
+        write_atomically(self.folder / RECENT, lambda file: torch.save(state, file))
+
+    def save_epoch(self, state: Mapping) -> None:
+        """Write the state after an epoch, `state["epoch"]`; then drop what is too old."""
+        write_atomically(self.epoch_path(state["epoch"]), lambda file: torch.save(state, file))
+        # From here on the epoch's file is the newest; a recent file would only be an older one.
+        (self.folder / RECENT).unlink(missing_ok=True)
+        for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
+            self.epoch_path(epoch).unlink()
+
+    def newest(self) -> Path | None:
+        """The file to resume from: the recent one where there is one, else the last epoch's."""
+        recent = self.folder / RECENT
+        if recent.exists():
+            return recent
+        epochs = self.epochs()
+        return self.epoch_path(epochs[-1]) if epochs else None
+
+    def resolve(self, load_name: str | None = None) -> Path:
+        """The file that `load_name` names here or as a path; without it, the newest. Raises `UserError`."""
+        if load_name is None:
+            path = self.newest()
+            if path is None:
+                raise UserError(f"{self.folder} holds no checkpoint; run the stage that writes it first")
+            return path
+        for path in (self.folder / load_name, Path(load_name)):
+            if path.is_file():
+                return path
+        held = ", ".join(sorted(path.name for path in self.folder.glob("*.pth*"))) or "no checkpoint"
+        raise UserError(f"load_name: found {load_name!r}, which is no file; {self.folder} holds {held}")
+
+
+def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
+    """The dict of a checkpoint, as weights only. Raises `UserError` for what is no such file."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds more than weights: reading it would run code of its own, so it is refused"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} is no whole checkpoint file ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of weights")
+    return dict(state)
+
+
+def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> None:
+    """Load a checkpoint's weights into a model.
+
+    path: one of ours (`weights` chooses `model` or `ema`), a released ViTAS
+        file, or a plain state dict.
+
+    Raises `UserError` for a file that is no checkpoint, holds no such weights,
+    or holds weights of another architecture (naming the first that differ).
+    """
+    state = read(path)
+    if weights == "ema" and state.get("ema") is None:
+        raise UserError(f"{path} holds no averaged weights (ema); it was trained without retrain.ema_decay")
+    chosen = state.get(weights, state)
+    if not isinstance(chosen, Mapping):
+        raise UserError(f"{path}: its {weights!r} is a {type(chosen).__name__}; it must be a dict of weights")
+    if released.is_released(chosen):
+        chosen = released.rename_keys(chosen)
+    differences = _differences(model.state_dict(), chosen)
+    if differences:
+        shown = "; ".join(differences[:5])
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise UserError(f"{path} does not fit this architecture: {shown}{more}")
+    model.load_state_dict(chosen)
+
+
+def _differences(wanted: Mapping, found: Mapping) -> list[str]:
+    rows = []
+    for key in [*wanted, *(key for key in found if key not in wanted)]:
+        shapes = [
+            "nothing" if key not in side else str(tuple(getattr(side[key], "shape", ()))) for side in (wanted, found)
+        ]
+        if shapes[0] != shapes[1]:
+            rows.append(f"{key} is {shapes[0]} in the network and {shapes[1]} in the file")
+    return rows

@@ -1,0 +1,117 @@
+"""The command `vitas`: everything that is no stage, as subcommands."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vitas.data.digits import write_digits
+from vitas.errors import UserError, exit_on_user_error
+from vitas.files import read_yaml
+from vitas.models.vision_transformer import check_patch_size
+from vitas.models.zoo import resolve_architecture, zoo
+from vitas.space import Architecture, counts
+from vitas.space.found import read_found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="vitas", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    describe_parser = commands.add_parser("describe", help="show an architecture block by block, with its costs")
+    describe_parser.add_argument(
+        "architecture",
+        metavar="NAME_OR_FILE",
+        help=f"a name ({', '.join(zoo())}), a text such as p16-e230-token-h3q432m720x12, "
+        "or an architectures.yaml (all of it, or FILE:NAME)",
+    )
+    describe_parser.add_argument("--image-size", type=_positive, default=224, metavar="PIXELS")
+    describe_parser.add_argument("--num-classes", type=_positive, default=1000, metavar="N")
+    describe_parser.set_defaults(run=lambda args: describe(args.architecture, args.image_size, args.num_classes))
+
+    digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
+    digits_parser.add_argument("folder", type=Path)
+    digits_parser.set_defaults(run=lambda args: write_digits(args.folder))
+
+    arguments = parser.parse_args()
+    with exit_on_user_error():
+        arguments.run(arguments)
+
+
+def describe(name_or_file: str, image_size: int, num_classes: int) -> None:
+    """Print an architecture, or each one of a file, block by block with its costs."""
+    console = Console()
+    for name, architecture in architectures_of(name_or_file).items():
+        check_patch_size(architecture.patch_size, image_size)
+        console.print(_table(name, architecture, image_size, num_classes))
+        size = (image_size, num_classes)
+        console.print(
+            f"{architecture.macs(*size):,} MACs, {architecture.macs(*size, 'released'):,} in the released convention, "
+            f"{architecture.parameters(*size):,} parameters\n{architecture}\n",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def architectures_of(name_or_file: str) -> dict[str, Architecture]:
+    """What a NAME_OR_FILE names: a zoo name, a canonical text, FILE.yaml or FILE.yaml:NAME."""
+    path, _, entry = name_or_file.partition(":")
+    if not path.endswith((".yaml", ".yml")):
+        return {name_or_file: resolve_architecture(name_or_file)}
+    data = read_yaml(Path(path))
+    if isinstance(data, dict) and "blocks" in data:
+        return {path: Architecture.from_dict(data)}
+    found = read_found(Path(path))
+    if not entry:
+        return found
+    if entry not in found:
+        raise UserError(f"{path} holds no {entry!r}; it holds {', '.join(found)}")
+    return {entry: found[entry]}
+
+
+def _table(name: str, architecture: Architecture, image_size: int, num_classes: int) -> Table:
+    total_macs = architecture.macs(image_size, num_classes)
+    total_parameters = architecture.parameters(image_size, num_classes)
+    table = Table(title=name, title_justify="left")
+    for column in ("part", "heads", "qkv", "MLP", "MACs", "%", "parameters"):
+        table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
+
+    def row(part: str, dims: tuple, macs: int, parameters: int) -> None:
+        table.add_row(part, *map(str, dims), f"{macs:,}", f"{100 * macs / total_macs:.1f}", f"{parameters:,}")
+
+    dim, patch = architecture.embed_dim, architecture.patch_size
+    patches = (image_size // patch) ** 2
+    nothing = ("", "", "")
+    head_macs, head_parameters = dim * num_classes, dim * num_classes + num_classes
+    row(
+        f"{patches} patches {patch}x{patch}, dim {dim}",
+        nothing,
+        3 * dim * patch**2 * patches,
+        counts.parameters(patch, dim, 0, 0, 0, image_size, num_classes) - head_parameters - 2 * dim,
+    )
+    for i, block in enumerate(architecture.blocks, start=1):
+        if block.is_identity:
+            row(f"block {i}: identity", nothing, 0, 0)
+            continue
+        alone = Architecture(patch, dim, (block,))
+        empty = Architecture(patch, dim, ())
+        row(
+            f"block {i}",
+            (block.heads, block.qkv_dim, block.mlp_dim),
+            alone.macs(image_size, num_classes) - empty.macs(image_size, num_classes),
+            alone.parameters(image_size, num_classes) - empty.parameters(image_size, num_classes),
+        )
+    row("norm", nothing, 0, 2 * dim)
+    row(f"classifier ({architecture.classifier})", nothing, head_macs, head_parameters)
+    table.add_section()
+    row("total", nothing, total_macs, total_parameters)
+    return table
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number above 0")
+    return int(text)

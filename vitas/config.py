@@ -1,0 +1,358 @@
+"""YAML -> typed, checked configuration.
+
+One file drives the four stages. `load` refuses what cannot work before
+anything is built: every message has the key, what it held and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from vitas import cost
+from vitas.data import Augmentation, EvaluationData, TrainingData, check_image_folder
+from vitas.errors import UserError
+from vitas.files import RunFolder, parse_yaml, read_yaml
+from vitas.models.vision_transformer import check_patch_size
+from vitas.models.zoo import resolve_architecture
+from vitas.settings import Settings, explain
+from vitas.space import Architecture, SearchSpace
+from vitas.space.found import read_found
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+BEST = "best"
+STAGES = ("search", "sample", "retrain", "test")
+
+
+class Space(Settings):
+    """The maxima and ratios of `vitas.SearchSpace`, field by field."""
+
+    patch_sizes: list[Positive]
+    embed_dim: Positive
+    depth: Positive
+    heads: list[Positive]
+    qkv_dim: Positive
+    mlp_dim: Positive
+    widths: list[float]
+    identity: bool = True
+    shared_blocks: bool = False
+    classifier: Literal["token", "mean"] = "token"
+
+    def build(self) -> SearchSpace:
+        return SearchSpace(**dict(self))
+
+
+class Model(Settings):
+    """What all stages share: the images, the classes, and the space that is searched.
+
+    image_size: side of the images, in pixels. mean, std: their normalisation (ImageNet's).
+    space: needed by `search` and `sample`, and by a `retrain.architecture` that is a net_id.
+    sharing, qkv_mode: of `vitas.SuperNet`.
+    """
+
+    image_size: Positive = 224
+    num_classes: Positive = 1000
+    mean: Channels = [0.485, 0.456, 0.406]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
+    space: Space | None = None
+    sharing: Literal["bilateral", "ordinal"] = "bilateral"
+    qkv_mode: Literal[0, 1, 2] = 2
+
+
+class Training(Settings):
+    """The recipe of a training stage; the defaults are those of the published results.
+
+    batch_size: of all processes together.
+    lr: the peak; 1e-3 at a batch of 1024, and it is not scaled for you.
+    weight_decay: on matrices only.
+    warmup_epochs: from a rate of zero; then cosine down to min_lr, per iteration.
+    mixup, cutmix: their alphas; 0 is off, and with both each batch takes one.
+    clip_grad: the largest gradient norm; 0 is off.
+    amp: bfloat16 where there is a GPU.
+    keep: how many epoch checkpoints stay; 0 keeps all.
+    checkpoint_steps: a checkpoint every so many steps within an epoch; 0 is only after epochs.
+    checkpoint_epochs: a checkpoint after every so many epochs, and after the last.
+    log_steps: a log line every so many steps.
+    """
+
+    flag: bool = False
+    data: TrainingData
+    epochs: Positive = 300
+    batch_size: Positive = 1024
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    min_lr: NonNegative = 1e-5
+    weight_decay: NonNegative = 0.05
+    warmup_epochs: Count = 5
+    label_smoothing: Fraction = 0.1
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    clip_grad: NonNegative = 0.0
+    amp: bool = True
+    keep: Count = 3
+    checkpoint_steps: Count = 0
+    checkpoint_epochs: Positive = 1
+    log_steps: Positive = 50
+
+
+class SearchData(TrainingData):
+    """Training images of the supernet, weakly augmented unless the YAML says otherwise."""
+
+    augmentation: Augmentation = Augmentation.weak()
+
+
+class Search(Training):
+    """The supernet's training.
+
+    identity_probability: of each position; null has it searched, so that
+        random subnets cost the middle of `sample.budget` on average.
+    """
+
+    data: SearchData
+    identity_probability: Fraction | None = None
+
+
+class BudgetRange(Settings):
+    """minimum, maximum: multiply-adds of an image. convention: how they are counted."""
+
+    minimum: Count
+    maximum: Positive
+    convention: Literal["released", "true"] = "released"
+
+    def build(self) -> cost.Budget:
+        return cost.Budget(self.minimum, self.maximum, self.convention)
+
+
+class Sample(Settings):
+    """The evolution.
+
+    budget: what every architecture must cost.
+    initial_population: random architectures inside the budget that it starts from.
+    population, generations: survivors, and rounds of as many children.
+    objectives: what is minimised; with `macs` too, the front from cheap to good is kept alive.
+    sample_num: how many of the best are written to architectures.yaml.
+    mutation: the probability that a gene of a child is drawn anew.
+    batch_size: images of an evaluation batch on each process.
+    load_name: a checkpoint of the supernet; without it the newest.
+    """
+
+    flag: bool = False
+    data: EvaluationData
+    budget: BudgetRange
+    initial_population: Positive = 100
+    population: Positive = 50
+    generations: Count = 40
+    objectives: list[Literal["error", "macs"]] = ["error"]
+    sample_num: Positive = 5
+    mutation: Probability = 0.1
+    batch_size: Positive = 256
+    amp: bool = True
+    load_name: str | None = None
+
+
+class Retrain(Training):
+    """The training of one architecture, from scratch.
+
+    architecture: `best`, a name in architectures.yaml, a name in the zoo, the
+        canonical text, {net_id: "..."} in model.space, or a mapping of its own.
+    drop_path_rate: stochastic depth of the last position.
+    from_supernet: start from the supernet's weights instead.
+    ema_decay: of an average of the weights; 0 is off.
+    """
+
+    architecture: str | dict[str, Any] = "best"
+    drop_path_rate: Fraction = 0.1
+    from_supernet: bool = False
+    ema_decay: Fraction = 0.0
+
+
+class Test(Settings):
+    """The measurement.
+
+    weights: the trained ones, or their average (`retrain.ema_decay`).
+    load_name: one checkpoint, in the folder of retrain or a path; without it,
+        and without a range, the newest.
+    start, end, strip: a range of epochs, both ends included, and its stride.
+    architecture: as in `retrain`; needed only where the checkpoint does not say.
+    """
+
+    flag: bool = False
+    data: EvaluationData
+    batch_size: Positive = 256
+    amp: bool = True
+    weights: Literal["model", "ema"] = "model"
+    load_name: str | None = None
+    start: Positive | None = None
+    end: Positive | None = None
+    strip: Positive = 1
+    architecture: str | dict[str, Any] | None = None
+
+
+class RunConfig(Settings):
+    """A run: what is trained, where it is written, and its four stages.
+
+    port: of the rendezvous under Slurm; without it, one derived from the job.
+    """
+
+    model: Model
+    save_path: str
+    seed: Count = 0
+    port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    search: Search | None = None
+    sample: Sample | None = None
+    retrain: Retrain | None = None
+    test: Test | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.save_path))
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space; a configuration whose flagged stages need one has one."""
+        if self.model.space is None:
+            raise UserError("model.space: is missing; it says what may be searched")
+        return self.model.space.build()
+
+    @property
+    def costs(self) -> cost.SpaceCosts:
+        """Costs over the space, in the budget's convention."""
+        convention = self.sample.budget.convention if self.sample else "released"
+        return cost.SpaceCosts(self.space, self.model.image_size, self.model.num_classes, convention)
+
+    def architecture(self, value: str | dict) -> Architecture:
+        """The architecture that a `retrain.architecture` or `test.architecture` means.
+
+        Raises `UserError` for one that does not exist, does not parse or does
+        not fit the images.
+        """
+        if isinstance(value, dict):
+            if "net_id" in value:
+                if set(value) != {"net_id"}:
+                    raise UserError(f"found {value!r}; net_id stands alone, its space is model.space")
+                found = self.space.from_net_id(value["net_id"])
+            else:
+                found = Architecture.from_dict(value)
+        else:
+            listed = read_found(self.folder.architectures) if self.folder.architectures.exists() else {}
+            if value in listed:
+                found = listed[value]
+            elif value == BEST:
+                if not listed:
+                    raise UserError(f"found {BEST!r}, but {self.folder.architectures} is not there; run `sample` first")
+                found = next(iter(listed.values()))
+            else:
+                found = resolve_architecture(value, also=listed)
+        check_patch_size(found.patch_size, self.model.image_size)
+        return found
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] = STAGES) -> RunConfig:
+    """The configuration of a YAML file with `key=value` overrides.
+
+    stages: those that the caller could run; of these, the flagged ones are
+        checked against the file system too.
+
+    Raises `UserError` with every mistake that it found.
+    """
+    data = _read(Path(path))
+    for override in overrides:
+        _apply(data, override)
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise _mistakes(path, explain(error, RunConfig)) from None
+    mistakes = list(_check(config, stages))
+    if mistakes:
+        raise _mistakes(path, mistakes)
+    return config
+
+
+def _mistakes(path: str | Path, lines: list[str]) -> UserError:
+    return UserError(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
+
+
+def _check(config: RunConfig, stages: Sequence[str]):
+    """What types cannot say, one line a mistake."""
+    model = config.model
+    flagged = [name for name in stages if (section := getattr(config, name)) and section.flag]
+    space = None
+    if model.space is not None:
+        try:
+            space = model.space.build()
+        except UserError as error:
+            yield f"model.space.{error}"
+        for patch_size in model.space.patch_sizes:
+            yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
+    elif {"search", "sample"} & set(flagged):
+        yield "model.space: is missing; it says what may be searched"
+    if config.sample is not None:
+        budget = config.sample.budget
+        if budget.minimum > budget.maximum:
+            yield f"sample.budget.minimum: found {budget.minimum}; it must be at most the maximum, {budget.maximum}"
+        elif space is not None:
+            yield from _attempt("sample.budget: ", lambda: config.costs.require(budget.build()))
+        if "error" not in config.sample.objectives:
+            yield f"sample.objectives: found {config.sample.objectives}; error must be among them"
+    for name, section in (("search", config.search), ("retrain", config.retrain)):
+        if section is None:
+            continue
+        if section.warmup_epochs >= section.epochs:
+            yield (
+                f"{name}.warmup_epochs: found {section.warmup_epochs}; "
+                f"it must be less than {name}.epochs, {section.epochs}"
+            )
+        if (section.mixup or section.cutmix) and section.batch_size % 2:
+            yield f"{name}.batch_size: found {section.batch_size}; mixup and cutmix pair images, so it must be even"
+    test = config.test
+    if test is not None:
+        if (test.start is None) != (test.end is None):
+            yield "test.start, test.end: found one of the two; a range of epochs needs both"
+        elif test.start is not None and test.start > test.end:
+            yield f"test.start: found {test.start}; it must be at most test.end, {test.end}"
+        if test.start is not None and test.load_name is not None:
+            yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
+    for name in {"retrain", "test"} & set(flagged):
+        value = getattr(config, name).architecture
+        if value is not None:
+            yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
+    for name in flagged:
+        data = getattr(config, name).data
+        yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
+
+
+def _attempt(prefix: str, check: Callable[[], object]):
+    try:
+        check()
+    except UserError as error:
+        yield f"{prefix}{error}"
+
+
+def _read(path: Path) -> dict:
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: found {type(data).__name__}; a configuration is a mapping of keys")
+    return data
+
+
+def _apply(data: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"argument {override!r}: it must read key=value, as search.epochs=10")
+    value = parse_yaml(text, f"argument {override!r}")
+    *sections, last = key.split(".")
+    for name in sections:
+        if data.get(name) is None:
+            data[name] = {}
+        data = data[name]
+        if not isinstance(data, dict):
+            raise UserError(f"argument {override!r}: {name} holds {data!r}, not keys")
+    data[last] = value

@@ -1,0 +1,14 @@
+"""Images: folders, augmentation, the training loader and the in-memory evaluation set."""
+
+from vitas.data.evaluation import EvaluationData, EvaluationSet
+from vitas.data.folders import check_image_folder
+from vitas.data.training import Augmentation, TrainingData, TrainingLoader
+
+__all__ = [
+    "Augmentation",
+    "EvaluationData",
+    "EvaluationSet",
+    "TrainingData",
+    "TrainingLoader",
+    "check_image_folder",
+]

@@ -1,0 +1,108 @@
+"""Evaluation images, decoded once and kept in memory as uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+
+from vitas.data.folders import open_image_folder
+from vitas.distributed import World
+from vitas.settings import Settings
+
+
+class EvaluationData(Settings):
+    """Where evaluation images lie.
+
+    workers: decoding processes of each rank.
+    crop_fraction: the central part of the resized image that is seen (0.875: 224 of 256).
+    """
+
+    data_dir: str
+    workers: Annotated[int, Field(ge=0)] = 8
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.875
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images uint8 [n, 3, H, W] and labels int64 [n], on the GPU where they fit in half of what is free.
+
+    total: images of the whole set; `n` is less where ranks hold a share each.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    total: int
+
+    @classmethod
+    def load(
+        cls,
+        settings: EvaluationData,
+        image_size: int,
+        mean: list[float],
+        std: list[float],
+        world: World,
+        everything: bool,
+    ) -> EvaluationSet:
+        """Decode a folder: each rank its share, which it then sends to all if they want `everything`."""
+        folder = open_image_folder(settings.data_dir)
+        folder.transform = Compose(
+            [
+                Resize(round(image_size / settings.crop_fraction), InterpolationMode.BICUBIC),
+                CenterCrop(image_size),
+                PILToTensor(),
+            ]
+        )
+        images, labels = _decode(folder, image_size, world.share(len(folder)), settings.workers)
+        if everything and world.size > 1:
+            images, labels = (_from_all_ranks(part, len(folder), world) for part in (images, labels))
+        device = world.device
+        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            images = images.to(device)
+        shape = (1, 3, 1, 1)
+        return cls(
+            images,
+            labels.to(device),
+            torch.tensor(mean, device=device).view(shape),
+            torch.tensor(std, device=device).view(shape),
+            len(folder),
+        )
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised float images [b, 3, H, W] and labels [b], in the folder's order, on the device."""
+        for start in range(0, len(self.images), batch_size):
+            images = self.images[start : start + batch_size].to(self.mean.device, non_blocking=True)
+            yield (images.float() / 255 - self.mean) / self.std, self.labels[start : start + batch_size]
+
+
+def _decode(folder: ImageFolder, image_size: int, part: slice, workers: int) -> tuple[Tensor, Tensor]:
+    count = part.stop - part.start
+    images = torch.empty(count, 3, image_size, image_size, dtype=torch.uint8)
+    labels = torch.empty(count, dtype=torch.int64)
+    dataset: Dataset = Subset(folder, range(part.start, part.stop))
+    at = 0
+    for batch, targets in DataLoader(dataset, batch_size=64, num_workers=workers):
+        images[at : at + len(batch)] = batch
+        labels[at : at + len(batch)] = targets
+        at += len(batch)
+    return images, labels
+
+
+def _from_all_ranks(own: Tensor, total: int, world: World) -> Tensor:
+    whole = torch.empty(total, *own.shape[1:], dtype=own.dtype)
+    whole[world.share(total)] = own
+    for rank in range(world.size):
+        part = World(rank, world.size).share(total)
+        if part.stop > part.start:
+            dist.broadcast(whole[part], src=rank)
+    return whole

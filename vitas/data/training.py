@@ -1,0 +1,182 @@
+"""Training images: augmentation, and a loader that can start at any step.
+
+The order of the images is a function of (seed, epoch) and the augmentation of
+an image a function of (seed, epoch, image). So the batches do not depend on
+how many processes and workers share the work, nor on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.datasets import ImageFolder
+
+from vitas.data.folders import open_image_folder
+from vitas.distributed import World, stream_seed
+from vitas.errors import UserError
+from vitas.settings import Settings
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augmentation(Settings):
+    """How training images are varied; the defaults are DeiT's.
+
+    auto_augment: timm's recipe string, or null for none.
+    color_jitter: strength; it has an effect only without auto_augment.
+    random_erasing: probability, by pixel.
+    flip: probability of a horizontal flip.
+    scale, ratio: ranges of area and aspect ratio of the random-resized crop.
+    interpolation: of the crop.
+    """
+
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    color_jitter: Annotated[float, Field(ge=0)] = 0.4
+    random_erasing: Probability = 0.25
+    flip: Probability = 0.5
+    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = [0.08, 1.0]
+    ratio: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+    @classmethod
+    def weak(cls) -> Augmentation:
+        """The supernet's: without auto-augment and colour jitter."""
+        return cls(auto_augment=None, color_jitter=0.0)
+
+
+class TrainingData(Settings):
+    """Where training images lie. workers: decoding processes of each rank."""
+
+    data_dir: str
+    workers: Annotated[int, Field(ge=0)] = 8
+    augmentation: Augmentation = Augmentation()
+
+
+class TrainingLoader:
+    """Batches of augmented images, from any step to the last.
+
+    settings: where the images lie and how they are varied.
+    image_size, mean, std: of the images that come out.
+    batch_size: of all ranks together; a last, smaller batch of an epoch is left out.
+    world, seed: which part of every batch is this rank's; which streams are drawn from.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingData,
+        image_size: int,
+        mean: list[float],
+        std: list[float],
+        batch_size: int,
+        world: World,
+        seed: int,
+    ) -> None:
+        if batch_size % world.size:
+            raise UserError(f"batch_size: found {batch_size}; it must be a multiple of the {world.size} processes")
+        folder = open_image_folder(settings.data_dir)
+        if len(folder) < batch_size:
+            raise UserError(
+                f"batch_size: found {batch_size}, more than the {len(folder)} images of {settings.data_dir!r}"
+            )
+        augmentation = settings.augmentation
+        transform = create_transform(
+            image_size,
+            is_training=True,
+            auto_augment=augmentation.auto_augment,
+            color_jitter=augmentation.color_jitter or None,
+            re_prob=augmentation.random_erasing,
+            re_mode="pixel",
+            hflip=augmentation.flip,
+            scale=tuple(augmentation.scale),
+            ratio=tuple(augmentation.ratio),
+            interpolation=augmentation.interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+        self._dataset = AugmentedImages(folder, transform, seed)
+        self._batch_size = batch_size
+        self._world = world
+        self._seed = seed
+        self._workers = settings.workers
+        self.steps_per_epoch = len(folder) // batch_size
+
+    def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's part of the batches of steps `start` to `end` - 1, counted from the run's first.
+
+        Yields images [batch_size / world, 3, H, W] and labels [batch_size / world].
+        One iteration spans epochs, so workers never idle at an epoch's end.
+        """
+        if start >= end:
+            return
+        yield from DataLoader(
+            self._dataset,
+            batch_sampler=_Batches(self, start, end),
+            num_workers=self._workers,
+            pin_memory=self._world.device.type == "cuda",
+        )
+
+    def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int]]]:
+        part = self._world.share(self._batch_size)
+        order: np.ndarray | None = None
+        for step in range(start, end):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if order is None or position == 0:
+                rng = np.random.default_rng(stream_seed(self._seed, "order", epoch))
+                order = rng.permutation(len(self._dataset))
+            batch = order[position * self._batch_size :][: self._batch_size]
+            yield [(epoch, int(index)) for index in batch[part]]
+
+
+class _Batches:
+    """The batch sampler of one iteration (an object with a length, as `DataLoader` wants it)."""
+
+    def __init__(self, loader: TrainingLoader, start: int, end: int) -> None:
+        self._loader, self._start, self._end = loader, start, end
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._loader._items(self._start, self._end)
+
+
+class AugmentedImages(Dataset):
+    """Items are asked for by (epoch, index), which together with the seed decide every random draw."""
+
+    def __init__(self, folder: ImageFolder, transform, seed: int) -> None:
+        self._folder, self._transform, self._seed = folder, transform, seed
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = item
+        image, label = self._folder[index]
+        # A worker's generators serve nothing else; the main process's do.
+        before = None if get_worker_info() else _generator_states()
+        _seed_generators(stream_seed(self._seed, "augment", epoch, index))
+        tensor = self._transform(image)
+        if before:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
+        return tensor, label
+
+
+def _generator_states() -> tuple:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _seed_generators(seed: int) -> None:
+    """Seed the three generators that timm's and torchvision's transforms draw from; the GPU's is left alone."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)

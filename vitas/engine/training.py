@@ -1,0 +1,247 @@
+"""The training loop: the published recipe, and exact resume.
+
+Every random draw comes from a stream named by the step that makes it (see
+`vitas.distributed.stream_seed`), so a checkpoint needs no generator's state: a
+run that was killed anywhere and started again equals an undisturbed one, bit
+by bit on CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from vitas import checkpoint
+from vitas.checkpoint import CheckpointFolder
+from vitas.config import Training
+from vitas.data import TrainingLoader
+from vitas.distributed import World, stream_seed, sum_
+from vitas.engine.evaluation import autocast
+from vitas.errors import UserError
+from vitas.report import Report, duration
+
+# What decides nothing about the result: a run may be resumed with other values of these.
+_FREE_KEYS = {
+    "flag", "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains, and how.
+
+    model: whose weights are trained and saved.
+    forward: (images, step) -> logits, for the loss.
+    num_classes: of the logits.
+    reduce_gradients: (step) -> None, called after the backward pass to average
+        gradients over the ranks; not needed where `forward` does so itself.
+    ema_decay: of an average of the weights; 0 is off.
+    about: plain data that is saved beside the weights (the architecture, say).
+    """
+
+    model: nn.Module
+    forward: Callable[[Tensor, int], Tensor]
+    num_classes: int
+    reduce_gradients: Callable[[int], None] = lambda step: None
+    ema_decay: float = 0.0
+    about: Mapping = field(default_factory=dict)
+
+
+def train(
+    task: Task,
+    settings: Training,
+    loader: TrainingLoader,
+    checkpoints: CheckpointFolder,
+    report: Report,
+    world: World,
+    seed: int,
+) -> None:
+    """Train to the last epoch, from the newest checkpoint where there is one.
+
+    Raises `UserError` for a checkpoint of another recipe or architecture, and
+    for a loss that is no longer finite.
+    """
+    per_epoch = loader.steps_per_epoch
+    total = settings.epochs * per_epoch
+    optimizer = _optimizer(task.model, settings)
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=total,
+        lr_min=settings.min_lr,
+        warmup_t=settings.warmup_epochs * per_epoch,
+        warmup_lr_init=0,
+        t_in_epochs=False,
+    )
+    ema = ModelEmaV3(task.model, decay=task.ema_decay) if task.ema_decay else None
+    mixup = _mixup(settings, task.num_classes)
+    if mixup:
+        criterion: nn.Module = SoftTargetCrossEntropy()
+    elif settings.label_smoothing:
+        criterion = LabelSmoothingCrossEntropy(settings.label_smoothing)
+    else:
+        criterion = nn.CrossEntropyLoss()
+    # Sum of the losses since the last log line, and how many they are.
+    running = torch.zeros(2, dtype=torch.float64, device=world.device)
+    state = _State(task, settings, per_epoch, seed, optimizer, ema)
+    start = state.resume(checkpoints, world)
+    if start == total:
+        report.line(f"all {settings.epochs} epochs are done")
+        return
+    if start:
+        report.line(f"resumes at step {start:,} of {total:,} (epoch {start / per_epoch:.2f})")
+    task.model.train()
+    began = time.monotonic()
+    with report.progress(total, start, "steps") as update:
+        for step, (images, labels) in enumerate(loader.batches(start, total), start):
+            images = images.to(world.device, non_blocking=True)
+            labels = labels.to(world.device, non_blocking=True)
+            torch.manual_seed(stream_seed(seed, "network", step, world.rank))
+            if mixup:
+                np.random.seed(stream_seed(seed, "mixup", step) % 2**32)
+                images, labels = mixup(images, labels)
+            scheduler.step_update(step)
+            with autocast(world.device, settings.amp):
+                logits = task.forward(images, step)
+            loss = criterion(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            task.reduce_gradients(step)
+            if settings.clip_grad:
+                nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_grad)
+            optimizer.step()
+            if ema:
+                ema.update(task.model, step)
+            running += torch.stack([loss.detach().double(), torch.ones_like(loss, dtype=torch.float64)])
+
+            done = step + 1
+            if done % settings.log_steps == 0 or done == total:
+                _tell(report, update, running, done, total, per_epoch, start, began, settings, optimizer, world)
+            if world.is_main:
+                epoch, within = divmod(done, per_epoch)
+                if within == 0 and (epoch % settings.checkpoint_epochs == 0 or done == total):
+                    checkpoints.save_epoch(state.at(done))
+                elif settings.checkpoint_steps and done % settings.checkpoint_steps == 0:
+                    checkpoints.save_recent(state.at(done))
+
+
+def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
+    exempt = model.no_weight_decay()
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.ndim > 1 and name not in exempt]
+    others = [p for name, p in named if p.ndim <= 1 or name in exempt]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def _mixup(settings: Training, num_classes: int) -> Mixup | None:
+    if not (settings.mixup or settings.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def _tell(
+    report: Report,
+    update: Callable[[int, str], None],
+    running: Tensor,
+    done: int,
+    total: int,
+    per_epoch: int,
+    start: int,
+    began: float,
+    settings: Training,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+) -> None:
+    summed, count = sum_(running.clone(), world).tolist()
+    running.zero_()
+    loss = summed / count
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {done}; train with a smaller {report.stage}.lr "
+            f"(it is {settings.lr}) or with {report.stage}.clip_grad"
+        )
+    seconds = time.monotonic() - began
+    rate = (done - start) * settings.batch_size / seconds
+    left = duration(seconds / (done - start) * (total - done))
+    lr = optimizer.param_groups[0]["lr"]
+    update(done, f"loss {loss:.3f}  {rate:,.0f} images/s")
+    report.log_only(
+        f"epoch {done / per_epoch:.2f}/{settings.epochs}  step {done}/{total}  loss {loss:.4f}  "
+        f"lr {lr:.3g}  {rate:,.0f} images/s  left {left}"
+    )
+    report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate})
+
+
+class _State:
+    """Everything that a checkpoint holds, and the recipe it may be resumed under."""
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Training,
+        per_epoch: int,
+        seed: int,
+        optimizer: torch.optim.Optimizer,
+        ema: ModelEmaV3 | None,
+    ) -> None:
+        self._task, self._optimizer, self._ema = task, optimizer, ema
+        self._per_epoch = per_epoch
+        decisive = {k: v for k, v in _flat(settings.model_dump()) if k not in _FREE_KEYS}
+        self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(_flat(task.about))}
+
+    def at(self, step: int) -> dict:
+        """The state after `step` steps; `epoch` counts whole epochs."""
+        return {
+            "epoch": step // self._per_epoch,
+            "step": step,
+            "model": self._task.model.state_dict(),
+            "ema": self._ema.module.state_dict() if self._ema else None,
+            "optimizer": self._optimizer.state_dict(),
+            "recipe": self._recipe,
+            **self._task.about,
+        }
+
+    def resume(self, checkpoints: CheckpointFolder, world: World) -> int:
+        """Load the newest checkpoint, if there is one; the step to go on from."""
+        path = checkpoints.newest()
+        if path is None:
+            return 0
+        state = checkpoint.read(path, world.device)
+        recipe = state.get("recipe")
+        if not isinstance(recipe, Mapping):
+            raise UserError(f"{path} is no checkpoint of this program's training; move it away, or change save_path")
+        for key in [*self._recipe, *(key for key in recipe if key not in self._recipe)]:
+            ours, theirs = self._recipe.get(key, "nothing"), recipe.get(key, "nothing")
+            if ours != theirs:
+                raise UserError(
+                    f"{path} was trained with {key} {theirs!r}, and now it is {ours!r}; "
+                    "set it back, or choose another save_path"
+                )
+        self._task.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._ema:
+            self._ema.module.load_state_dict(state["ema"])
+        return state["step"]
+
+
+def _flat(data: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,130 @@
+"""The dense vision transformer of an `Architecture`, as ViTAS retrains it.
+
+Shape suffixes: B images, N tokens (patches + 1), D embedding dim, A attention
+dim, H heads, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from torch import Tensor, nn
+
+from vitas.errors import UserError
+from vitas.space import Architecture, Block
+
+BLOCK_NORM_EPS = 1e-6
+LAST_NORM_EPS = 1e-5
+
+
+def attention_scale(embed_dim: int, heads: int) -> float:
+    """The released networks scale by the embedding dim's share of a head, not by the head's own dim."""
+    return (embed_dim // heads) ** -0.5
+
+
+def check_patch_size(patch_size: int, image_size: int) -> None:
+    """Raise `UserError` unless patches tile the image."""
+    if image_size % patch_size:
+        raise UserError(f"patch size {patch_size} does not divide the image size {image_size}")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose attention dim is free of the embedding dim."""
+
+    def __init__(self, embed_dim: int, attention_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = attention_scale(embed_dim, heads)
+        self.qkv = nn.Linear(embed_dim, 3 * attention_dim)
+        self.proj = nn.Linear(attention_dim, embed_dim)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x_BND).chunk(3, dim=-1))
+        out_BHNd = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj(out_BHNd.transpose(1, 2).flatten(2))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and MLP, each on the residual stream with stochastic depth."""
+
+    def __init__(self, embed_dim: int, block: Block, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=BLOCK_NORM_EPS)
+        self.attn = Attention(embed_dim, block.attention_dim, block.heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=BLOCK_NORM_EPS)
+        self.mlp = Mlp(embed_dim, block.mlp_dim)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
+        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+
+
+class VisionTransformer(nn.Module):
+    """The dense network of an architecture.
+
+    architecture: what to build; its identities cost nothing but still count
+        as positions along which stochastic depth grows.
+    num_classes: outputs of the classifier.
+    image_size: side of the square input images, a multiple of the patch size.
+    drop_path_rate: stochastic depth of the last position; it grows linearly from 0.
+
+    Images [B, 3, image_size, image_size] -> logits [B, num_classes].
+    Raises `UserError` where the patches do not tile the image.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        num_classes: int = 1000,
+        image_size: int = 224,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_patch_size(architecture.patch_size, image_size)
+        self.architecture = architecture
+        self.num_classes = num_classes
+        self.image_size = image_size
+        dim = architecture.embed_dim
+        self.patch_embed = PatchEmbed(image_size, architecture.patch_size, 3, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, dim))
+        rates = torch.linspace(0, drop_path_rate, max(len(architecture.blocks), 1)).tolist()
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, block, rate)
+            for block, rate in zip(architecture.blocks, rates, strict=False)
+            if not block.is_identity
+        )
+        self.norm = nn.LayerNorm(dim, eps=LAST_NORM_EPS)
+        self.head = nn.Linear(dim, num_classes)
+        init_weights(self)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters of more than one dimension that are no matrices (timm's convention)."""
+        return {"cls_token", "pos_embed"}
+
+    def forward(self, images: Tensor) -> Tensor:
+        x_BND = self.patch_embed(images)
+        x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.head(read_out(self.norm(x_BND), self.architecture.classifier))
+
+
+def read_out(x_BND: Tensor, classifier: str) -> Tensor:
+    """What the classifier reads of the normalised tokens [B, N, D] -> [B, D]."""
+    return x_BND[:, 0] if classifier == "token" else x_BND[:, 1:].mean(dim=1)
+
+
+def init_weights(model: nn.Module) -> None:
+    """DeiT's initialisation: truncated normal 0.02 for matrices and embeddings, zero biases.
+
+    The patch projection keeps the convolution's own default, as in DeiT.
+    """
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "bias" and "patch_embed" not in name:
+            nn.init.zeros_(parameter)
+        elif parameter.ndim in (2, 3) and leaf in ("weight", "cls_token", "pos_embed"):
+            trunc_normal_(parameter, std=0.02)
