@@ -52,18 +52,19 @@ class CheckpointFolder:
     def save_epoch(self, state: Mapping) -> None:
         """Write the state after an epoch, `state["epoch"]`; then drop what is too old."""
         write_atomically(self.epoch_path(state["epoch"]), lambda file: torch.save(state, file))
-        # From here on the epoch's file is the newest; a recent file would only be an older one.
         (self.folder / RECENT).unlink(missing_ok=True)
         for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
             self.epoch_path(epoch).unlink()
 
     def newest(self) -> Path | None:
-        """The file to resume from: the recent one where there is one, else the last epoch's."""
+        """The file of the most steps: the last epoch's, or a recent one where it is ahead of that."""
         recent = self.folder / RECENT
-        if recent.exists():
-            return recent
         epochs = self.epochs()
-        return self.epoch_path(epochs[-1]) if epochs else None
+        last = self.epoch_path(epochs[-1]) if epochs else None
+        if not recent.exists() or last is None:
+            return recent if recent.exists() else last
+        # A process that died right after an epoch's file leaves an older recent one beside it.
+        return max(last, recent, key=lambda path: read(path).get("step", 0))
 
     def resolve(self, load_name: str | None = None) -> Path:
         """The file that `load_name` names here or as a path; without it, the newest. Raises `UserError`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from vitas.data.digits import write_digits
 from vitas.errors import UserError, exit_on_user_error
-from vitas.files import read_yaml
+from vitas.files import RunFolder, read_yaml
 from vitas.models.vision_transformer import check_patch_size
 from vitas.models.zoo import resolve_architecture, zoo
 from vitas.space import Architecture, counts
@@ -35,6 +36,10 @@ def main() -> None:
     digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
     digits_parser.add_argument("folder", type=Path)
     digits_parser.set_defaults(run=lambda args: write_digits(args.folder))
+
+    compare_parser = commands.add_parser("compare", help="show the results of runs side by side")
+    compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
+    compare_parser.set_defaults(run=lambda args: compare(args.save_paths))
 
     arguments = parser.parse_args()
     with exit_on_user_error():
@@ -70,6 +75,33 @@ def architectures_of(name_or_file: str) -> dict[str, Architecture]:
     if entry not in found:
         raise UserError(f"{path} holds no {entry!r}; it holds {', '.join(found)}")
     return {entry: found[entry]}
+
+
+def compare(save_paths: list[Path]) -> None:
+    """Print what `test` measured in each run, one row a run."""
+    table = Table()
+    for column in ("run", "top-1 %", "top-5 %", "MACs", "released MACs", "parameters", "images/s"):
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=column != "run")
+    for save_path in save_paths:
+        results = read_results(RunFolder(save_path).results)
+        table.add_row(
+            str(save_path),
+            f"{results['top1']:.2f}",
+            f"{results['top5']:.2f}",
+            *(f"{results[key]:,}" for key in ("macs", "macs_released", "parameters")),
+            f"{results['images_per_second']:,.0f}",
+        )
+    Console().print(table)
+
+
+def read_results(path: Path) -> dict:
+    """The numbers of a results.json. Raises `UserError` where the stage `test` has not written one."""
+    try:
+        return json.loads(path.read_text())
+    except OSError:
+        raise UserError(f"{path}: no such file; the stage test writes it") from None
+    except ValueError:
+        raise UserError(f"{path} is no JSON") from None
 
 
 def _table(name: str, architecture: Architecture, image_size: int, num_classes: int) -> Table:

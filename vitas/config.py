@@ -30,7 +30,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 BEST = "best"
-STAGES = ("search", "sample", "retrain", "test")
 
 
 class Space(Settings):
@@ -255,7 +254,7 @@ class RunConfig(Settings):
         return found
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] = STAGES) -> RunConfig:
+def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] = ()) -> RunConfig:
     """The configuration of a YAML file with `key=value` overrides.
 
     stages: those that the caller could run; of these, the flagged ones are

@@ -84,14 +84,7 @@ def train(
     )
     ema = ModelEmaV3(task.model, decay=task.ema_decay) if task.ema_decay else None
     mixup = _mixup(settings, task.num_classes)
-    if mixup:
-        criterion: nn.Module = SoftTargetCrossEntropy()
-    elif settings.label_smoothing:
-        criterion = LabelSmoothingCrossEntropy(settings.label_smoothing)
-    else:
-        criterion = nn.CrossEntropyLoss()
-    # Sum of the losses since the last log line, and how many they are.
-    running = torch.zeros(2, dtype=torch.float64, device=world.device)
+    criterion = _criterion(settings, soft_targets=mixup is not None)
     state = _State(task, settings, per_epoch, seed, optimizer, ema)
     start = state.resume(checkpoints, world)
     if start == total:
@@ -100,7 +93,7 @@ def train(
     if start:
         report.line(f"resumes at step {start:,} of {total:,} (epoch {start / per_epoch:.2f})")
     task.model.train()
-    began = time.monotonic()
+    meter = _Meter(settings, per_epoch, start, report, world)
     with report.progress(total, start, "steps") as update:
         for step, (images, labels) in enumerate(loader.batches(start, total), start):
             images = images.to(world.device, non_blocking=True)
@@ -121,11 +114,11 @@ def train(
             optimizer.step()
             if ema:
                 ema.update(task.model, step)
-            running += torch.stack([loss.detach().double(), torch.ones_like(loss, dtype=torch.float64)])
+            meter.add(loss)
 
             done = step + 1
             if done % settings.log_steps == 0 or done == total:
-                _tell(report, update, running, done, total, per_epoch, start, began, settings, optimizer, world)
+                meter.tell(done, optimizer.param_groups[0]["lr"], update)
             if world.is_main:
                 epoch, within = divmod(done, per_epoch)
                 if within == 0 and (epoch % settings.checkpoint_epochs == 0 or done == total):
@@ -154,37 +147,47 @@ def _mixup(settings: Training, num_classes: int) -> Mixup | None:
     )
 
 
-def _tell(
-    report: Report,
-    update: Callable[[int, str], None],
-    running: Tensor,
-    done: int,
-    total: int,
-    per_epoch: int,
-    start: int,
-    began: float,
-    settings: Training,
-    optimizer: torch.optim.Optimizer,
-    world: World,
-) -> None:
-    summed, count = sum_(running.clone(), world).tolist()
-    running.zero_()
-    loss = summed / count
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {done}; train with a smaller {report.stage}.lr "
-            f"(it is {settings.lr}) or with {report.stage}.clip_grad"
+def _criterion(settings: Training, soft_targets: bool) -> nn.Module:
+    if soft_targets:
+        # Mixup has smoothed the labels already.
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(settings.label_smoothing) if settings.label_smoothing else nn.CrossEntropyLoss()
+
+
+class _Meter:
+    """The mean loss since the last line, the rate and the time left."""
+
+    def __init__(self, settings: Training, per_epoch: int, start: int, report: Report, world: World) -> None:
+        self._settings, self._per_epoch, self._start = settings, per_epoch, start
+        self._report, self._world = report, world
+        self._total = settings.epochs * per_epoch
+        # Sum and count stay on the device: no step waits for its own loss.
+        self._losses = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._began = time.monotonic()
+
+    def add(self, loss: Tensor) -> None:
+        self._losses[0] += loss.detach()
+        self._losses[1] += 1
+
+    def tell(self, done: int, lr: float, update: Callable[[int, str], None]) -> None:
+        """One line after `done` steps, on the bar, in the log and in the events. All ranks call it."""
+        summed, count = sum_(self._losses, self._world).tolist()
+        self._losses.zero_()
+        loss = summed / count
+        if not math.isfinite(loss):
+            stage = self._report.stage
+            raise UserError(
+                f"the loss is {loss} at step {done}; train with a smaller {stage}.lr "
+                f"(it is {self._settings.lr}) or with {stage}.clip_grad"
+            )
+        per_step = (time.monotonic() - self._began) / (done - self._start)
+        rate = self._settings.batch_size / per_step
+        update(done, f"loss {loss:.3f}  {rate:,.0f} images/s")
+        self._report.log_only(
+            f"epoch {done / self._per_epoch:.2f}/{self._settings.epochs}  step {done}/{self._total}  "
+            f"loss {loss:.4f}  lr {lr:.3g}  {rate:,.0f} images/s  left {duration(per_step * (self._total - done))}"
         )
-    seconds = time.monotonic() - began
-    rate = (done - start) * settings.batch_size / seconds
-    left = duration(seconds / (done - start) * (total - done))
-    lr = optimizer.param_groups[0]["lr"]
-    update(done, f"loss {loss:.3f}  {rate:,.0f} images/s")
-    report.log_only(
-        f"epoch {done / per_epoch:.2f}/{settings.epochs}  step {done}/{total}  loss {loss:.4f}  "
-        f"lr {lr:.3g}  {rate:,.0f} images/s  left {left}"
-    )
-    report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate})
+        self._report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate})
 
 
 class _State:
