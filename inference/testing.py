@@ -30,7 +30,7 @@ def test(config: RunConfig, world: World) -> None:
         network = VisionTransformer(architecture, model.num_classes, model.image_size)
         checkpoint.load_weights(network, path, settings.weights)
         network.to(world.device).eval()
-        score = evaluate(network, images, settings.batch_size, settings.amp, world)
+        score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
         row = {
             "checkpoint": str(path),
             "weights": settings.weights,

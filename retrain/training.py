@@ -48,6 +48,8 @@ def retrain(config: RunConfig, world: World) -> None:
             "architecture": str(architecture),
             "num_classes": model.num_classes,
             "image_size": model.image_size,
+            "mean": model.mean,
+            "std": model.std,
         },
     )
     train(task, settings, loader, checkpoints, report, world, config.seed)

@@ -109,7 +109,7 @@ class Scorer:
         origin = {
             "scored_by": _digest(supernet),
             "images": images.total,
-            "data": config.sample.data.model_dump(exclude={"workers"}),
+            "data": config.sample.data.model_dump(exclude={"data_dir", "workers"}),
         }
         if not lines:
             if self._journal:

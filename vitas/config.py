@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from vitas import cost
-from vitas.data import Augmentation, EvaluationData, TrainingData, check_image_folder
+from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
 from vitas.errors import UserError
 from vitas.files import RunFolder, parse_yaml, read_yaml
 from vitas.models.vision_transformer import check_patch_size
@@ -105,7 +105,7 @@ class Training(Settings):
 class SearchData(TrainingData):
     """Training images of the supernet, weakly augmented unless the YAML says otherwise."""
 
-    augmentation: Augmentation = Augmentation.weak()
+    augmentation: WeakAugmentation = WeakAugmentation()
 
 
 class Search(Training):
@@ -125,6 +125,12 @@ class BudgetRange(Settings):
     minimum: Count
     maximum: Positive
     convention: Literal["released", "true"] = "released"
+
+    @field_validator("convention", mode="before")
+    @classmethod
+    def _unquoted_true(cls, value: object) -> object:
+        # YAML reads a bare `true` as a boolean.
+        return "true" if value is True else value
 
     def build(self) -> cost.Budget:
         return cost.Budget(self.minimum, self.maximum, self.convention)
@@ -326,6 +332,22 @@ def _check(config: RunConfig, stages: Sequence[str]):
     for name in flagged:
         data = getattr(config, name).data
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
+    yield from _differing_classes(config)
+
+
+def _differing_classes(config: RunConfig):
+    """Labels are positions in the sorted names of the class folders: all stages must have the same names."""
+    sections = {name: getattr(config, name) for name in ("search", "sample", "retrain", "test")}
+    folders = {name: section.data.data_dir for name, section in sections.items() if section}
+    names = {name: class_names(folder) for name, folder in folders.items() if Path(folder).is_dir()}
+    for name in list(names)[1:]:
+        first = next(iter(names))
+        differing = sorted(set(names[name]) ^ set(names[first]))
+        if differing and len(names[name]) == len(names[first]):
+            yield (
+                f"{name}.data.data_dir: found {folders[name]!r}, whose class folders differ from those of "
+                f"{first}.data.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only"
+            )
 
 
 def _attempt(prefix: str, check: Callable[[], object]):
@@ -336,10 +358,17 @@ def _attempt(prefix: str, check: Callable[[], object]):
 
 
 def _read(path: Path) -> dict:
-    data = read_yaml(path)
+    # Anchors make one object of several sections, and an override must change only the one it names.
+    data = _unshared(read_yaml(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: found {type(data).__name__}; a configuration is a mapping of keys")
     return data
+
+
+def _unshared(data: object) -> object:
+    if isinstance(data, dict):
+        return {key: _unshared(value) for key, value in data.items()}
+    return [_unshared(value) for value in data] if isinstance(data, list) else data
 
 
 def _apply(data: dict, override: str) -> None:

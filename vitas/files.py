@@ -106,7 +106,11 @@ def parse_yaml(text: str, where: str) -> object:
     try:
         return yaml.load(text, _YamlLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{where} is no valid YAML: {_one_line(error)}") from None
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
 
 
 def read_yaml(path: Path) -> object:

@@ -29,8 +29,14 @@ def run_stages(program: str, description: str, stages: Mapping[str, Stage]) -> N
         config = configuration.load(arguments.config, arguments.overrides, tuple(stages))
         flagged = [name for name in stages if (section := getattr(config, name)) and section.flag]
         if not flagged:
-            keys = " nor ".join(f"{name}.flag" for name in stages)
-            raise UserError(f"{arguments.config}: nothing to do: {'neither ' * (len(stages) > 1)}{keys} is true")
+            keys = " or ".join(f"{name}.flag" for name in stages)
+            raise UserError(f"{arguments.config}: there is nothing to do; set {keys} to true")
+        try:
+            config.folder.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"save_path: found {config.save_path!r}, which cannot be made: {error.strerror}") from None
+        if not os.access(config.folder.root, os.W_OK):
+            raise UserError(f"save_path: found {config.save_path!r}, which cannot be written to")
     except UserError as error:
         # Every process finds the same mistakes; one of them tells.
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":

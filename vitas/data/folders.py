@@ -14,9 +14,14 @@ def check_image_folder(data_dir: str, num_classes: int) -> None:
     folder = Path(data_dir)
     if not folder.is_dir():
         raise UserError(f"found {data_dir!r}, which is no folder; it must hold one folder of images per class")
-    classes = sum(1 for entry in folder.iterdir() if entry.is_dir())
+    classes = len(class_names(data_dir))
     if classes != num_classes:
         raise UserError(f"found {data_dir!r}, which holds {classes} class folders; model.num_classes is {num_classes}")
+
+
+def class_names(data_dir: str) -> list[str]:
+    """The names of the class folders, in the order of the labels."""
+    return sorted(entry.name for entry in Path(data_dir).iterdir() if entry.is_dir())
 
 
 def open_image_folder(data_dir: str) -> ImageFolder:

@@ -46,10 +46,12 @@ class Augmentation(Settings):
     ratio: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
 
-    @classmethod
-    def weak(cls) -> Augmentation:
-        """The supernet's: without auto-augment and colour jitter."""
-        return cls(auto_augment=None, color_jitter=0.0)
+
+class WeakAugmentation(Augmentation):
+    """The supernet's: DeiT's without auto-augment and colour jitter."""
+
+    auto_augment: str | None = None
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrainingData(Settings):

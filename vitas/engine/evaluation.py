@@ -32,20 +32,20 @@ def evaluate(
     batch_size: int,
     amp: bool = False,
     world: World = World(),
+    warm_up: bool = False,
 ) -> Score:
     """Score `forward` (images [b, 3, H, W] -> logits [b, classes]) over the set.
 
     With a world of several, `images` is this rank's share and the score is
     that of all shares together. The rate counts normalisation and the forward
-    passes, after one batch of warm-up, not decoding.
+    passes, not decoding; where it is to be reported, `warm_up` runs a batch first.
     """
     device = images.mean.device
     # On the device, so that no batch waits for the one before it: correct, correct among five, loss.
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     with autocast(device, amp):
-        for batch, _ in images.batches(batch_size):
-            forward(batch)
-            break
+        if warm_up and len(images.images):
+            forward(next(images.batches(batch_size))[0])
         _synchronize(device)
         start = time.perf_counter()
         for batch, labels in images.batches(batch_size):

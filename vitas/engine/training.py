@@ -25,7 +25,7 @@ from vitas import checkpoint
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
 from vitas.data import TrainingLoader
-from vitas.distributed import World, stream_seed, sum_
+from vitas.distributed import World, barrier, stream_seed, sum_
 from vitas.engine.evaluation import autocast
 from vitas.errors import UserError
 from vitas.report import Report, duration
@@ -84,6 +84,11 @@ def train(
     )
     ema = ModelEmaV3(task.model, decay=task.ema_decay) if task.ema_decay else None
     mixup = _mixup(settings, task.num_classes)
+    if mixup and settings.batch_size // world.size % 2:
+        raise UserError(
+            f"{report.stage}.batch_size: found {settings.batch_size}, which gives {world.size} processes "
+            f"{settings.batch_size // world.size} images each; mixup and cutmix pair images, so that must be even"
+        )
     criterion = _criterion(settings, soft_targets=mixup is not None)
     state = _State(task, settings, per_epoch, seed, optimizer, ema)
     start = state.resume(checkpoints, world)
@@ -125,6 +130,8 @@ def train(
                     checkpoints.save_epoch(state.at(done))
                 elif settings.checkpoint_steps and done % settings.checkpoint_steps == 0:
                     checkpoints.save_recent(state.at(done))
+    # The next stage reads the last checkpoint on every rank.
+    barrier(world)
 
 
 def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
@@ -204,7 +211,9 @@ class _State:
     ) -> None:
         self._task, self._optimizer, self._ema = task, optimizer, ema
         self._per_epoch = per_epoch
-        decisive = {k: v for k, v in _flat(settings.model_dump()) if k not in _FREE_KEYS}
+        # An architecture may be given in several forms; what it means is in `about`.
+        given = settings.model_dump(exclude={"architecture"})
+        decisive = {key: value for key, value in _flat(given) if key not in _FREE_KEYS}
         self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(_flat(task.about))}
 
     def at(self, step: int) -> dict:

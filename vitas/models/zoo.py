@@ -12,24 +12,24 @@ from vitas.space import Architecture, Block, SearchSpace
 
 _RATIOS = tuple(i / 10 for i in range(1, 11))
 # The spaces in which the published networks were found (arXiv 2106.13700).
-_SPACE_ABE = SearchSpace((14, 16, 32), 384, 16, (3, 6, 12, 16), 1440, 1440, _RATIOS)
-_SPACE_F = SearchSpace((14, 16, 32), 768, 13, (3, 6, 12, 16), 2880, 2880, _RATIOS, identity=False)
+SPACE_ABE = SearchSpace((14, 16, 32), 384, 16, (3, 6, 12, 16), 1440, 1440, _RATIOS)
+SPACE_F = SearchSpace((14, 16, 32), 768, 13, (3, 6, 12, 16), 2880, 2880, _RATIOS, identity=False)
 
 _NET_IDS = {
     "vitas_a": (
-        _SPACE_ABE,
+        SPACE_ABE,
         "1 2 4 3 4 4 1 3 4 3 4 4 4 4 3 3 4 0 0 3 1 6 7 9 4 3 6 8 4 9 1 8 6 4 9 2 7 6 8 9 3 0 3 8 7 0 5 7 9 8 4 4",
     ),
     "vitas_b": (
-        _SPACE_ABE,
+        SPACE_ABE,
         "1 3 4 4 3 4 3 4 4 2 2 4 2 3 4 4 1 0 0 4 1 5 1 6 2 2 2 3 2 9 2 6 3 9 5 7 7 5 6 4 8 1 5 3 2 8 5 9 2 4 5 5",
     ),
     "vitas_e": (
-        _SPACE_ABE,
+        SPACE_ABE,
         "1 3 4 3 4 3 1 4 0 4 2 1 2 4 2 1 2 0 0 8 4 4 1 7 6 5 3 8 5 6 5 6 3 6 3 4 4 4 8 8 8 7 4 0 4 5 9 5 3 6 7 8",
     ),
     "vitas_f": (
-        _SPACE_F,
+        SPACE_F,
         "1 3 3 3 3 3 3 3 3 3 3 3 3 3 0 0 3 2 5 0 7 5 2 3 6 6 2 4 4 8 7 4 6 7 2 6 1 6 6 4 7 5 7",
     ),
 }

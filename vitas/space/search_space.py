@@ -265,8 +265,8 @@ class SearchSpace:
         self._check_net_id_space()
         try:
             entries = [int(entry) for entry in (net_id.split() if isinstance(net_id, str) else net_id)]
-        except ValueError:
-            raise UserError(f"net_id {net_id!r} must be integers separated by spaces") from None
+        except (TypeError, ValueError):
+            raise UserError(f"net_id: found {net_id!r}; it must be integers separated by spaces") from None
         model_len = 1 + self.depth
         expected = self.gene_counts.size + 2
         if len(entries) != expected:

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+
+from inference.testing import test as measure
+from retrain.training import retrain
+from tests.processes import run
+from vitas import config as configuration
+from vitas.checkpoint import CheckpointFolder
+from vitas.data import EvaluationSet
+from vitas.distributed import World
+from vitas.errors import UserError
+from vitas.models import VisionTransformer
+
+ARCHITECTURE = "retrain.architecture=p8-e32-token-h2q96m64x2"
+TRAINED = [ARCHITECTURE, "retrain.epochs=3", "retrain.warmup_epochs=0", "retrain.keep=0", "retrain.ema_decay=0.9"]
+
+
+@pytest.fixture
+def trained(make_config):
+    path = make_config()
+    retrain(configuration.load(path, TRAINED), World())
+    return path
+
+
+def results(path, *overrides: str) -> dict:
+    config = configuration.load(path, [*TRAINED, *overrides])
+    measure(config, World())
+    return json.loads(config.folder.results.read_text())
+
+
+def test_results_are_those_of_the_network_on_the_test_images(trained) -> None:
+    found = results(trained)
+    config = configuration.load(trained, TRAINED)
+    model = config.model
+    architecture = config.architecture(config.retrain.architecture)
+    size = (model.image_size, model.num_classes)
+    assert found["macs"] == architecture.macs(*size)
+    assert found["macs_released"] == architecture.macs(*size, "released")
+    assert found["parameters"] == architecture.parameters(*size)
+    assert found["images_per_second"] > 0
+    assert found["checkpoint"].endswith("epoch_3_ckpt.pth.tar")
+
+    network = VisionTransformer(architecture, *reversed(size)).eval()
+    network.load_state_dict(torch.load(found["checkpoint"], weights_only=True)["model"])
+    images = EvaluationSet.load(config.test.data, model.image_size, model.mean, model.std, World(), True)
+    assert found["images"] == len(images.images) == sum(1 for _ in (images.labels))
+    with torch.no_grad():
+        batches = [(network(batch), labels) for batch, labels in images.batches(100)]
+    logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    ranked = logits.argsort(dim=1, descending=True) == labels[:, None]
+    assert found["top1"] == pytest.approx(100 * ranked[:, 0].float().mean().item())
+    assert found["top5"] == pytest.approx(100 * ranked[:, :5].any(dim=1).float().mean().item())
+    assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_a_range_of_epochs_with_a_stride(trained) -> None:
+    found = results(trained, "test.start=1", "test.end=3", "test.strip=2")
+    epochs = [row["checkpoint"].rsplit("/", 1)[-1] for row in found["checkpoints"]]
+    assert epochs == ["epoch_1_ckpt.pth.tar", "epoch_3_ckpt.pth.tar"]
+    assert found["checkpoint"] == found["checkpoints"][-1]["checkpoint"]
+    with pytest.raises(UserError, match="no checkpoint of epoch 4"):
+        results(trained, "test.start=2", "test.end=4")
+
+
+def test_one_checkpoint_by_name_and_averaged_weights(trained) -> None:
+    named = results(trained, "test.load_name=epoch_2_ckpt.pth.tar")
+    assert named["checkpoint"].endswith("epoch_2_ckpt.pth.tar")
+    averaged = results(trained, "test.weights=ema")
+    assert averaged["loss"] != results(trained)["loss"]
+    with pytest.raises(UserError, match=r"epoch_9.*holds epoch_1_ckpt.pth.tar"):
+        results(trained, "test.load_name=epoch_9")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(trained) -> None:
+    with pytest.raises(UserError, match="does not fit this architecture: "):
+        results(trained, "test.architecture=p8-e32-token-h2q96m64x3")
+
+
+def test_nothing_to_test_is_said(make_config) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        results(make_config())
+
+
+def test_a_weights_only_file_takes_the_architecture_of_the_yaml(trained, tmp_path) -> None:
+    config = configuration.load(trained, TRAINED)
+    state = torch.load(CheckpointFolder(config.folder.checkpoints("retrain")).resolve(), weights_only=True)
+    torch.save(state["model"], tmp_path / "bare.pth")
+    assert results(trained, f"test.load_name={tmp_path / 'bare.pth'}")["top1"] == results(trained)["top1"]
+
+
+def test_inference_runs_as_a_program(trained) -> None:
+    output = run("inference", trained, *TRAINED)
+    assert "top-1" in output
+    assert "images/s" in output

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from retrain.training import retrain
+from search.evolution import sample
+from search.supernet_training import search
+from vitas import config as configuration
+from vitas.checkpoint import CheckpointFolder, read
+from vitas.distributed import World
+from vitas.errors import UserError
+from vitas.space import Architecture
+
+TEXT = "p8-e32-token-h2q96m64x2"
+
+
+def newest(config) -> dict:
+    return read(CheckpointFolder(config.folder.checkpoints("retrain")).resolve())
+
+
+def train(path, *overrides: str):
+    config = configuration.load(path, ["retrain.epochs=1", "retrain.warmup_epochs=0", *overrides])
+    retrain(config, World())
+    return config
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f"retrain.architecture={TEXT}",
+        "retrain.architecture={patch_size: 8, embed_dim: 32, blocks: [{heads: 2, qkv_dim: 96, mlp_dim: 64, repeat: 2}]}",  # noqa: E501
+    ],
+)
+def test_an_architecture_of_the_yaml_is_trained(make_config, given) -> None:
+    assert newest(train(make_config(), given))["architecture"] == TEXT
+
+
+def test_a_net_id_is_trained(make_config) -> None:
+    path = make_config()
+    space = configuration.load(path).space
+    config = train(path, f"retrain.architecture={{net_id: {space.to_net_id(space.largest)}}}")
+    assert Architecture.parse(newest(config)["architecture"]) == space.largest
+
+
+def test_the_best_or_a_named_one_of_the_search_is_trained_from_scratch_or_from_the_supernet(make_config) -> None:
+    path = make_config()
+    config = configuration.load(path, ["search.epochs=1"])
+    search(config, World())
+    sample(config, World())
+    assert config.architecture("best") == config.architecture("subnet_1")
+    config = train(path, "retrain.architecture=subnet_2", "retrain.from_supernet=true", "retrain.lr=1e-12")
+    state = newest(config)
+    assert Architecture.parse(state["architecture"]) == config.architecture("subnet_2")
+    supernet = read(CheckpointFolder(config.folder.checkpoints("search")).resolve())["model"]
+    dim = config.architecture("subnet_2").embed_dim
+    # At a rate of nothing, what comes out is what the supernet gave.
+    assert torch.allclose(state["model"]["head.weight"], supernet["head.weight"][:, :dim], atol=1e-6)
+    with pytest.raises(UserError, match="did you mean subnet_2"):
+        config.architecture("subnet_22")
+
+
+def test_the_average_of_the_weights_lags_behind_them(make_config) -> None:
+    state = newest(train(make_config(), f"retrain.architecture={TEXT}", "retrain.ema_decay=0.9"))
+    model, ema = state["model"], state["ema"]
+    assert model.keys() == ema.keys()
+    assert any(not torch.equal(model[key], ema[key]) for key in model)
+
+
+def test_another_recipe_or_architecture_is_not_resumed(make_config) -> None:
+    path = make_config()
+    train(path, f"retrain.architecture={TEXT}")
+    with pytest.raises(UserError, match=r"trained with lr .* now it is 0\.5"):
+        train(path, f"retrain.architecture={TEXT}", "retrain.lr=0.5")
+    with pytest.raises(UserError, match="trained with architecture"):
+        train(path, f"retrain.architecture={TEXT}3")
+
+
+def test_a_diverging_loss_stops_with_a_message(make_config) -> None:
+    with pytest.raises(UserError, match=r"the loss is (nan|inf).*retrain\.lr"):
+        train(make_config(), f"retrain.architecture={TEXT}", "retrain.lr=1e30", "retrain.log_steps=1")
+
+
+def test_weight_decay_is_on_matrices_only(make_config) -> None:
+    config = train(make_config(), f"retrain.architecture={TEXT}", "retrain.weight_decay=0.3")
+    groups = newest(config)["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    # Per block qkv, proj, fc1, fc2; then the patch projection and the classifier.
+    assert len(groups[0]["params"]) == 2 * 4 + 2

@@ -1,0 +1,241 @@
+"""Checkpoints: rotation, which one is newest, and reading what others wrote."""
+
+import os
+import pickle
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vitas import VisionTransformer, create_model, load_weights
+from vitas.checkpoint import RECENT, CheckpointFolder, read
+from vitas.errors import UserError
+
+# Files of a run
+
+
+def names(folder: CheckpointFolder) -> list[str]:
+    return sorted(path.name for path in folder.folder.iterdir())
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, range(1, 12)), (1, [11]), (3, [9, 10, 11]), (20, range(1, 12))])
+def test_the_last_epochs_stay_by_number(tmp_path, keep, kept):
+    folder = CheckpointFolder(tmp_path / "checkpoint", keep)
+    for epoch in range(1, 12):
+        folder.save_epoch({"epoch": epoch})
+    assert folder.epochs() == list(kept)
+    assert names(folder) == sorted(f"epoch_{epoch}_ckpt.pth.tar" for epoch in kept)
+
+
+def test_an_epochs_file_takes_the_place_of_the_recent_one(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    folder.save_recent({"step": 5})
+    assert names(folder) == [RECENT]
+    folder.save_epoch({"epoch": 1, "step": 8})
+    assert names(folder) == ["epoch_1_ckpt.pth.tar"]
+
+
+def test_rotation_leaves_files_that_are_not_its_own(tmp_path):
+    (tmp_path / "epoch_best_ckpt.pth.tar").touch()
+    folder = CheckpointFolder(tmp_path, keep=1)
+    for epoch in (1, 2):
+        folder.save_epoch({"epoch": epoch})
+    assert names(folder) == ["epoch_2_ckpt.pth.tar", "epoch_best_ckpt.pth.tar"]
+
+
+@pytest.mark.parametrize(
+    ("epoch_steps", "recent_step", "newest"),
+    [
+        ({}, None, None),
+        ({}, 3, RECENT),
+        ({9: 90, 10: 100}, None, "epoch_10_ckpt.pth.tar"),
+        ({9: 90, 10: 100}, 105, RECENT),
+        # Killed between writing an epoch's file and dropping the recent one.
+        ({9: 90, 10: 100}, 95, "epoch_10_ckpt.pth.tar"),
+    ],
+)
+def test_the_newest_is_the_file_of_the_most_steps(tmp_path, epoch_steps, recent_step, newest):
+    folder = CheckpointFolder(tmp_path)
+    for epoch, step in epoch_steps.items():
+        folder.save_epoch({"epoch": epoch, "step": step})
+    if recent_step is not None:
+        folder.save_recent({"step": recent_step})
+    assert folder.newest() == (newest and tmp_path / newest)
+
+
+def test_a_name_resolves_in_the_folder_or_as_a_path_and_nothing_to_the_newest(tmp_path):
+    folder = CheckpointFolder(tmp_path / "checkpoint")
+    for epoch in (1, 2):
+        folder.save_epoch({"epoch": epoch})
+    elsewhere = tmp_path / "downloaded.pth"
+    torch.save({}, elsewhere)
+    assert folder.resolve() == folder.epoch_path(2)
+    assert folder.resolve("epoch_1_ckpt.pth.tar") == folder.epoch_path(1)
+    assert folder.resolve(str(elsewhere)) == elsewhere
+
+
+def test_a_name_that_resolves_to_nothing_is_refused_with_what_there_is(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} holds no checkpoint"):
+        folder.resolve()
+    with pytest.raises(UserError, match=r"load_name: found 'best\.pth'.*holds no checkpoint"):
+        folder.resolve("best.pth")
+    folder.save_epoch({"epoch": 1})
+    with pytest.raises(UserError, match=r"load_name: found 'best.pth'.*holds epoch_1_ckpt\.pth\.tar"):
+        folder.resolve("best.pth")
+
+
+# Reading
+
+
+class MakesAFolder:
+    """A pickle of this makes a folder where it is loaded."""
+
+    def __init__(self, path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_the_weapon_of_the_next_test_works(tmp_path):
+    pickle.loads(pickle.dumps(MakesAFolder(tmp_path / "made")))
+    assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("writer", ["torch", "torch, old format", "pickle"])
+def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, writer):
+    path, made = tmp_path / "evil.pth", tmp_path / "made"
+    state = {"model": {"weight": torch.zeros(2)}, "epoch": MakesAFolder(made)}
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(state, protocol=2))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=writer == "torch")
+    with pytest.raises(UserError, match=r"evil\.pth.*run code"):
+        read(path)
+    assert not made.exists()
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "whole.pth"
+    torch.save({"model": nn.Linear(30, 30).state_dict(), "epoch": 3, "ema": None}, path)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused_by_path(tmp_path, whole_file, share):
+    path = tmp_path / "torn.pth"
+    path.write_bytes(whole_file.read_bytes()[: int(share * whole_file.stat().st_size)])
+    with pytest.raises(UserError, match=r"torn\.pth is no whole checkpoint file"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"<!DOCTYPE html><html>404</html>", b"\x80", b"PK\x03\x04", b"b", b".", bytes(9)]
+)
+def test_a_file_of_something_else_is_refused_as_no_checkpoint(tmp_path, content):
+    path = tmp_path / "other.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"other\.pth is no whole checkpoint file"):
+        read(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=40))
+def test_any_bytes_are_refused_or_read(tmp_path, content):
+    path = tmp_path / "bytes.pth"
+    path.write_bytes(content)
+    with suppress(UserError):
+        assert isinstance(read(path), dict)
+
+
+@pytest.mark.parametrize(("value", "kind"), [([1, 2], "list"), (torch.zeros(2), "Tensor"), (3, "int")])
+def test_a_file_that_holds_no_dict_is_refused_by_what_it_holds(tmp_path, value, kind):
+    torch.save(value, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=rf"file\.pth holds a {kind}"):
+        read(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "."])
+def test_a_file_that_is_not_there_is_refused_by_path(tmp_path, name):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read(tmp_path / name)
+
+
+# Weights
+
+
+def filled(value: float) -> dict:
+    return {name: torch.full_like(p, value) for name, p in nn.Linear(3, 2).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "weights", "expected"),
+    [
+        (filled(1), "model", 1),
+        ({"model": filled(1), "epoch": 3, "ema": None}, "model", 1),
+        ({"model": filled(1), "ema": filled(2)}, "model", 1),
+        ({"model": filled(1), "ema": filled(2)}, "ema", 2),
+    ],
+)
+def test_weights_come_from_a_plain_state_dict_or_the_chosen_part_of_a_checkpoint(tmp_path, state, weights, expected):
+    torch.save(state, tmp_path / "file.pth")
+    layer = nn.Linear(3, 2)
+    load_weights(layer, tmp_path / "file.pth", weights)
+    assert all((p == expected).all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("state", [filled(1), {"model": filled(1)}, {"model": filled(1), "ema": None}])
+def test_averaged_weights_that_a_file_lacks_are_not_replaced_by_others(tmp_path, state):
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(UserError, match="no averaged weights"):
+        load_weights(nn.Linear(3, 2), tmp_path / "file.pth", "ema")
+
+
+def test_released_names_count_positions_and_ours_count_blocks(reference):
+    released = torch.load(reference / "vitas_tiny.pth", weights_only=True)["model"]
+    network = create_model("p16-e96-token-h3q144m288-id-h12q288m288-h3q144m144", 10)
+    load_weights(network, reference / "vitas_tiny.pth")
+    for ours, theirs in ((0, 0), (1, 2), (2, 3)):
+        weight = released[f"module.net.backbone_Block_Block_{theirs}.0.mlp.fc1.weight"]
+        assert torch.equal(network.blocks[ours].mlp.fc1.weight, weight)
+
+
+def test_weights_of_another_architecture_are_refused_by_the_first_keys_that_differ(tmp_path, small_space):
+    wide = VisionTransformer(small_space.largest, 10, 32)
+    torch.save({"model": wide.state_dict() | {"extra": torch.zeros(3)}}, tmp_path / "wide.pth")
+    narrow = VisionTransformer(small_space.decode([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]), 10, 32)
+    before = {name: value.clone() for name, value in narrow.state_dict().items()}
+    with pytest.raises(UserError) as error:
+        load_weights(narrow, tmp_path / "wide.pth")
+    path, rows = str(error.value).split(" does not fit this architecture: ")
+    *rows, more = rows.split("; ")
+    assert path == str(tmp_path / "wide.pth")
+    assert rows[0] == "cls_token is (1, 1, 16) in the network and (1, 1, 32) in the file"
+    assert [row.split()[0] for row in rows] == list(narrow.state_dict())[:5]
+    assert more.startswith("and ")
+    assert more.endswith(" more")
+    assert all(torch.equal(value, before[name]) for name, value in narrow.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("state", "fragments"),
+    [
+        ({"weight": torch.zeros(2, 3)}, ["bias is (2,) in the network and nothing in the file"]),
+        (filled(1) | {"extra": torch.zeros(3)}, ["extra is nothing in the network and (3,) in the file"]),
+        ({"model": 3}, ["'model' is a int"]),
+        ({"model": {1: torch.zeros(2)}}, ["1"]),
+        ({1: torch.zeros(2)}, ["1"]),
+        ({"model": filled(1) | {"weight": "two"}}, ["weight is (2, 3) in the network"]),
+        ({"model": {"module.net.surprise": torch.zeros(1)}}, ["module.net.surprise"]),
+    ],
+)
+def test_a_dict_of_other_things_is_refused_by_file_and_key(tmp_path, state, fragments):
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(UserError) as error:
+        load_weights(nn.Linear(3, 2), tmp_path / "file.pth")
+    assert all(fragment in str(error.value) for fragment in [str(tmp_path / "file.pth"), *fragments]), error.value

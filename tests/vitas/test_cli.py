@@ -1,0 +1,175 @@
+"""The command `vitas`."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from vitas import zoo
+from vitas.cli import main
+from vitas.files import RunFolder
+from vitas.space.found import Found, write_found
+
+# As large as those of ViTAS-F.
+NUMBERS = {
+    "top1": 91.234,
+    "top5": 99.5,
+    "macs": 4_948_123_456,
+    "macs_released": 4_930_994_656,
+    "parameters": 22_540_277,
+    "images_per_second": 98_765.4,
+}
+
+
+@pytest.fixture
+def vitas(monkeypatch, capsys):
+    """(arguments) -> (exit code, stdout, stderr) of the command on a terminal of 80 columns."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitas", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "80")
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def architectures_yaml(tmp_path, small_space):
+    entries = [
+        Found("subnet_1", small_space.largest, {"top1": 90.0}),
+        Found("subnet_2", small_space.decode([1, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0]), {"top1": 80.0}),
+    ]
+    write_found(tmp_path / "architectures.yaml", entries)
+    return tmp_path / "architectures.yaml"
+
+
+def rows_of(out: str) -> dict[str, list[float]]:
+    """The lines of a description's table, by their first words, and the numbers in them."""
+    lines = [line.strip("│ ") for line in out.splitlines()]
+    kinds = re.compile(r"(\d+ patches|block \d+|norm|classifier|total)\b")
+    return {
+        match[0]: [float(number.replace(",", "")) for number in re.findall(r"\d[\d,.]*\b", line)]
+        for line in lines
+        if (match := kinds.match(line))
+    }
+
+
+def test_describe_shows_a_zoo_networks_costs_and_text(vitas):
+    code, out, err = vitas("describe", "vitas_c")
+    network = zoo()["vitas_c"]
+    assert (code, err) == (0, "")
+    assert f"{network.macs():,} MACs, 1,303,042,496 in the released convention, 6,048,414 parameters" in out
+    assert str(network) in out
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_describe_shows_every_number_of_every_block_whole(vitas, name):
+    _, out, _ = vitas("describe", name)
+    assert "…" not in out
+    rows = [row for part, row in rows_of(out).items() if part.startswith("block")]
+    assert len(rows) == len(zoo()[name].blocks)
+    for i, (row, block) in enumerate(zip(rows, zoo()[name].blocks, strict=True), start=1):
+        dims = [] if block.is_identity else [block.heads, block.qkv_dim, block.mlp_dim]
+        assert row[:-3] == [i, *dims]
+
+
+def test_the_rows_of_a_description_add_up_to_its_total(vitas):
+    text = "p8-e32-token-h2q96m64-id-h4q48m32"
+    _, out, _ = vitas("describe", text, "--image-size", "32", "--num-classes", "10")
+    *parts, total = rows_of(out).values()
+    assert len(parts) == 1 + 3 + 2
+    for column in (-3, -1):
+        assert sum(row[column] for row in parts) == total[column]
+    assert sum(row[-2] for row in parts) == pytest.approx(100, abs=0.5)
+
+
+def test_describe_takes_a_text_and_a_size(vitas):
+    code, out, _ = vitas("describe", "p8-e32-token-h2q96m64x2", "--image-size", "32", "--num-classes", "10")
+    assert code == 0
+    assert "p8-e32-token-h2q96m64x2" in out
+    assert "16 patches 8x8, dim 32" in out
+
+
+def test_describe_takes_a_file_of_architectures_or_one_entry_of_it(vitas, architectures_yaml, small_space):
+    size = ("--image-size", "32", "--num-classes", "10")
+    code, out, _ = vitas("describe", architectures_yaml, *size)
+    assert code == 0
+    assert "subnet_1" in out
+    assert "subnet_2" in out
+    code, out, _ = vitas("describe", f"{architectures_yaml}:subnet_2", *size)
+    assert code == 0
+    assert "subnet_1" not in out
+    assert "p8-e16-token-h2q48m32-idx2" in out
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("vitas_aa", "no architecture is named 'vitas_aa'; did you mean vitas_a?"),
+        ("p16-e230-token-h3q432", "'h3q432' is no block"),
+        ("p15-e30-token-h3q432m20", "patch size 15 does not divide the image size 224"),
+        ("nowhere.yaml", "nowhere.yaml: No such file"),
+    ],
+)
+def test_describe_refuses_what_it_does_not_find_with_exit_code_2(vitas, argument, message):
+    code, out, err = vitas("describe", argument)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_describe_refuses_an_entry_that_a_file_lacks_with_those_it_has(vitas, architectures_yaml):
+    code, _, err = vitas("describe", f"{architectures_yaml}:subnet_3")
+    assert code == 2
+    assert "holds no 'subnet_3'; it holds subnet_1, subnet_2" in err
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "big"])
+def test_describe_refuses_a_size_that_is_none(vitas, size):
+    code, _, err = vitas("describe", "vitas_c", "--image-size", size)
+    assert code == 2
+    assert f"found '{size}'; it must be a whole number above 0" in err
+
+
+def write_results(save_path, **numbers):
+    path = RunFolder(save_path).results
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(NUMBERS | numbers))
+
+
+def test_compare_shows_the_results_of_runs_in_their_order(vitas, tmp_path):
+    write_results(tmp_path / "one")
+    write_results(tmp_path / "two", top1=88.888)
+    code, out, _ = vitas("compare", tmp_path / "two", tmp_path / "one")
+    assert code == 0
+    assert out.index("88.89") < out.index("91.23")
+    for number in ("99.50", "4,948,123,456", "4,930,994,656", "22,540,277", "98,765"):
+        assert out.count(number) == 2
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"top1": 3.0}'])
+def test_compare_refuses_a_run_without_results_by_path(vitas, tmp_path, content):
+    if content is not None:
+        write_results(tmp_path)
+        RunFolder(tmp_path).results.write_text(content)
+    code, out, err = vitas("compare", tmp_path)
+    assert (code, out) == (2, "")
+    assert str(RunFolder(tmp_path).results) in err
+
+
+def test_digits_writes_image_folders(vitas, digits):
+    before = sorted(digits.rglob("*"))
+    assert vitas("digits", digits) == (0, "", "")
+    assert sorted(digits.rglob("*")) == before
+
+
+def test_without_a_command_the_usage_is_shown(vitas):
+    code, _, err = vitas()
+    assert code == 2
+    assert "COMMAND" in err

@@ -1,0 +1,223 @@
+"""Training batches that depend on seed and step alone, evaluation images in memory, and the digits."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from vitas.data import Augmentation, EvaluationData, EvaluationSet, TrainingData, TrainingLoader, check_image_folder
+from vitas.data.digits import write_digits
+from vitas.distributed import World
+from vitas.errors import UserError
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+BATCH = 60
+
+
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory):
+    """20 random images of 40 x 32 in two classes."""
+    folder, rng = tmp_path_factory.mktemp("few"), np.random.default_rng(0)
+    for i in range(20):
+        path = folder / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def loader(folder, batch_size, world=World(), seed=0, workers=0, augmentation=Augmentation(), size=16):
+    settings = TrainingData(data_dir=str(folder), workers=workers, augmentation=augmentation)
+    return TrainingLoader(settings, size, MEAN, STD, batch_size, world, seed)
+
+
+def assert_equal(one, other):
+    one, other = list(one), list(other)
+    assert len(one) == len(other) > 0
+    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+# Training
+
+
+def test_batches_hold_normalised_images_of_the_asked_size_and_their_labels(few_images):
+    plain = Augmentation(auto_augment=None, color_jitter=0, random_erasing=0, flip=0, scale=[1.0, 1.0], ratio=[1, 1])
+    ((images, labels),) = loader(few_images, 20, augmentation=plain).batches(0, 1)
+    assert images.shape == (20, 3, 16, 16)
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert sorted(labels.tolist()) == [0] * 10 + [1] * 10
+    low = (0 - torch.tensor(MEAN)) / torch.tensor(STD)
+    high = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    for channel in range(3):
+        values = images[:, channel]
+        assert low[channel] <= values.min() < values.max() <= high[channel] + 1e-6
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 9])
+def test_batches_from_a_step_are_the_tail_of_those_from_the_first(few_images, start):
+    # Four steps an epoch: within one, at the first of one, and epochs later.
+    batches = loader(few_images, 5).batches
+    assert_equal(batches(start, 12), list(batches(0, 12))[start:])
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation.weak()], ids=["strong", "weak"])
+def test_batches_do_not_depend_on_workers(few_images, augmentation):
+    none, two = (loader(few_images, 5, workers=workers, augmentation=augmentation) for workers in (0, 2))
+    assert_equal(two.batches(1, 9), none.batches(1, 9))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_the_parts_of_the_ranks_make_up_the_batches_of_one_process(few_images, size):
+    parts = zip(*(loader(few_images, 10, World(rank, size)).batches(0, 3) for rank in range(size)), strict=True)
+    joined = [tuple(torch.cat(part) for part in zip(*step, strict=True)) for step in parts]
+    assert_equal(joined, loader(few_images, 10).batches(0, 3))
+
+
+def test_an_epoch_sees_every_image_at_most_once_and_the_next_one_in_another_order(few_images):
+    items = list(loader(few_images, 6)._items(0, 6))
+    assert loader(few_images, 6).steps_per_epoch == 3
+    first, second = ([index for batch in items[i : i + 3] for _, index in batch] for i in (0, 3))
+    assert len(set(first)) == len(set(second)) == 18
+    assert first != second
+    assert [{epoch for epoch, _ in batch} for batch in items] == [{0}] * 3 + [{1}] * 3
+
+
+def test_an_image_is_augmented_anew_each_epoch_and_under_each_seed(few_images):
+    dataset = loader(few_images, 5)._dataset
+    same, again, next_epoch = (dataset[item][0] for item in ((0, 7), (0, 7), (1, 7)))
+    assert torch.equal(same, again)
+    assert not torch.equal(same, next_epoch)
+    assert not torch.equal(same, loader(few_images, 5, seed=1)._dataset[0, 7][0])
+
+
+def test_the_seed_decides_the_order(few_images):
+    orders = [list(loader(few_images, 5, seed=seed)._items(0, 4)) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_main_processs_generators_are_left_alone(few_images, workers):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = states()
+    for _ in loader(few_images, 5, workers=workers).batches(0, 4):
+        assert states() == before
+    assert states() == before
+
+
+def test_no_steps_are_no_batches(few_images):
+    assert list(loader(few_images, 5).batches(4, 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "message"),
+    [(21, World(), "found 21, more than the 20 images"), (5, World(0, 2), "found 5.*multiple of the 2 processes")],
+)
+def test_a_batch_that_cannot_be_made_is_refused(few_images, batch_size, world, message):
+    with pytest.raises(UserError, match=f"batch_size: {message}"):
+        loader(few_images, batch_size, world)
+
+
+# Folders
+
+
+def test_a_class_without_images_is_refused_by_its_name(tmp_path):
+    (tmp_path / "empty_class").mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path}.*empty_class"):
+        loader(tmp_path, 1)
+
+
+def test_a_folder_of_other_classes_is_refused_with_both_counts(few_images, tmp_path):
+    check_image_folder(str(few_images), 2)
+    with pytest.raises(UserError, match=r"holds 2 class folders; model\.num_classes is 3"):
+        check_image_folder(str(few_images), 3)
+    with pytest.raises(UserError, match="no folder"):
+        check_image_folder(str(tmp_path / "nowhere"), 2)
+
+
+# Evaluation
+
+
+def evaluation_set(folder, world=World(), crop_fraction=1.0, size=32, workers=0) -> EvaluationSet:
+    settings = EvaluationData(data_dir=str(folder), workers=workers, crop_fraction=crop_fraction)
+    return EvaluationSet.load(settings, size, MEAN, STD, world, everything=False)
+
+
+def test_evaluation_images_are_kept_as_bytes_in_the_folders_order(digits):
+    images = evaluation_set(digits / "val")
+    folder = ImageFolder(digits / "val")
+    assert images.images.dtype == torch.uint8
+    assert images.images.shape == (len(folder), 3, 32, 32)
+    assert images.labels.tolist() == folder.targets
+    assert images.total == len(folder)
+    for index in (0, 100, len(folder) - 1):
+        decoded = torch.from_numpy(np.array(folder[index][0])).permute(2, 0, 1)
+        assert torch.equal(images.images[index], decoded)
+
+
+def test_evaluation_batches_are_normalised_and_cover_the_set_once(digits):
+    images = evaluation_set(digits / "val")
+    batches = list(images.batches(100))
+    assert [len(batch) for batch, _ in batches] == [100, 100, 100, images.total - 300]
+    whole = torch.cat([batch for batch, _ in batches])
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    torch.testing.assert_close(whole, (images.images / 255 - mean) / std)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
+
+
+def test_the_centre_of_the_resized_image_is_seen(few_images):
+    # 40 x 32 -> the shorter side to 32 -> the central 16 of it.
+    images = evaluation_set(few_images, crop_fraction=0.5, size=16)
+    first = np.array(ImageFolder(few_images)[0][0])
+    assert images.images[0].permute(1, 2, 0).numpy().tolist() == first[8:24, 12:28].tolist()
+
+
+def test_the_ranks_hold_a_share_each_of_the_evaluation_images(few_images):
+    whole = evaluation_set(few_images)
+    shares = [evaluation_set(few_images, World(rank, 3)) for rank in range(3)]
+    assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+    assert torch.equal(torch.cat([share.labels for share in shares]), whole.labels)
+    assert {share.total for share in shares} == {20}
+
+
+def test_evaluation_images_do_not_depend_on_workers(few_images):
+    assert torch.equal(evaluation_set(few_images, workers=2).images, evaluation_set(few_images).images)
+
+
+def test_a_set_on_another_device_than_its_images_is_normalised_there(few_images):
+    images = evaluation_set(few_images)
+    moved = replace(images, mean=images.mean.to("meta"), std=images.std.to("meta"))
+    assert {batch.device.type for batch, _ in moved.batches(7)} == {"meta"}
+
+
+# The digits
+
+
+def test_the_digits_are_split_whole_disjoint_and_by_class(digits):
+    folders = {part: ImageFolder(digits / part) for part in ("train", "val", "test")}
+    indices = [path.rsplit("/", 1)[1] for folder in folders.values() for path, _ in folder.samples]
+    assert len(indices) == len(set(indices)) == 1797
+    whole = sum(np.bincount(folder.targets, minlength=10) for folder in folders.values())
+    for part, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
+        assert folders[part].classes == [str(digit) for digit in range(10)]
+        assert np.abs(np.bincount(folders[part].targets) - share * whole).max() <= 1
+
+
+def test_the_digits_are_rgb_of_32_by_32(digits):
+    for path in list(digits.rglob("*.png"))[::100]:
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((32, 32), "RGB")
+
+
+def test_digits_that_are_there_are_left_as_they_are(tmp_path):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "mine").touch()
+    write_digits(folder)
+    assert sorted(tmp_path.rglob("*")) == [folder, folder / "mine"]

@@ -1,0 +1,177 @@
+"""Places of processes, shares of work and seeded streams; collectives of several ranks are in tests/cluster."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitas import distributed
+from vitas.distributed import World, _place, stream_seed
+from vitas.errors import UserError
+
+# Shares
+
+
+@given(total=st.integers(0, 10_000), size=st.integers(1, 64))
+def test_the_shares_cover_everything_once_in_order_and_evenly(total, size):
+    shares = [range(total)[World(rank, size).share(total)] for rank in range(size)]
+    assert [item for share in shares for item in share] == list(range(total))
+    lengths = [len(share) for share in shares]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_rank_0_alone_is_main():
+    assert [World(rank, 3).is_main for rank in range(3)] == [True, False, False]
+
+
+# Seeds
+
+
+def test_a_streams_seed_is_the_same_on_every_machine_and_in_every_version():
+    assert stream_seed(0, "order", 0) == 2_094_333_682_667_709_378
+
+
+@given(seed=st.integers(0, 2**40), step=st.integers(0, 2**40))
+def test_a_streams_seed_fits_a_generator(seed, step):
+    value = stream_seed(seed, "subnet", step)
+    assert 0 <= value < 2**63
+    torch.Generator().manual_seed(value)
+
+
+def test_streams_of_other_seeds_names_and_steps_differ():
+    seeds = [stream_seed(s, name, *rest) for s in (0, 1) for name in ("a", "b") for rest in ((), (0,), (1,), (0, 1))]
+    # Joined names are other names.
+    seeds += [stream_seed(0, "ab"), stream_seed(0, "a", "1"), stream_seed(0, "a", 0, 11), stream_seed(0, "a", 1, 1)]
+    assert len(set(seeds)) == len(seeds)
+
+
+# A world of one
+
+
+def test_the_collectives_of_a_world_of_one_change_nothing():
+    world, values, item = World(), torch.arange(3.0), {"a": 1}
+    distributed.average_([values], world)
+    assert distributed.sum_(values, world) is values
+    assert values.tolist() == [0, 1, 2]
+    assert distributed.gather(item, world) == [item]
+    assert distributed.broadcast(item, world) is item
+    distributed.barrier(world)
+    distributed.shutdown()
+
+
+def test_without_a_launcher_there_is_one_process_and_no_group(bare_environment):
+    world = distributed.init()
+    assert (world.rank, world.size, world.local_rank) == (0, 1, 0)
+    assert not torch.distributed.is_initialized()
+
+
+# Places
+
+SLURM_STEP = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
+
+
+@pytest.fixture
+def bare_environment(monkeypatch):
+    """No launcher's variables; what the code sets is taken back."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.fixture
+def scontrol(bare_environment, tmp_path):
+    """(text of `show node`) -> puts a `scontrol` on the PATH that knows the nodes gpu07 and gpu08."""
+
+    def install(node_text: str) -> None:
+        script = tmp_path / "bin" / "scontrol"
+        script.parent.mkdir()
+        script.write_text(
+            "#!/bin/sh\n"
+            '[ "$*" = "show hostnames gpu[07-08]" ] && printf "gpu07\\ngpu08\\n" && exit 0\n'
+            f'[ "$*" = "show node gpu07" ] && printf "{node_text}" && exit 0\n'
+            "exit 1\n"
+        )
+        script.chmod(0o755)
+        bare_environment.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+
+    return install
+
+
+def set_all(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_slurm_step_gives_rank_size_and_the_first_nodes_own_address(bare_environment, scontrol):
+    scontrol("NodeName=gpu07 Arch=x86_64\\n   NodeAddr=10.0.0.7 NodeHostName=gpu07 Version=23.11\\n")
+    set_all(bare_environment, SLURM_STEP)
+    assert _place(None) == (3, 4, 1)
+    assert os.environ["MASTER_ADDR"] == "10.0.0.7"
+    port = int(os.environ["MASTER_PORT"])
+    assert 1024 <= port <= 65535
+
+
+def test_jobs_beside_each_other_meet_at_different_ports(bare_environment, scontrol):
+    scontrol("NodeName=gpu07\\n")
+    ports = set()
+    for job in ("123456", "123457"):
+        set_all(bare_environment, SLURM_STEP | {"SLURM_JOB_ID": job})
+        bare_environment.delenv("MASTER_PORT", raising=False)
+        _place(None)
+        ports.add(os.environ["MASTER_PORT"])
+    assert len(ports) == 2
+    # Slurm does not always tell the address; the name is what is left.
+    assert os.environ["MASTER_ADDR"] == "gpu07"
+
+
+def test_a_given_port_and_what_is_set_already_hold(bare_environment):
+    set_all(bare_environment, SLURM_STEP | {"MASTER_ADDR": "10.1.1.1"})
+    _place(29_500)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.1.1.1", "29500")
+
+
+@pytest.mark.parametrize("broken", ["absent", "failing", "silent"])
+def test_a_slurm_that_does_not_name_the_first_node_is_told_with_what_to_set(bare_environment, tmp_path, broken):
+    if broken != "absent":
+        script = tmp_path / "scontrol"
+        script.write_text(f"#!/bin/sh\nexit {int(broken == 'failing')}\n")
+        script.chmod(0o755)
+    bare_environment.setenv("PATH", f"{tmp_path}:/bin" if broken != "absent" else str(tmp_path))
+    set_all(bare_environment, SLURM_STEP)
+    with pytest.raises(UserError, match=r"'gpu\[07-08\]'.*set MASTER_ADDR"):
+        _place(None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        # Inside a batch script there is no step of srun's.
+        {"SLURM_STEP_ID": "batch"},
+        {"SLURM_STEP_ID": ""},
+    ],
+)
+def test_a_batch_script_and_a_step_of_one_task_are_worlds_of_one(bare_environment, changes):
+    set_all(bare_environment, SLURM_STEP | changes)
+    assert _place(None) == (0, 1, 0)
+    assert "MASTER_ADDR" not in os.environ
+
+
+def test_torchrun_wins_over_slurm(bare_environment):
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    set_all(bare_environment, SLURM_STEP | torchrun)
+    assert _place(None) == (5, 8, 1)
+    assert os.environ["MASTER_PORT"] == "1"

@@ -1,0 +1,157 @@
+"""Files: none by halves, and YAML as data only."""
+
+import json
+
+import pytest
+
+from vitas.errors import UserError
+from vitas.files import Journal, parse_yaml, read_yaml, write_atomically, write_text
+
+# Writing
+
+
+def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
+    path = tmp_path / "new" / "file"
+    for text in ("first", "second"):
+        write_text(path, text)
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, before):
+    path = tmp_path / "file"
+    if before:
+        path.write_text(before)
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="disk is full"):
+        write_atomically(path, fail)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_the_old_file_is_whole_while_the_new_one_is_written(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    seen = []
+
+    def write(file):
+        file.write(b"new")
+        file.flush()
+        seen.append(path.read_text())
+
+    write_atomically(path, write)
+    assert (seen, path.read_text()) == (["old"], "new")
+
+
+# The journal
+
+RECORDS = [{"architecture": "p4-e8-token-id", "top1": 90.5}, {"text": "two\nlines, ü"}, {}]
+
+
+def test_a_journal_reads_back_what_was_appended(tmp_path):
+    path = tmp_path / "folder" / "journal.jsonl"
+    journal = Journal(path)
+    assert journal.lines == []
+    assert not path.exists()
+    journal.append(*RECORDS[:2])
+    journal.append(RECORDS[2])
+    assert journal.lines == Journal(path).lines == RECORDS
+
+
+def test_a_journal_cut_anywhere_keeps_its_whole_lines_and_grows_on(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal(path).append(*RECORDS)
+    whole = path.read_bytes()
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        kept = RECORDS[: whole[:length].count(b"\n")]
+        journal = Journal(path)
+        assert journal.lines == kept
+        journal.append({"last": length})
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [*kept, {"last": length}]
+
+
+@pytest.mark.parametrize("broken", [b'{"top1": ', b"", b"\xff\xfe", b'{"a": 1}{"b": 2}'])
+def test_a_journal_with_a_broken_line_within_is_refused_by_number_and_left_alone(tmp_path, broken):
+    path = tmp_path / "journal.jsonl"
+    content = b'{"a": 1}\n' + broken + b'\n{"c": 3}\n{"torn'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"journal\.jsonl: line 2 "):
+        Journal(path)
+    assert path.read_bytes() == content
+
+
+# YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e3", -2500.0), ("+1.e2", 100.0), ("0.001", 0.001), ("1.0e+3", 1000.0)],
+)
+def test_a_float_may_be_written_as_people_write_it(text, value):
+    found = parse_yaml(f"key: {text}", "here")["key"]
+    assert isinstance(found, float)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("12", 12), ("4_000_000", 4_000_000), ("e5", "e5"), ("1e", "1e"), ("'1e-3'", "1e-3"), ("p16-e230", "p16-e230")],
+)
+def test_what_is_no_float_stays_what_it_was(text, value):
+    found = parse_yaml(f"key: {text}", "here")["key"]
+    assert type(found) is type(value)
+    assert found == value
+
+
+def test_merge_keys_and_anchors_work():
+    data = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a", "here")
+    assert data == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("a: 1\nb: 2\na: 3", "'a' stands twice"),
+        ("a:\n  b: 1\n  b: 1", "'b' stands twice"),
+        ("[{c: 1, c: 2}]", "'c' stands twice"),
+        ("a: [1", "line 1"),
+        ("a: *nowhere", "nowhere"),
+        ("? [a, b]\n: 1", "line 1"),
+        ("a: 2020-13-45", "2020-13-45"),
+        ("a: 0x_", "0x_"),
+        ("a: \x00", "#x0000"),
+    ],
+)
+def test_text_that_is_no_yaml_is_refused_by_place_and_fault(text, fragment):
+    with pytest.raises(UserError, match="here is no valid YAML") as error:
+        parse_yaml(text, "here")
+    assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["python/object/apply:os.mkdir", "python/object/new:os.mkdir", "python/name:os.mkdir", "python/module:os"],
+)
+def test_yaml_never_runs_code(tmp_path, tag):
+    path = tmp_path / "file.yaml"
+    path.write_text(f"key: !!{tag} ['{tmp_path / 'made'}']")
+    with pytest.raises(UserError, match="python/"):
+        read_yaml(path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "binary"])
+def test_a_file_that_cannot_be_read_is_refused_by_path(tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "binary":
+        path.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UserError) as error:
+        read_yaml(path)
+    assert str(path) in str(error.value)
