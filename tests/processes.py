@@ -17,7 +17,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY
 def command(program: str, config: Path, *overrides: str, processes: int = 1) -> list[str]:
     launcher = [sys.executable, "-m"]
     if processes > 1:
-        launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "-m"]
+        launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
     return [*launcher, program, str(config), *overrides]
 
 

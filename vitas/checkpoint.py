@@ -86,12 +86,14 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds more than weights: reading it would run code of its own, so it is refused"
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no whole checkpoint file ({str(error).splitlines()[0]})") from None
+    except Exception as error:
+        # What is no checkpoint breaks torch's reader in many ways; only a refused global is an attempt to run code.
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise UserError(
+                f"{path} holds more than weights: reading it would run code of its own, so it is refused"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is no whole checkpoint file ({reason})") from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of weights")
     return dict(state)
@@ -112,8 +114,14 @@ def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> 
     chosen = state.get(weights, state)
     if not isinstance(chosen, Mapping):
         raise UserError(f"{path}: its {weights!r} is a {type(chosen).__name__}; it must be a dict of weights")
+    for key in chosen:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: found {key!r} as the name of a weight; names must be strings")
     if released.is_released(chosen):
-        chosen = released.rename_keys(chosen)
+        try:
+            chosen = released.rename_keys(chosen)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     differences = _differences(model.state_dict(), chosen)
     if differences:
         shown = "; ".join(differences[:5])

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +49,7 @@ def main() -> None:
 
 def describe(name_or_file: str, image_size: int, num_classes: int) -> None:
     """Print an architecture, or each one of a file, block by block with its costs."""
-    console = Console()
+    console = _wide_console()
     for name, architecture in architectures_of(name_or_file).items():
         check_patch_size(architecture.patch_size, image_size)
         console.print(_table(name, architecture, image_size, num_classes))
@@ -79,9 +80,10 @@ def architectures_of(name_or_file: str) -> dict[str, Architecture]:
 
 def compare(save_paths: list[Path]) -> None:
     """Print what `test` measured in each run, one row a run."""
-    table = Table()
-    for column in ("run", "top-1 %", "top-5 %", "MACs", "released MACs", "parameters", "images/s"):
-        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=column != "run")
+    table = Table(box=box.SIMPLE)
+    table.add_column("run", overflow="fold")
+    for column in ("top-1", "top-5", "MACs", "released", "parameters", "images/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for save_path in save_paths:
         results = read_results(RunFolder(save_path).results)
         table.add_row(
@@ -91,23 +93,28 @@ def compare(save_paths: list[Path]) -> None:
             *(f"{results[key]:,}" for key in ("macs", "macs_released", "parameters")),
             f"{results['images_per_second']:,.0f}",
         )
-    Console().print(table)
+    _wide_console().print(table)
 
 
 def read_results(path: Path) -> dict:
     """The numbers of a results.json. Raises `UserError` where the stage `test` has not written one."""
     try:
-        return json.loads(path.read_text())
+        results = json.loads(path.read_text())
     except OSError:
         raise UserError(f"{path}: no such file; the stage test writes it") from None
     except ValueError:
         raise UserError(f"{path} is no JSON") from None
+    keys = ("top1", "top5", "macs", "macs_released", "parameters", "images_per_second")
+    missing = [key for key in keys if not isinstance(results, dict) or key not in results]
+    if missing:
+        raise UserError(f"{path}: has no {missing[0]}; it must be what the stage test writes")
+    return results
 
 
 def _table(name: str, architecture: Architecture, image_size: int, num_classes: int) -> Table:
     total_macs = architecture.macs(image_size, num_classes)
     total_parameters = architecture.parameters(image_size, num_classes)
-    table = Table(title=name, title_justify="left")
+    table = Table(title=name, title_justify="left", box=box.SIMPLE)
     for column in ("part", "heads", "qkv", "MLP", "MACs", "%", "parameters"):
         table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
 
@@ -141,6 +148,11 @@ def _table(name: str, architecture: Architecture, image_size: int, num_classes: 
     table.add_section()
     row("total", nothing, total_macs, total_parameters)
     return table
+
+
+def _wide_console() -> Console:
+    """A console that shows every number whole: 100 columns at least, also in a pipe, which has 80 for rich."""
+    return Console(width=max(100, Console().width))
 
 
 def _positive(text: str) -> int:

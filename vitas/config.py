@@ -325,10 +325,16 @@ def _check(config: RunConfig, stages: Sequence[str]):
             yield f"test.start: found {test.start}; it must be at most test.end, {test.end}"
         if test.start is not None and test.load_name is not None:
             yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
-    for name in {"retrain", "test"} & set(flagged):
-        value = getattr(config, name).architecture
-        if value is not None:
-            yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
+    for name in ("retrain", "test"):
+        if name in flagged and getattr(config, name).architecture is not None:
+            yield from _attempt(
+                f"{name}.architecture: ", lambda n=name: config.architecture(getattr(config, n).architecture)
+            )
+    if "retrain" in flagged and config.retrain.from_supernet:
+        yield from _attempt(
+            "retrain.from_supernet: ",
+            lambda: config.space.encode(config.architecture(config.retrain.architecture).shifted()),
+        )
     for name in flagged:
         data = getattr(config, name).data
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))

@@ -104,7 +104,7 @@ class SpaceCosts:
         """
         genomes = self.space.canonical(genomes)
         limits = self.space.gene_counts
-        distance = _distance(self.macs(genomes), budget)
+        distance = self._way_into(budget, genomes)
         for _ in range(steps):
             outside = np.flatnonzero(distance > 0)
             if not outside.size:
@@ -113,11 +113,16 @@ class SpaceCosts:
             trial = genomes[outside]
             trial[np.arange(outside.size), genes] = rng.integers(0, limits[genes])
             trial = self.space.canonical(trial)
-            trial_distance = _distance(self.macs(trial), budget)
-            better = (trial_distance <= distance[outside]) & self.space.columns(trial).active.any(axis=1)
+            trial_distance = self._way_into(budget, trial)
+            better = trial_distance <= distance[outside]
             genomes[outside[better]] = trial[better]
             distance[outside[better]] = trial_distance[better]
         return genomes
+
+    def _way_into(self, budget: Budget, genomes: np.ndarray) -> np.ndarray:
+        """MACs [population] that separate genomes from the budget; a network without blocks is nowhere near."""
+        empty = ~self.space.columns(genomes).active.any(axis=1)
+        return np.where(empty, np.iinfo(np.int64).max, _distance(self.macs(genomes), budget))
 
     def identity_probability(self, budget: Budget, seed: int = 0, samples: int = 4096) -> float | None:
         """The probability of an identity at which random subnets cost the middle of the budget on average.

@@ -78,7 +78,8 @@ def _place(port: int | None) -> tuple[int, int, int]:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
     # SLURM_PROCID is set in a batch script too; only a step started by srun has a numeric SLURM_STEP_ID.
     if env.get("SLURM_STEP_ID", "").isdigit() and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        env.setdefault("MASTER_ADDR", _first_node_address(env["SLURM_STEP_NODELIST"]))
+        if "MASTER_ADDR" not in env:
+            env["MASTER_ADDR"] = _first_node_address(env["SLURM_STEP_NODELIST"])
         env.setdefault("MASTER_PORT", str(port or 20000 + int(env["SLURM_JOB_ID"]) % 20000))
         return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"])
     return 0, 1, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -81,10 +81,25 @@ def sync_folder(folder: Path) -> None:
 class _YamlLoader(yaml.SafeLoader):
     """YAML as data only, in which 1e-3 is a number and a key may stand only once."""
 
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            # What looks like a date or a number and is none, say 2020-13-45.
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found {node.value!r}: {error}", node.start_mark
+            ) from None
+
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key is {key!r}; it must be a word", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -105,11 +120,11 @@ def parse_yaml(text: str, where: str) -> object:
     """YAML as plain data. Raises `UserError`, which names `where`, for what is none."""
     try:
         return yaml.load(text, _YamlLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{where} is no valid YAML: {_one_line(error)}") from None
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
 
 

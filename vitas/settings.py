@@ -16,7 +16,16 @@ class Settings(BaseModel):
 def explain(error: ValidationError, root: type[Settings]) -> list[str]:
     """One line a mistake: the key, what it held, and what is allowed."""
     lines = []
+    told = set()
     for fault in error.errors():
+        location = _without_union_members(root, fault["loc"])
+        if location != fault["loc"]:
+            # A value that fits no member of a union has a fault for each of them; one line tells.
+            key = ".".join(map(str, location))
+            if key not in told:
+                lines.append(f"{key}: found {fault['input']!r}; it must be a string or a mapping of keys")
+            told.add(key)
+            continue
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown key{_did_you_mean(root, fault['loc'])}")
@@ -32,6 +41,19 @@ def explain(error: ValidationError, root: type[Settings]) -> list[str]:
             allowed = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
             lines.append(f"{key}: found {fault['input']!r}; it must be {_with_article(allowed)}")
     return lines
+
+
+def _without_union_members(root: type[Settings], location: tuple) -> tuple:
+    """A fault's location, cut after the last part that is a field or an index: pydantic adds a union member's name."""
+    section: type[Settings] | None = root
+    for i, part in enumerate(location):
+        if section is None:
+            return location if isinstance(part, int) else location[:i]
+        field = section.model_fields.get(part)
+        if field is None:
+            return location
+        section = _section_of(field.annotation)
+    return location
 
 
 def _with_article(allowed: str) -> str:

@@ -64,6 +64,7 @@ def test_shipped_configurations_load(repository):
         ("sample=null", lambda c: c.sample, None),
         ("retrain.architecture={net_id: 1 2 3}", lambda c: c.retrain.architecture, {"net_id": "1 2 3"}),
         ("model.std=[0.5, 0.5, 0.5]", lambda c: c.model.std, [0.5, 0.5, 0.5]),
+        ("sample.budget.convention=true", lambda c: c.sample.budget.convention, "true"),
         ("save_path=elsewhere", lambda c: str(c.folder.root), "elsewhere"),
     ],
 )
@@ -170,7 +171,7 @@ def test_a_mistake_is_refused_by_key_value_and_what_is_allowed(refusal, override
         ("vitas_a", "patch size 16 does not divide the image size 36"),
         ("p4-e32-token-h2q96", "'h2q96' is no block"),
         ({"net_id": "0 0 0"}, "net_id has 3 integers"),
-        ({"net_id": 5}, "net_id 5 must be"),
+        ({"net_id": 5}, "net_id: found 5"),
         ({"net_id": "0 0 0", "patch_size": 4}, "net_id stands alone"),
         ({"patch_size": 4, "embed_dim": 32}, "no key 'blocks'"),
         ({"patch_size": 4, "embed_dim": 32, "blocks": [BLOCK | {"heads": 5}]}, "qkv_dim 96 does not split"),
@@ -215,6 +216,17 @@ def test_a_flagged_stages_images_must_be_there_with_a_folder_a_class(make_config
     other = make_config({"model.num_classes": 9, "retrain.architecture": TEXT})
     with pytest.raises(UserError, match=rf"{stage}.data.data_dir: .* 10 class folders; model.num_classes is 9"):
         load(other, (), (stage,))
+
+
+def test_stages_of_as_many_but_other_classes_are_refused_by_the_name_that_differs(make_config, tmp_path):
+    for part in ("train", "val"):
+        for name in ("cat", "dog" if part == "train" else "doge"):
+            (tmp_path / part / name).mkdir(parents=True)
+    folders = {f"{stage}.data.data_dir": str(tmp_path / "train") for stage in ("search", "retrain", "test")}
+    path = make_config(folders | {"sample.data.data_dir": str(tmp_path / "val"), "model.num_classes": 2})
+    with pytest.raises(UserError, match=r"sample\.data\.data_dir: found .* differ .*'doge?'"):
+        load(path)
+    load(path, [f"sample.data.data_dir={tmp_path / 'train'}"])
 
 
 @pytest.mark.parametrize("stage", ["search", "sample"])
@@ -319,8 +331,16 @@ def test_a_program_without_a_flagged_stage_says_so(monkeypatch, make_config, cap
     path = make_config({"search.flag": False, "sample.flag": False})
     with pytest.raises(SystemExit, match="2"):
         run_search(monkeypatch, path)
-    message = f"error: {path}: nothing to do: neither search.flag nor sample.flag is true\n"
+    message = f"error: {path}: there is nothing to do; set search.flag or sample.flag to true\n"
     assert capsys.readouterr() == ("", message)
+
+
+def test_a_save_path_that_cannot_be_made_is_refused(monkeypatch, make_config, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    path = make_config({"save_path": str(tmp_path / "file" / "run")})
+    with pytest.raises(SystemExit, match="2"):
+        run_search(monkeypatch, path)
+    assert f"save_path: found '{tmp_path / 'file' / 'run'}', which cannot be made" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("environment", "told"), [({"RANK": "0"}, 1), ({"RANK": "1"}, 0), ({"SLURM_PROCID": "2"}, 0)])

@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from vitas.data import Augmentation, EvaluationData, EvaluationSet, TrainingData, TrainingLoader, check_image_folder
+from vitas.data import (
+    Augmentation,
+    EvaluationData,
+    EvaluationSet,
+    TrainingData,
+    TrainingLoader,
+    WeakAugmentation,
+    check_image_folder,
+)
 from vitas.data.digits import write_digits
 from vitas.distributed import World
 from vitas.errors import UserError
@@ -65,7 +73,7 @@ def test_batches_from_a_step_are_the_tail_of_those_from_the_first(few_images, st
     assert_equal(batches(start, 12), list(batches(0, 12))[start:])
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation.weak()], ids=["strong", "weak"])
+@pytest.mark.parametrize("augmentation", [Augmentation(), WeakAugmentation()], ids=["strong", "weak"])
 def test_batches_do_not_depend_on_workers(few_images, augmentation):
     none, two = (loader(few_images, 5, workers=workers, augmentation=augmentation) for workers in (0, 2))
     assert_equal(two.batches(1, 9), none.batches(1, 9))

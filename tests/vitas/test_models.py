@@ -85,6 +85,12 @@ def test_an_architecture_without_blocks_is_a_network():
     assert logits.shape == (2, 4)
 
 
+def test_attention_is_scaled_by_the_whole_embedding_dims_of_a_head():
+    """ViTAS-C's 230 dims for 3 heads are 76 each, whatever the attention dim."""
+    for qkv_dim in (9, 72):
+        assert create_model(f"p8-e230-token-h3q{qkv_dim}m8", 4, 16).blocks[0].attn.scale == 76**-0.5
+
+
 def test_stochastic_depth_grows_over_positions_identities_counted():
     architecture = Architecture.parse("p8-e20-token-h2q18m30-id-h2q18m30-id-h2q18m30")
     network = VisionTransformer(architecture, 10, 32, drop_path_rate=0.4)
@@ -265,6 +271,12 @@ def test_the_sides_of_bilateral_sharing_differ_but_for_the_widest_subnet(superne
         widest = [supernet(images, supernet_space.largest, side) for side in supernet.sides]
         assert torch.equal(*widest)
         assert not torch.allclose(*(supernet(images, narrow, side) for side in supernet.sides))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_extracted_network_is_in_the_supernets_mode(supernet_space, training):
+    supernet = SuperNet(supernet_space, 10, 16).train(training)
+    assert supernet.extract(supernet_space.largest).training == training
 
 
 def test_an_extracted_network_owns_its_weights(supernet_space):

@@ -118,6 +118,13 @@ def test_canonical_genomes_mean_the_same_network_and_are_fixed_points(tiny_space
         assert tiny_space.decode(row) == tiny_space.decode(genome).shifted()
 
 
+def test_canonical_genomes_keep_the_order_of_many_blocks(vitas_spaces):
+    space, rng = vitas_spaces["vitas_a"], np.random.default_rng(0)
+    genomes = rng.integers(0, space.gene_counts, size=(200, space.gene_counts.size))
+    for row, genome in zip(space.canonical(genomes), genomes, strict=True):
+        assert space.decode(row) == space.decode(genome).shifted()
+
+
 def test_size_counts_the_different_networks_of_at_least_one_block(tiny_space, all_architectures):
     assert tiny_space.size == len(all_architectures(tiny_space))
 

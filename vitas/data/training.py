@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -45,6 +45,25 @@ class Augmentation(Settings):
     scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = [0.08, 1.0]
     ratio: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _rising(cls, values: list[float]) -> list[float]:
+        if values[0] > values[1]:
+            raise ValueError(f"found {values}; the first must be at most the second")
+        return values
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _known_recipe(cls, recipe: str | None) -> str | None:
+        if recipe is not None:
+            try:
+                create_transform(32, is_training=True, auto_augment=recipe)
+            except Exception:
+                raise ValueError(
+                    f"found {recipe!r}; it must be a recipe that timm knows, such as rand-m9-mstd0.5-inc1, or null"
+                ) from None
+        return recipe
 
 
 class WeakAugmentation(Augmentation):
@@ -123,6 +142,8 @@ class TrainingLoader:
             batch_sampler=_Batches(self, start, end),
             num_workers=self._workers,
             pin_memory=self._world.device.type == "cuda",
+            # It seeds the workers, which do not use it; without one, the main stream would be drawn from.
+            generator=torch.Generator(),
         )
 
     def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int]]]:

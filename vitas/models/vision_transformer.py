@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(image_size, architecture.patch_size, 3, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, dim))
-        rates = torch.linspace(0, drop_path_rate, max(len(architecture.blocks), 1)).tolist()
+        rates = torch.linspace(0, drop_path_rate, max(len(architecture.blocks), 1), device="cpu").tolist()
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, block, rate)
             for block, rate in zip(architecture.blocks, rates, strict=False)

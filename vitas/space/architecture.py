@@ -136,6 +136,10 @@ class Architecture:
                     f"architecture {text!r}: {part!r} is no block; one reads h3q432m720 or id, and x12 repeats it"
                 )
             heads, qkv_dim, mlp_dim, identity, repeat = match.groups()
+            if repeat is not None and int(repeat) < 1:
+                raise UserError(
+                    f"architecture {text!r}: {part!r} repeats its block {repeat} times; it must be at least 1"
+                )
             block = IDENTITY if identity else Block(int(heads), int(qkv_dim), int(mlp_dim))
             blocks += [block] * int(repeat or 1)
         return cls(int(head[1]), int(head[2]), tuple(blocks), head[3])
@@ -155,7 +159,7 @@ class Architecture:
     @classmethod
     def from_dict(cls, data: Mapping) -> Architecture:
         """The architecture of a YAML form. A block may carry `repeat: n`."""
-        unknown = sorted(set(data) - {"patch_size", "embed_dim", "classifier", "blocks"})
+        unknown = sorted(set(data) - {"patch_size", "embed_dim", "classifier", "blocks"}, key=str)
         missing = [key for key in ("patch_size", "embed_dim", "blocks") if key not in data]
         if unknown or missing:
             fault = f"unknown key {unknown[0]!r}" if unknown else f"no key {missing[0]!r}"
@@ -175,6 +179,8 @@ class Architecture:
                 )
             numbers = {key: _integer(value, f"architecture.blocks[{i}].{key}") for key, value in entry.items()}
             repeat = numbers.pop("repeat", 1)
+            if repeat < 1:
+                raise UserError(f"architecture.blocks[{i}].repeat is {repeat}; it must be at least 1")
             blocks += [Block(**numbers)] * repeat
         return cls(
             _integer(data["patch_size"], "architecture.patch_size"),

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import index
 
 import numpy as np
 
@@ -264,7 +265,7 @@ class SearchSpace:
         """The architecture of a released `net_id`; identities stay where it has them."""
         self._check_net_id_space()
         try:
-            entries = [int(entry) for entry in (net_id.split() if isinstance(net_id, str) else net_id)]
+            entries = [int(entry) for entry in (net_id.split() if isinstance(net_id, str) else map(index, net_id))]
         except (TypeError, ValueError):
             raise UserError(f"net_id: found {net_id!r}; it must be integers separated by spaces") from None
         model_len = 1 + self.depth
