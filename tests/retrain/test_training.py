@@ -43,7 +43,7 @@ def test_a_net_id_is_trained(make_config) -> None:
 
 def test_the_best_or_a_named_one_of_the_search_is_trained_from_scratch_or_from_the_supernet(make_config) -> None:
     path = make_config()
-    config = configuration.load(path, ["search.epochs=1"])
+    config = configuration.load(path, ["search.epochs=1", "search.warmup_epochs=0"])
     search(config, World())
     sample(config, World())
     assert config.architecture("best") == config.architecture("subnet_1")

@@ -68,14 +68,18 @@ def test_each_entry_names_its_network_in_every_form(evolved) -> None:
 
 
 def test_two_objectives_evolve_too(make_config) -> None:
-    config = configuration.load(make_config(), ["sample.objectives=[error, macs]", "search.epochs=1"])
+    config = configuration.load(
+        make_config(), ["sample.objectives=[error, macs]", "search.epochs=1", "search.warmup_epochs=0"]
+    )
     search(config, World())
     sample(config, World())
     assert config.folder.architectures.exists()
 
 
 def test_a_space_of_one_shared_block_is_searched(make_config) -> None:
-    config = configuration.load(make_config(), ["model.space.shared_blocks=true", "search.epochs=1"])
+    config = configuration.load(
+        make_config(), ["model.space.shared_blocks=true", "search.epochs=1", "search.warmup_epochs=0"]
+    )
     search(config, World())
     sample(config, World())
     for entry in yaml.safe_load(config.folder.architectures.read_text())["architectures"]:
@@ -83,11 +87,13 @@ def test_a_space_of_one_shared_block_is_searched(make_config) -> None:
 
 
 def test_a_space_with_few_members_in_the_budget_is_exhausted(make_config) -> None:
-    config = configuration.load(make_config(), ["search.epochs=1"])
+    config = configuration.load(make_config(), ["search.epochs=1", "search.warmup_epochs=0"])
     smallest = config.space.decode(config.space.encode(config.space.largest) * 0)
     macs = smallest.macs(config.model.image_size, config.model.num_classes, "released")
     narrow = {"minimum": int(macs * 0.95), "maximum": int(macs * 1.05), "convention": "released"}
-    config = configuration.load(make_config(), ["search.epochs=1", f"sample.budget={json.dumps(narrow)}"])
+    config = configuration.load(
+        make_config(), ["search.epochs=1", "search.warmup_epochs=0", f"sample.budget={json.dumps(narrow)}"]
+    )
     search(config, World())
     sample(config, World())
     assert len(journal(config)) >= 1
@@ -138,7 +144,9 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
 
 
 def test_search_and_sample_run_as_a_program(make_config, tmp_path) -> None:
-    output = run("search", make_config(), f"save_path={tmp_path / 'program'}", "search.epochs=1")
+    output = run(
+        "search", make_config(), f"save_path={tmp_path / 'program'}", "search.epochs=1", "search.warmup_epochs=0"
+    )
     assert "best: p" in output
     assert list((tmp_path / "program" / "search" / "events").glob("events.*.search"))
     assert list((tmp_path / "program" / "search" / "events").glob("events.*.sample"))
