@@ -1,8 +1,18 @@
-"""ViTAS: find vision transformers under a compute budget, and train them."""
+"""ViTAS: find vision transformers under a compute budget, and train them.
 
-from vitas.checkpoint import load_weights
-from vitas.models import SuperNet, VisionTransformer, create_model, zoo
-from vitas.space import Architecture, Block, SearchSpace
+The names below are loaded when they are first asked for: importing torch and
+timm takes seconds, which a command that needs neither should not wait for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitas.checkpoint import load_weights
+    from vitas.models import SuperNet, VisionTransformer, create_model, zoo
+    from vitas.space import Architecture, Block, SearchSpace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,3 +25,18 @@ __all__ = [
     "load_weights",
     "zoo",
 ]
+
+_HOMES = {"vitas.space": ("Architecture", "Block", "SearchSpace"), "vitas.checkpoint": ("load_weights",)}
+_HOME_OF = dict.fromkeys(__all__, "vitas.models") | {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'vitas' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,7 @@
-"""The command `vitas`: everything that is no stage, as subcommands."""
+"""The command `vitas`: everything that is no stage, as subcommands.
+
+What takes seconds to import (torch, timm) is imported by the commands that need it.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vitas.data.digits import write_digits
 from vitas.errors import UserError, exit_on_user_error
 from vitas.files import RunFolder, read_yaml
-from vitas.models.vision_transformer import check_patch_size
-from vitas.models.zoo import resolve_architecture, zoo
-from vitas.space import Architecture, counts
+from vitas.space import Architecture, check_patch_size, counts
 from vitas.space.found import read_found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="vitas", description=__doc__)
+    parser = argparse.ArgumentParser(prog="vitas", description="Everything that is no stage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     describe_parser = commands.add_parser("describe", help="show an architecture block by block, with its costs")
     describe_parser.add_argument(
         "architecture",
         metavar="NAME_OR_FILE",
-        help=f"a name ({', '.join(zoo())}), a text such as p16-e230-token-h3q432m720x12, "
+        help="a name such as vitas_c or deit_tiny, a text such as p16-e230-token-h3q432m720x12, "
         "or an architectures.yaml (all of it, or FILE:NAME)",
     )
     describe_parser.add_argument("--image-size", type=_positive, default=224, metavar="PIXELS")
@@ -36,7 +36,7 @@ def main() -> None:
 
     digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
     digits_parser.add_argument("folder", type=Path)
-    digits_parser.set_defaults(run=lambda args: write_digits(args.folder))
+    digits_parser.set_defaults(run=lambda args: digits(args.folder))
 
     compare_parser = commands.add_parser("compare", help="show the results of runs side by side")
     compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
@@ -45,6 +45,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_on_user_error():
         arguments.run(arguments)
+
+
+def digits(folder: Path) -> None:
+    """Write scikit-learn's digits to image folders."""
+    from vitas.data.digits import write_digits
+
+    write_digits(folder)
 
 
 def describe(name_or_file: str, image_size: int, num_classes: int) -> None:
@@ -66,6 +73,8 @@ def architectures_of(name_or_file: str) -> dict[str, Architecture]:
     """What a NAME_OR_FILE names: a zoo name, a canonical text, FILE.yaml or FILE.yaml:NAME."""
     path, _, entry = name_or_file.partition(":")
     if not path.endswith((".yaml", ".yml")):
+        from vitas.models.zoo import resolve_architecture
+
         return {name_or_file: resolve_architecture(name_or_file)}
     data = read_yaml(Path(path))
     if isinstance(data, dict) and "blocks" in data:

@@ -16,10 +16,9 @@ from vitas import cost
 from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
 from vitas.errors import UserError
 from vitas.files import RunFolder, parse_yaml, read_yaml
-from vitas.models.vision_transformer import check_patch_size
 from vitas.models.zoo import resolve_architecture
 from vitas.settings import Settings, explain
-from vitas.space import Architecture, SearchSpace
+from vitas.space import Architecture, SearchSpace, check_patch_size
 from vitas.space.found import read_found
 
 Positive = Annotated[int, Field(ge=1)]

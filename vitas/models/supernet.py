@@ -29,11 +29,10 @@ from vitas.models.vision_transformer import (
     LAST_NORM_EPS,
     VisionTransformer,
     attention_scale,
-    check_patch_size,
     init_weights,
     read_out,
 )
-from vitas.space import Architecture, Block, SearchSpace
+from vitas.space import Architecture, Block, SearchSpace, check_patch_size
 
 SIDES = {"ordinal": ("left",), "bilateral": ("left", "right")}
 # Which of q and k, and of v, are private to each head count.

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
-from vitas.errors import UserError
-from vitas.space import Architecture, Block
+from vitas.space import Architecture, Block, check_patch_size
 
 BLOCK_NORM_EPS = 1e-6
 LAST_NORM_EPS = 1e-5
@@ -21,12 +20,6 @@ LAST_NORM_EPS = 1e-5
 def attention_scale(embed_dim: int, heads: int) -> float:
     """The released networks scale by the embedding dim's share of a head, not by the head's own dim."""
     return (embed_dim // heads) ** -0.5
-
-
-def check_patch_size(patch_size: int, image_size: int) -> None:
-    """Raise `UserError` unless patches tile the image."""
-    if image_size % patch_size:
-        raise UserError(f"patch size {patch_size} does not divide the image size {image_size}")
 
 
 class Attention(nn.Module):

@@ -190,6 +190,12 @@ class Architecture:
         )
 
 
+def check_patch_size(patch_size: int, image_size: int) -> None:
+    """Raise `UserError` unless patches tile the image."""
+    if image_size % patch_size:
+        raise UserError(f"patch size {patch_size} does not divide the image size {image_size}")
+
+
 def _runs(blocks: tuple[Block, ...]) -> Iterator[str]:
     for block, run in groupby(blocks):
         name = "id" if block.is_identity else f"h{block.heads}q{block.qkv_dim}m{block.mlp_dim}"

@@ -1,0 +1,64 @@
+"""The stages on a GPU: bfloat16, images in GPU memory, gradients over NCCL."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from inference.testing import test as measure
+from retrain.training import retrain
+from search.evolution import sample
+from search.supernet_training import search
+from vitas import SearchSpace, SuperNet, distributed
+from vitas import config as configuration
+from vitas.data import EvaluationSet
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.fixture
+def world():
+    yield distributed.init()
+    distributed.shutdown()
+
+
+def test_all_stages_run_on_the_gpu(make_config, world) -> None:
+    assert world.device.type == "cuda"
+    config = configuration.load(make_config())
+    search(config, world)
+    sample(config, world)
+    retrain(config, world)
+    measure(config, world)
+    assert json.loads(config.folder.results.read_text())["device"] == "cuda"
+
+
+def test_evaluation_images_stay_in_gpu_memory(make_config, world) -> None:
+    config = configuration.load(make_config())
+    model = config.model
+    images = EvaluationSet.load(config.test.data, model.image_size, model.mean, model.std, world, everything=True)
+    assert images.images.is_cuda
+    assert images.images.dtype == torch.uint8
+
+
+def test_an_extracted_subnet_has_the_supernets_logits(world) -> None:
+    space = SearchSpace((8,), 64, 3, (2, 4), 192, 128, (0.5, 1.0))
+    supernet = SuperNet(space, 10, 32).to(world.device).eval()
+    images = torch.randn(4, 3, 32, 32, device=world.device)
+    dense = supernet.extract(space.largest, "right")
+    assert torch.allclose(supernet(images, space.largest, "right"), dense(images), atol=1e-3)
+
+
+def test_gradients_are_averaged_over_nccl(monkeypatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}.items():
+        monkeypatch.setenv(name, value)
+    dist.init_process_group("cpu:gloo,cuda:nccl", rank=0, world_size=1)
+    try:
+        # A world that says two but holds one rank: the sum is this rank's own, and the average half of it.
+        world = distributed.World(rank=0, size=2, device=torch.device("cuda"))
+        whole = torch.ones(4, 4, device="cuda")
+        distributed.average_([whole[:2, :3]], world)
+        assert whole[:2, :3].eq(0.5).all()
+        assert whole.sum() == 16 - 6 + 3
+    finally:
+        dist.destroy_process_group()
