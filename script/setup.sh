@@ -21,8 +21,10 @@ install_debian_packages() {
 
 find_python() {
     local python="${PYTHON:-python3}"
-    command -v "$python" >/dev/null || install_debian_packages python3 python3-venv \
-        || fail "no $python here; install Python 3.10 or newer"
+    if ! command -v "$python" >/dev/null; then
+        [ -z "${PYTHON:-}" ] || fail "PYTHON is $PYTHON, which is no program; set it to a Python 3.10 or newer"
+        install_debian_packages python3 python3-venv || fail "no python3 here; install Python 3.10 or newer"
+    fi
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
         || fail "$("$python" --version) is too old; set PYTHON to a Python 3.10 or newer"
     echo "$python"
