@@ -314,6 +314,8 @@ def _check(config: RunConfig, stages: Sequence[str]):
                 f"{name}.warmup_epochs: found {section.warmup_epochs}; "
                 f"it must be less than {name}.epochs, {section.epochs}"
             )
+        if section.min_lr > section.lr:
+            yield f"{name}.min_lr: found {section.min_lr}; it must be at most {name}.lr, {section.lr}"
         if (section.mixup or section.cutmix) and section.batch_size % 2:
             yield f"{name}.batch_size: found {section.batch_size}; mixup and cutmix pair images, so it must be even"
     test = config.test

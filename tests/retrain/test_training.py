@@ -47,7 +47,9 @@ def test_the_best_or_a_named_one_of_the_search_is_trained_from_scratch_or_from_t
     search(config, World())
     sample(config, World())
     assert config.architecture("best") == config.architecture("subnet_1")
-    config = train(path, "retrain.architecture=subnet_2", "retrain.from_supernet=true", "retrain.lr=1e-12")
+    config = train(
+        path, "retrain.architecture=subnet_2", "retrain.from_supernet=true", "retrain.lr=1e-12", "retrain.min_lr=0"
+    )
     state = newest(config)
     assert Architecture.parse(state["architecture"]) == config.architecture("subnet_2")
     supernet = read(CheckpointFolder(config.folder.checkpoints("search")).resolve())["model"]
