@@ -150,7 +150,7 @@ def test_a_supernet_is_weakly_augmented_unless_the_yaml_says_otherwise(make_conf
         # Recipes
         ("search.warmup_epochs=2", "search.warmup_epochs: found 2; it must be less than search.epochs, 2"),
         ("retrain.epochs=1", "retrain.warmup_epochs: found 1; it must be less than retrain.epochs, 1"),
-        ("search.min_lr=0.5", "search.min_lr: found 0.5; it must be at most search.lr, 0.001"),
+        ("search.min_lr=0.5", "search.min_lr: found 0.5; it must be at most search.lr, 0.002"),
         ("search={data: {data_dir: x}, mixup: 0.8, batch_size: 63}", "search.batch_size: found 63"),
         ("search.data.augmentation.auto_augment=rnd", "search.data.augmentation.auto_augment: found 'rnd'"),
         ("search.data.augmentation.scale=[1.0, 0.1]", "search.data.augmentation.scale: found [1.0, 0.1]"),
