@@ -3,7 +3,6 @@
 # Run again, it goes on where it was. Arguments are overrides: ./script/quickstart.sh save_path=runs/other
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-setup_environment quickstart
 
 config=configs/quickstart.yaml
 save_path=runs/quickstart
@@ -13,6 +12,8 @@ for argument in "$@"; do
         save_path=*) save_path="${argument#save_path=}" ;;
     esac
 done
+setup_environment quickstart
+
 # DeiT's shape at the digits' size: uniform blocks of heads 16 wide, MLPs four times the embedding dim.
 baseline=p8-e48-token-h3q144m192x5
 
