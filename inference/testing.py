@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vitas import checkpoint
+from vitas import checkpoint, interruption
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data import EvaluationSet
@@ -21,12 +21,14 @@ from vitas.space import Architecture
 def test(config: RunConfig, world: World) -> None:
     """Measure; `save_path/retrain/results.json` holds the last checkpoint's numbers, and all under `checkpoints`."""
     settings, model = config.test, config.model
-    report = Report("test", config.folder, "retrain", world)
+    report = Report("test", config.folder, world)
     paths = checkpoints_to_test(config)
     architectures = [architecture_of(path, config) for path in paths]
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
     rows = []
     for path, architecture in zip(paths, architectures, strict=True):
+        if reason := interruption.requested(world, at_once=True):
+            raise interruption.Interrupted(reason)
         network = VisionTransformer(architecture, model.num_classes, model.image_size)
         checkpoint.load_weights(network, path, settings.weights)
         network.to(world.device).eval()

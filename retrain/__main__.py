@@ -1,7 +1,6 @@
 """python -m retrain CONFIG [key=value ...]"""
 
-from retrain.training import retrain
 from vitas.program import run_stages
 
 if __name__ == "__main__":
-    run_stages("retrain", "Train one architecture with the published recipe.", {"retrain": retrain})
+    run_stages("retrain", "Train one architecture with the published recipe.", {"retrain": "retrain.training"})

@@ -20,7 +20,7 @@ from vitas.space import Architecture
 def retrain(config: RunConfig, world: World) -> None:
     """Train to the last epoch; checkpoints land in `save_path/retrain/checkpoint/`."""
     settings, model = config.retrain, config.model
-    report = Report("retrain", config.folder, "retrain", world)
+    report = Report("retrain", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
     architecture = config.architecture(settings.architecture)
     torch.manual_seed(stream_seed(config.seed, "weights"))

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: makes sure that .venv holds this project and its dependencies.
-#   setup_environment EXTRA   (an extra of setup.py)
+# Makes sure that .venv holds this project and its dependencies: ./script/setup.sh
+# Sourced by the other scripts:
+#   setup_environment EXTRA   .venv with an extra of setup.py (base: none)
+#   use_environment           .venv, or else the active Python if it can run the project, or else setup_environment
 # PYTHON=/path/to/python3 chooses the interpreter. VITAS_TORCH_INDEX=URL names a package index to take
 # torch and torchvision from (PyTorch publishes one with builds for machines without a GPU).
 
@@ -52,8 +54,35 @@ setup_environment() {
             .venv/bin/python -m pip install -q torch torchvision --index-url "$VITAS_TORCH_INDEX" || fail "pip failed"
         fi
         say "installing the project and its dependencies into .venv (some minutes, the first time)"
-        .venv/bin/python -m pip install -q -e ".[$extra]" || fail "pip failed"
+        if [ "$extra" = base ]; then extra=""; fi
+        .venv/bin/python -m pip install -q -e ".${extra:+[$extra]}" || fail "pip failed"
         echo "$wanted" > "$stamp"
     fi
     export PATH="$REPOSITORY/.venv/bin:$PATH"
 }
+
+use_environment() {
+    # Where the user is: paths in a YAML are relative to that.
+    local here="$PWD"
+    if ls "$REPOSITORY"/.venv/.installed-* >/dev/null 2>&1 && [ -x "$REPOSITORY/.venv/bin/python" ]; then
+        export PATH="$REPOSITORY/.venv/bin:$PATH"
+    elif ! python -c 'import torch, timm, pymoo, pydantic, submitit, rich, tensorboard' 2>/dev/null; then
+        # A compute node is no place to install from: often without a network, and many at once.
+        [ -z "${SLURM_JOB_ID:-}" ] || fail "no Python environment for this job; run ./script/setup.sh in $REPOSITORY first"
+        setup_environment base
+        cd "$here" || exit 1
+    fi
+    export PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
+}
+
+# The comment at the top of a script, without the #SBATCH lines.
+print_help() { sed -n '2,/^[^#]/{/^#SBATCH/d;s/^# \{0,1\}//p}' "$1"; }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    case "${1:-}" in
+        -h | --help) print_help "$0"; exit ;;
+        ?*) fail "setup.sh takes no arguments" ;;
+    esac
+    setup_environment base
+    say "done; source .venv/bin/activate"
+fi

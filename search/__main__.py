@@ -1,12 +1,10 @@
 """python -m search CONFIG [key=value ...]"""
 
-from search.evolution import sample
-from search.supernet_training import search
 from vitas.program import run_stages
 
 if __name__ == "__main__":
     run_stages(
         "search",
         "Train the supernet (search), then evolve architectures with it (sample): those of the two that CONFIG flags.",
-        {"search": search, "sample": sample},
+        {"search": "search.supernet_training", "sample": "search.evolution"},
     )

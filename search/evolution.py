@@ -22,15 +22,16 @@ from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.problems.static import StaticProblem
 
 from search.supernet_training import build_supernet
-from vitas import checkpoint
+from vitas import checkpoint, interruption
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.cost import Budget, SpaceCosts
 from vitas.data import EvaluationSet
-from vitas.distributed import World, broadcast, gather, stream_seed
+from vitas.distributed import World, barrier, broadcast, gather, stream_seed
 from vitas.engine import evaluate
 from vitas.errors import UserError
 from vitas.files import Journal
+from vitas.interruption import Interrupted
 from vitas.models import SuperNet
 from vitas.report import Report, shown_path
 from vitas.space import Architecture
@@ -44,7 +45,7 @@ def sample(config: RunConfig, world: World) -> None:
     """Evolve; the best `sample_num` architectures land in `save_path/search/architectures.yaml`."""
     settings, space = config.sample, config.space
     costs, budget = config.costs, settings.budget.build()
-    report = Report("sample", config.folder, "search", world)
+    report = Report("sample", config.folder, world)
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve(settings.load_name)
     supernet = build_supernet(config, world).eval()
     checkpoint.load_weights(supernet, path)
@@ -104,6 +105,7 @@ class Scorer:
         self, config: RunConfig, supernet: SuperNet, images: EvaluationSet, report: Report, world: World
     ) -> None:
         self._config, self._supernet, self._images, self._world = config, supernet, images, world
+        self._report = report
         self._journal = Journal(config.folder.population) if world.is_main else None
         lines = broadcast(self._journal.lines if self._journal else None, world)
         origin = {
@@ -134,8 +136,14 @@ class Scorer:
             own = wave[self._world.rank] if self._world.rank < len(wave) else None
             top1s = gather(self._top1(own) if own else None, self._world)[: len(wave)]
             if self._journal:
+                # Before anything may stop this process: no score is lost, and none is computed twice.
                 self._journal.append(*(self._record(a, top1, generation) for a, top1 in zip(wave, top1s, strict=True)))
             self.scores |= dict(zip(wave, top1s, strict=True))
+            if reason := interruption.requested(self._world, at_once=True):
+                self._report.line(f"stops after {len(self.scores)} scores, which are saved ({reason})")
+                self._report.close()
+                barrier(self._world)
+                raise Interrupted(reason)
         return [self.scores[a] for a in architectures]
 
     def _top1(self, architecture: Architecture) -> float:

@@ -21,7 +21,7 @@ from vitas.space import Architecture
 def search(config: RunConfig, world: World) -> None:
     """Train the supernet to the last epoch; its checkpoints land in `save_path/search/checkpoint/`."""
     settings = config.search
-    report = Report("search", config.folder, "search", world)
+    report = Report("search", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"), settings.keep)
     space = config.space
     identity_probability = find_identity_probability(config)

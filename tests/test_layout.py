@@ -11,8 +11,9 @@ STAGES = ("search", "retrain", "inference")
 # A module of vitas may import those of the rows above its own, and no other.
 LAYERS = (
     ("errors", "settings"),
+    ("slurm",),
     ("files", "distributed"),
-    ("space",),
+    ("interruption", "lock", "provenance", "space"),
     ("released", "models", "cost", "data"),
     ("config", "checkpoint", "report"),
     ("engine",),

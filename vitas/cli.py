@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 from rich import box
@@ -42,9 +44,152 @@ def main() -> None:
     compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
     compare_parser.set_defaults(run=lambda args: compare(args.save_paths))
 
-    arguments = parser.parse_args()
+    _add_launch(commands)
+
+    cluster_parser = commands.add_parser(
+        "cluster", help="print what configs/cluster.yaml sets as options: sbatch $(vitas cluster) script/..."
+    )
+    cluster_parser.set_defaults(run=lambda args: cluster_options())
+
+    # key=value may stand among the options too, where argparse does not look for it.
+    arguments, rest = parser.parse_known_args()
+    if rest and (not hasattr(arguments, "overrides") or any(part.startswith("-") or "=" not in part for part in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     with exit_on_user_error():
-        arguments.run(arguments)
+        sys.exit(arguments.run(arguments))
+
+
+def _add_launch(commands) -> None:
+    parser = commands.add_parser(
+        "launch",
+        help="run a stage, or all of them, as Slurm jobs",
+        description="Submit a stage as a Slurm job, which requeues itself until the stage is done. What is not given "
+        "here comes from configs/cluster.yaml, and then from what the partition has.",
+    )
+    parser.add_argument("stage", choices=("search", "sample", "retrain", "test"))
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, or a name in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of it, as search.epochs=10")
+    # For scripts that have a CONFIG of their own.
+    parser.add_argument("--default", help=argparse.SUPPRESS)
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--chain",
+        action="store_true",
+        help="this stage and all flagged ones after it, each when the one before is done",
+    )
+    how.add_argument("--local", action="store_true", help="as processes of this machine, in the foreground")
+    how.add_argument("--dry-run", action="store_true", help="print the sbatch file, and submit nothing")
+    how.add_argument(
+        "--follow", action="store_true", help="print the job's log until it ends (Ctrl-C leaves the job running)"
+    )
+    asked = parser.add_argument_group("asked of Slurm (names as in sbatch)")
+    asked.add_argument("-p", "--partition")
+    asked.add_argument("-A", "--account")
+    asked.add_argument("-q", "--qos")
+    asked.add_argument("-C", "--constraint")
+    asked.add_argument("--reservation")
+    asked.add_argument("-N", "--nodes", type=_positive)
+    asked.add_argument("--gpus-per-node", type=_natural, metavar="N", help="0 for none")
+    asked.add_argument(
+        "--gres", metavar="gpu:N", type=_gpus_of_gres, dest="gpus_per_node", help="the same as --gpus-per-node N"
+    )
+    asked.add_argument(
+        "--tasks-per-node",
+        "--ntasks-per-node",
+        type=_positive,
+        metavar="N",
+        help="processes; one for each GPU without it",
+    )
+    asked.add_argument("-c", "--cpus-per-task", type=_positive, metavar="N")
+    asked.add_argument("--mem", help="of a node, as 64G")
+    asked.add_argument("-t", "--time", help="limit; a job that needs longer is requeued")
+    asked.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION=VALUE", help="any other option of sbatch; repeatable"
+    )
+    asked.add_argument("--max-requeues", type=_natural, metavar="N", help="of one job, before it is left to you")
+    asked.add_argument(
+        "--stop-margin", type=_positive, metavar="SECONDS", help="before the time limit, to stop and requeue in"
+    )
+    parser.set_defaults(run=launch)
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Submit, run here or show what the arguments of `vitas launch` ask for; the exit code."""
+    from vitas import config as configuration
+    from vitas import slurm
+    from vitas.launch.cluster import Cluster, load_cluster
+    from vitas.launch.configs import find_config
+    from vitas.launch.local import run_locally
+    from vitas.launch.submission import PROGRAM_OF, StageJob, follow, sbatch_file, submit
+
+    given = {name: getattr(arguments, name) for name in Cluster.model_fields if name != "sbatch"}
+    cluster = load_cluster(given=given | {"sbatch": dict(map(_option, arguments.sbatch))})
+    if arguments.config is None or ("=" in arguments.config and not Path(arguments.config).exists()):
+        if arguments.default is None:
+            raise UserError("CONFIG is missing: a YAML file, or a name in configs/")
+        arguments.overrides = [*filter(None, [arguments.config]), *arguments.overrides]
+        arguments.config = arguments.default
+    path = find_config(arguments.config, PROGRAM_OF[arguments.stage])
+    if not (arguments.local or arguments.dry_run or slurm.installed()):
+        raise UserError("no Slurm here (sbatch is not on PATH); add --local to run on this machine")
+    stages = tuple(PROGRAM_OF)
+    later = stages[stages.index(arguments.stage) + 1 :] if arguments.chain else ()
+    overrides = (*arguments.overrides, f"{arguments.stage}.flag=true")
+    config = configuration.load(path, overrides, (arguments.stage, *later))
+    stages = (arguments.stage, *(name for name in later if (section := getattr(config, name)) and section.flag))
+    jobs = [StageJob((stage,), path, tuple(arguments.overrides), config.folder.root, cluster) for stage in stages]
+    if arguments.dry_run:
+        for job in jobs:
+            print(sbatch_file(job))
+        return 0
+    config.folder.check_writable()
+    if arguments.local:
+        for job in jobs:
+            code = run_locally(job.program, path, job.arguments, cluster.tasks_per_node or cluster.gpus_per_node)
+            if code:
+                return code
+        return 0
+    submitted = []
+    for job in jobs:
+        submitted.append(submit(job, after=submitted[-1] if submitted else None))
+        after = f", after job {submitted[-2].id}" if len(submitted) > 1 else ""
+        print(f"{job.stages[0]}: submitted job {submitted[-1].id}{after}; its log will be {submitted[-1].log}")
+    if not arguments.follow:
+        print(f"follow it: tail -F {submitted[0].log}")
+        print(f"stop it:   scancel {' '.join(each.id for each in submitted)}")
+        return 0
+    try:
+        return 0 if all(follow(each) for each in submitted) else 1
+    except KeyboardInterrupt:
+        print(f"no longer following; the jobs go on: {' '.join(each.id for each in submitted)}")
+        return 0
+
+
+def cluster_options() -> None:
+    """Print the options of sbatch that configs/cluster.yaml sets."""
+    from vitas.launch.cluster import load_cluster, sbatch_options
+
+    print(shlex.join(sbatch_options(load_cluster())))
+
+
+def _option(text: str) -> tuple[str, str | bool]:
+    name, equals, value = text.lstrip("-").partition("=")
+    return name, value if equals else True
+
+
+def _gpus_of_gres(text: str) -> int:
+    kind, _, count = text.rpartition(":")
+    if kind != "gpu" or not count.isdigit():
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must read gpu:N (for another, see --sbatch)")
+    return int(count)
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number")
+    return int(text)
 
 
 def digits(folder: Path) -> None:

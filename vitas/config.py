@@ -6,6 +6,7 @@ anything is built: every message has the key, what it held and what is allowed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from vitas import cost
 from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
 from vitas.errors import UserError
-from vitas.files import RunFolder, parse_yaml, read_yaml
+from vitas.files import RunFolder, parse_configuration, read_text
 from vitas.models.zoo import resolve_architecture
 from vitas.settings import Settings, explain
 from vitas.space import Architecture, SearchSpace, check_patch_size
@@ -267,9 +268,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
 
     Raises `UserError` with every mistake that it found.
     """
-    data = _read(Path(path))
-    for override in overrides:
-        _apply(data, override)
+    data = parse_configuration(read_text(Path(path)), str(path), overrides)
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
@@ -327,11 +326,15 @@ def _check(config: RunConfig, stages: Sequence[str]):
         if test.start is not None and test.load_name is not None:
             yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
     for name in ("retrain", "test"):
-        if name in flagged and getattr(config, name).architecture is not None:
-            yield from _attempt(
-                f"{name}.architecture: ", lambda n=name: config.architecture(getattr(config, n).architecture)
-            )
-    if "retrain" in flagged and config.retrain.from_supernet:
+        value = getattr(config, name).architecture if name in flagged else None
+        # What an earlier one of these stages will find cannot be looked up yet.
+        if value is not None and not ("sample" in flagged and _is_found(value)):
+            yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
+    if (
+        "retrain" in flagged
+        and config.retrain.from_supernet
+        and not ("sample" in flagged and _is_found(config.retrain.architecture))
+    ):
         yield from _attempt(
             "retrain.from_supernet: ",
             lambda: config.space.encode(config.architecture(config.retrain.architecture).shifted()),
@@ -340,6 +343,11 @@ def _check(config: RunConfig, stages: Sequence[str]):
         data = getattr(config, name).data
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
     yield from _differing_classes(config)
+
+
+def _is_found(architecture: str | dict) -> bool:
+    """Whether an architecture is named by its place in architectures.yaml."""
+    return isinstance(architecture, str) and re.fullmatch(rf"{BEST}|subnet_\d+", architecture) is not None
 
 
 def _differing_classes(config: RunConfig):
@@ -362,32 +370,3 @@ def _attempt(prefix: str, check: Callable[[], object]):
         check()
     except UserError as error:
         yield f"{prefix}{error}"
-
-
-def _read(path: Path) -> dict:
-    # Anchors make one object of several sections, and an override must change only the one it names.
-    data = _unshared(read_yaml(path))
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: found {type(data).__name__}; a configuration is a mapping of keys")
-    return data
-
-
-def _unshared(data: object) -> object:
-    if isinstance(data, dict):
-        return {key: _unshared(value) for key, value in data.items()}
-    return [_unshared(value) for value in data] if isinstance(data, list) else data
-
-
-def _apply(data: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"argument {override!r}: it must read key=value, as search.epochs=10")
-    value = parse_yaml(text, f"argument {override!r}")
-    *sections, last = key.split(".")
-    for name in sections:
-        if data.get(name) is None:
-            data[name] = {}
-        data = data[name]
-        if not isinstance(data, dict):
-            raise UserError(f"argument {override!r}: {name} holds {data!r}, not keys")
-    data[last] = value

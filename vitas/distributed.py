@@ -6,7 +6,8 @@ With one process there is no process group and every collective is free.
 from __future__ import annotations
 
 import os
-import subprocess
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,9 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vitas import slurm
 from vitas.errors import UserError
 
+# Of one collective: what the slowest rank may take longer than the others.
 TIMEOUT = timedelta(minutes=30)
+# Of the meeting at the start: loading torch from a busy file system takes minutes.
+MEETING_SECONDS = 600
+
+
+class RendezvousError(RuntimeError):
+    """Some ranks did not come; the message names them."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,9 @@ def init(port: int | None = None) -> World:
 
     CPU tensors travel over gloo and GPU tensors over NCCL. `port` overrides
     the port of the rendezvous under Slurm.
+
+    Raises `RendezvousError` for ranks that do not come within ten minutes (or
+    `VITAS_RENDEZVOUS_SECONDS`), and `UserError` for a port that is taken.
     """
     place = _place(port)
     rank, size, local_rank = place
@@ -55,8 +67,65 @@ def init(port: int | None = None) -> World:
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+        # torchrun has a store of its own, and knows what became of its processes.
+        store = None if "TORCHELASTIC_RUN_ID" in os.environ else _meet(rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank, size, local_rank, device)
+
+
+def _meet(rank: int, size: int) -> dist.Store:
+    """A store at MASTER_ADDR:MASTER_PORT, once every rank has come to it."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    seconds = float(os.environ.get("VITAS_RENDEZVOUS_SECONDS", MEETING_SECONDS))
+    end = time.monotonic() + seconds
+    try:
+        store = _open_store(address, port, size, rank == 0, seconds)
+    except dist.DistError as error:
+        if rank == 0:
+            raise UserError(
+                f"port: {port} cannot be opened on {socket.gethostname()} ({_first_line(error)}); choose another"
+            ) from None
+        raise RendezvousError(
+            f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {seconds:.0f} s"
+        ) from None
+    # A process that an earlier start of this job left behind must not count as one of this one.
+    start = f"{os.environ.get('SLURM_STEP_ID', '')}.{slurm.restarts()}"
+    store = dist.PrefixStore(start, store)
+    store.set(f"rank {rank}", socket.gethostname())
+    if rank:
+        try:
+            store.wait(["all are here"], timedelta(seconds=seconds))
+        except dist.DistError:
+            raise RendezvousError(f"rank {rank} on {socket.gethostname()} waited for the others in vain") from None
+        return store
+    while missing := [other for other in range(size) if not store.check([f"rank {other}"])]:
+        if time.monotonic() > end:
+            came = ", ".join(
+                f"{other} on {store.get(f'rank {other}').decode()}" for other in range(size) if other not in missing
+            )
+            raise RendezvousError(
+                f"of {size} ranks, {len(missing)} did not come to {address}:{port} within {seconds:.0f} s: "
+                f"{', '.join(map(str, missing))} (here are {came}); look at their nodes and at rank_*.err"
+            )
+        time.sleep(0.05)
+    store.set("all are here", "")
+    return store
+
+
+def _open_store(address: str, port: int, size: int, is_master: bool, seconds: float) -> dist.TCPStore:
+    """The store; its port may still be held by an earlier start of this job that is just being stopped."""
+    end = time.monotonic() + (min(seconds, 60) if is_master else 0)
+    while True:
+        try:
+            return dist.TCPStore(address, port, size, is_master, timedelta(seconds=seconds), wait_for_workers=False)
+        except dist.DistError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
 
 
 def shutdown() -> None:
@@ -79,28 +148,11 @@ def _place(port: int | None) -> tuple[int, int, int]:
     # SLURM_PROCID is set in a batch script too; only a step started by srun has a numeric SLURM_STEP_ID.
     if env.get("SLURM_STEP_ID", "").isdigit() and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         if "MASTER_ADDR" not in env:
-            env["MASTER_ADDR"] = _first_node_address(env["SLURM_STEP_NODELIST"])
-        env.setdefault("MASTER_PORT", str(port or 20000 + int(env["SLURM_JOB_ID"]) % 20000))
+            env["MASTER_ADDR"] = slurm.first_node_address(env["SLURM_STEP_NODELIST"])
+        # Below the ports that a kernel hands out, so that only another of our jobs could hold it.
+        env.setdefault("MASTER_PORT", str(port or 20000 + int(env["SLURM_JOB_ID"]) % 12000))
         return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"])
     return 0, 1, 0
-
-
-def _first_node_address(nodelist: str) -> str:
-    """The address by which Slurm itself reaches a list's first node: node names need not resolve."""
-    try:
-        name = _output("scontrol", "show", "hostnames", nodelist).split()[0]
-        fields = dict(
-            field.split("=", 1) for field in _output("scontrol", "show", "node", name).split() if "=" in field
-        )
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise UserError(
-            f"scontrol does not name the first of the nodes {nodelist!r} ({error}); set MASTER_ADDR to its address"
-        ) from None
-    return fields.get("NodeAddr", name)
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def average_(tensors: Sequence[Tensor], world: World) -> None:

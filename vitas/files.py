@@ -1,11 +1,11 @@
-"""Files: where a run keeps them, writing none by halves, and reading YAML as data only."""
+"""Files: where a run keeps them, writing none by halves, reading YAML as data only."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,24 +14,46 @@ import yaml
 
 from vitas.errors import UserError
 
+# Where stages and programs write, under `save_path`.
+_HOMES = {"search": "search", "sample": "search", "retrain": "retrain", "test": "retrain", "inference": "retrain"}
+
 
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run's files lie: the one place that knows the layout under `save_path`.
 
-    The `sample` stage writes beside `search`, and `test` beside `retrain`.
+    The `sample` stage writes beside `search`, and `test` beside `retrain`; a
+    program's files lie where its first stage writes.
     """
 
     root: Path
 
     def checkpoints(self, stage: str) -> Path:
-        return self.root / stage / "checkpoint"
+        return self.root / _HOMES[stage] / "checkpoint"
 
     def events(self, stage: str) -> Path:
-        return self.root / stage / "events"
+        return self.root / _HOMES[stage] / "events"
 
-    def logs(self, stage: str) -> Path:
-        return self.root / stage / "log"
+    def log(self, stage: str, job: str | None) -> Path:
+        """The lines of a stage: one file for each Slurm job, and one for all starts without Slurm."""
+        return self.root / _HOMES[stage] / "log" / f"{_of_job(stage, job)}.log"
+
+    def start(self, program: str, job: str | None) -> Path:
+        """The folder that says how a program was started: its configuration, environment, errors, requeues."""
+        return self.root / _HOMES[program] / "log" / _of_job(program, job)
+
+    def lock(self, program: str) -> Path:
+        """Who is writing here: one process or job at a time, for each program."""
+        return self.root / _HOMES[program] / f"{program}.lock"
+
+    def check_writable(self) -> None:
+        """Make the folder. Raises `UserError` where it cannot be made, or not be written to."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"save_path: found {str(self.root)!r}, which cannot be made: {error.strerror}") from None
+        if not os.access(self.root, os.W_OK):
+            raise UserError(f"save_path: found {str(self.root)!r}, which cannot be written to")
 
     @property
     def population(self) -> Path:
@@ -44,6 +66,10 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.root / "retrain" / "results.json"
+
+
+def _of_job(name: str, job: str | None) -> str:
+    return f"{name}-{job}" if job else name
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -78,8 +104,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_INTEGER, _FLOAT = _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _YamlLoader(yaml.SafeLoader):
-    """YAML as data only, in which 1e-3 is a number and a key may stand only once."""
+    """YAML as data only, in which 1e-3 is a number, 12:00:00 is none, and a key may stand only once."""
+
+    # YAML 1.1 counts 12:00:00 in base 60; people write a time limit.
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag not in _NUMBERS]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_object(self, node, deep=False):
         try:
@@ -109,10 +144,18 @@ class _YamlLoader(yaml.SafeLoader):
 
 
 _YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    # YAML 1.1 wants a point and a signed exponent in a float; people write 1e-3.
-    re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"),
+    _INTEGER,
+    re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|0|[1-9][0-9_]*)$"),
     list("-+0123456789"),
+)
+_YamlLoader.add_implicit_resolver(
+    _FLOAT,
+    # YAML 1.1 wants a point and a signed exponent in a float; people write 1e-3.
+    re.compile(
+        r"[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF))$"
+        r"|\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
 )
 
 
@@ -130,13 +173,52 @@ def _one_line(error: Exception) -> str:
 
 def read_yaml(path: Path) -> object:
     """A YAML file as plain data. Raises `UserError` for a missing file or what is no YAML."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises `UserError` for a missing file or what is no text."""
     try:
-        text = path.read_text()
+        return path.read_text()
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    return parse_yaml(text, str(path))
+
+
+def parse_configuration(text: str, where: str, overrides: Sequence[str] = ()) -> dict:
+    """A run's YAML with `key=value` overrides applied, as plain data; nothing in it is checked.
+
+    Raises `UserError`, which names `where`, for what is no mapping, or an override that is none.
+    """
+    # Anchors make one object of several sections, and an override must change only the one it names.
+    data = _unshared(parse_yaml(text, where))
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: found {type(data).__name__}; a configuration is a mapping of keys")
+    for override in overrides:
+        _apply(data, override)
+    return data
+
+
+def _unshared(data: object) -> object:
+    if isinstance(data, dict):
+        return {key: _unshared(value) for key, value in data.items()}
+    return [_unshared(value) for value in data] if isinstance(data, list) else data
+
+
+def _apply(data: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"argument {override!r}: it must read key=value, as search.epochs=10")
+    value = parse_yaml(text, f"argument {override!r}")
+    *sections, last = key.split(".")
+    for name in sections:
+        if data.get(name) is None:
+            data[name] = {}
+        data = data[name]
+        if not isinstance(data, dict):
+            raise UserError(f"argument {override!r}: {name} holds {data!r}, not keys")
+    data[last] = value
 
 
 class Journal:

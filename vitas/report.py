@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from vitas import slurm
 from vitas.distributed import World
 from vitas.files import RunFolder
 
@@ -19,16 +20,16 @@ class Report:
     """The voice of one stage. Only rank 0 speaks; on the others every method does nothing.
 
     stage: its name, which begins every line and tag.
-    folder, home: events and log go to `folder/home/events/` and `folder/home/log/STAGE.log`.
+    folder: the run's, which has a place for the log and the events of every stage.
     """
 
-    def __init__(self, stage: str, folder: RunFolder, home: str, world: World) -> None:
+    def __init__(self, stage: str, folder: RunFolder, world: World) -> None:
         self.stage = stage
         self._speaks = world.is_main
         self._console = Console()
         self._bar: Progress | None = None
-        self._log = folder.logs(home) / f"{stage}.log"
-        self._events = folder.events(home)
+        self._log = folder.log(stage, slurm.job_id())
+        self._events = folder.events(stage)
         self._writer: SummaryWriter | None = None
         if self._speaks:
             self._log.parent.mkdir(parents=True, exist_ok=True)

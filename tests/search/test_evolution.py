@@ -132,7 +132,7 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
     search(config, World())
     model = config.model
     images = EvaluationSet.load(config.sample.data, model.image_size, model.mean, model.std, World(), True)
-    report = Report("sample", config.folder, "search", World())
+    report = Report("sample", config.folder, World())
     wide = config.space.largest
     trained = build_supernet(config, World()).eval()
     checkpoint.load_weights(trained, CheckpointFolder(config.folder.checkpoints("search")).resolve())

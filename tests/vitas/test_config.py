@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from vitas import Architecture
+from vitas import Architecture, interruption
 from vitas.config import load
 from vitas.errors import UserError
 from vitas.models.zoo import zoo
@@ -318,7 +319,12 @@ def run_search(monkeypatch, *arguments: object, **environment: str) -> list[str]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["search", *map(str, arguments)])
-    run_stages("search", "", {name: lambda config, world, name=name: ran.append(name) for name in ("search", "sample")})
+    stages = SimpleNamespace(search=lambda *_: ran.append("search"), sample=lambda *_: ran.append("sample"))
+    monkeypatch.setitem(sys.modules, "stages", stages)
+    # This process keeps its own signal handlers.
+    monkeypatch.setattr(interruption, "listen", lambda: None)
+    monkeypatch.setattr(interruption, "guard", lambda check: None)
+    run_stages("search", "", {"search": "stages", "sample": "stages"})
     return ran
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
+from vitas import interruption
 from vitas.data.folders import open_image_folder
 from vitas.distributed import World, stream_seed
 from vitas.errors import UserError
@@ -79,6 +80,10 @@ class TrainingData(Settings):
     data_dir: str
     workers: Annotated[int, Field(ge=0)] = 8
     augmentation: Augmentation = Augmentation()
+
+
+def _in_worker(worker: int) -> None:
+    interruption.ignore()
 
 
 class TrainingLoader:
@@ -144,6 +149,7 @@ class TrainingLoader:
             pin_memory=self._world.device.type == "cuda",
             # It seeds the workers, which do not use it; without one, the main stream would be drawn from.
             generator=torch.Generator(),
+            worker_init_fn=_in_worker,
         )
 
     def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int]]]:

@@ -21,13 +21,14 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from vitas import checkpoint
+from vitas import checkpoint, interruption
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
 from vitas.data import TrainingLoader
 from vitas.distributed import World, barrier, stream_seed, sum_
 from vitas.engine.evaluation import autocast
 from vitas.errors import UserError
+from vitas.interruption import Interrupted
 from vitas.report import Report, duration
 
 # What decides nothing about the result: a run may be resumed with other values of these.
@@ -69,7 +70,8 @@ def train(
     """Train to the last epoch, from the newest checkpoint where there is one.
 
     Raises `UserError` for a checkpoint of another recipe or architecture, and
-    for a loss that is no longer finite.
+    for a loss that is no longer finite; `Interrupted` where the run was asked
+    to stop, with a checkpoint of the last step written.
     """
     per_epoch = loader.steps_per_epoch
     total = settings.epochs * per_epoch
@@ -124,12 +126,19 @@ def train(
             done = step + 1
             if done % settings.log_steps == 0 or done == total:
                 meter.tell(done, optimizer.param_groups[0]["lr"], update)
+            reason = interruption.requested(world) if done < total else None
             if world.is_main:
                 epoch, within = divmod(done, per_epoch)
                 if within == 0 and (epoch % settings.checkpoint_epochs == 0 or done == total):
                     checkpoints.save_epoch(state.at(done))
-                elif settings.checkpoint_steps and done % settings.checkpoint_steps == 0:
+                elif reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0):
                     checkpoints.save_recent(state.at(done))
+            if reason:
+                report.line(f"stops after step {done:,} of {total:,}, which is saved ({reason})")
+                report.close()
+                # Slurm ends the other ranks with the first one, so none may leave before the checkpoint is there.
+                barrier(world)
+                raise Interrupted(reason)
     # The next stage reads the last checkpoint on every rank.
     barrier(world)
 

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Train a supernet with AutoSlim's ordinal sharing, then evolve architectures with it: `search` and `sample` of a YAML.
+#
+#   sbatch [OPTIONS] script/search_autoslim.sh [CONFIG] [key=value ...]    as a Slurm job
+#   bash script/search_autoslim.sh [CONFIG] [key=value ...]                on this machine
+#
+# CONFIG is a path or a name in configs/search/; without it, ViTAS_1G_AutoSlim.yaml.
+# Every #SBATCH value below can be given to sbatch instead: sbatch -p VA -N 1 --gres=gpu:4 --ntasks-per-node=4 ...
+# What configs/cluster.yaml sets: sbatch $(vitas cluster) script/search_autoslim.sh
+# The job stops before its time limit, or when it is preempted, and requeues itself until it is done.
+#SBATCH --job-name=search_autoslim
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=4
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -euo pipefail
+
+# Slurm runs a copy of this file, and knows where it came from.
+script="${BASH_SOURCE[0]}"
+if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -f "$(dirname "$script")/setup.sh" ]; then
+    script="$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')"
+    script="${script%" $*"}"
+fi
+source "$(dirname "$script")/setup.sh"
+case "${1:-}" in
+    -h | --help) print_help "$script"; exit ;;
+    "" | *=*) config=ViTAS_1G_AutoSlim.yaml ;;
+    *) config="$1"; shift ;;
+esac
+use_environment
+if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.launch.supervisor; else module=vitas.launch.local; fi
+exec python -m "$module" search "$config" model.sharing=ordinal "$@"

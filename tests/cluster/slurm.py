@@ -1,0 +1,176 @@
+"""A real Slurm on this machine: one controller and two nodes with two pretend GPUs each.
+
+It runs as the user who starts it, from a folder of its own, with a munge of its
+own; nothing of the machine's configuration is touched. By hand, to try things:
+
+    python -m tests.cluster.slurm FOLDER      # prints what to export; Ctrl-C ends it
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
+NODES = ("n1", "n2")
+SEARCH_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+# A requeued job waits until its old credential has expired: two minutes, unless that is made short.
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+# Nodes of one machine may claim more processors than it has.
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+# A node whose daemon is silent for this long is down, and its jobs are requeued.
+SlurmdTimeout=10
+SlurmctldTimeout=10
+InactiveLimit=0
+MinJobAge=3600
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1_port} CPUs=8 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2_port} CPUs=8 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+PartitionName=VA Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=ALL MaxTime=30 State=UP
+"""
+
+
+def missing_programs() -> list[str]:
+    """The programs of Slurm and munge that are not installed here."""
+    return [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
+
+
+class Slurm:
+    """A cluster in a folder. environment: what its users' commands need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {"PATH": SEARCH_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+        self._daemons: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Start every daemon and wait until both nodes are idle. Raises `RuntimeError` where they do not come up."""
+        folder = self.folder
+        for name in ("munge", "state", *(f"spool-{node}" for node in NODES)):
+            (folder / name).mkdir(parents=True, mode=0o755)
+        key = folder / "munge" / "key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        ports = _free_ports(3)
+        (folder / "slurm.conf").write_text(
+            CONFIGURATION.format(
+                folder=folder,
+                host=socket.gethostname().split(".")[0],
+                user=getpass.getuser(),
+                controller_port=ports[0],
+                n1_port=ports[1],
+                n2_port=ports[2],
+            )
+        )
+        # A GPU needs a character device; any will do for one that is only counted.
+        (folder / "gres.conf").write_text(
+            "NodeName=n[1-2] Name=gpu File=/dev/null\nNodeName=n[1-2] Name=gpu File=/dev/zero\n"
+        )
+        munge = folder / "munge"
+        self._spawn(
+            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/socket",
+            f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
+        )  # fmt: skip
+        _wait_for((munge / "socket").exists, 10, "munged opens no socket")
+        self._spawn("slurmctld", "-D")
+        for node in NODES:
+            self.start_node(node)
+        _wait_for(self._idle, 60, "the nodes do not become idle")
+
+    def start_node(self, node: str) -> None:
+        self._spawn("slurmd", "-D", "-N", node, name=node)
+
+    def kill_node(self, node: str) -> None:
+        """kill -9 for the daemon of a node, as if the node had lost its power; its processes live on."""
+        self._daemons[node].kill()
+        self._daemons[node].wait()
+
+    def stop(self) -> None:
+        subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=self.environment, capture_output=True)
+        time.sleep(1)
+        for daemon in reversed(self._daemons.values()):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in self._daemons.values():
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+    def _idle(self) -> bool:
+        done = subprocess.run(
+            ["sinfo", "-h", "-N", "-p", "VA", "-o", "%T"], env=self.environment, capture_output=True, text=True
+        )
+        return done.stdout.split() == ["idle", "idle"]
+
+    def _spawn(self, program: str, *arguments: str, name: str | None = None) -> None:
+        name = name or program
+        with open(self.folder / f"{name}.out", "ab") as output:
+            self._daemons[name] = subprocess.Popen(
+                [shutil.which(program, path=SEARCH_PATH), *arguments],
+                env=self.environment, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _wait_for(condition, seconds: float, otherwise: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(otherwise)
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    cluster = Slurm(Path(sys.argv[1]).resolve())
+    try:
+        cluster.start()
+        print(f"export PATH={SEARCH_PATH} SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        cluster.stop()

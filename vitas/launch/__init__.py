@@ -1,0 +1,7 @@
+"""Starting stages: as Slurm jobs (submitit), as processes of this machine, and inside a job.
+
+submission  a stage as a Slurm job, or all flagged stages as a chain of them
+local       the same as processes of this machine
+supervisor  inside a job: runs a program on all tasks, and requeues the job until it is done
+cluster     what is asked of Slurm: configs/cluster.yaml and the command line
+"""

@@ -1,0 +1,171 @@
+"""Stages as Slurm jobs, through submitit.
+
+A job is the function `supervise`, run once in the batch step; it starts the
+ranks. So `vitas launch` and the sbatch files in `script/` differ in nothing
+but who writes the `#SBATCH` lines.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from vitas import slurm
+from vitas.errors import UserError
+from vitas.files import RunFolder, read_text
+from vitas.launch.cluster import Cluster, fill_in
+from vitas.launch.supervisor import supervise
+
+PROGRAM_OF = {"search": "search", "sample": "search", "retrain": "retrain", "test": "inference"}
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One or more stages of one program as a job: what is run, and what is asked of Slurm for it."""
+
+    stages: tuple[str, ...]
+    config: Path
+    overrides: tuple[str, ...]
+    save_path: Path
+    cluster: Cluster
+
+    @property
+    def program(self) -> str:
+        return PROGRAM_OF[self.stages[0]]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The overrides, with which the program runs these stages and no other."""
+        others = [stage for stage, program in PROGRAM_OF.items() if program == self.program]
+        return (*self.overrides, *(f"{stage}.flag={str(stage in self.stages).lower()}" for stage in others))
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue. log: what it prints; requeues go on writing it."""
+
+    job: StageJob
+    id: str
+    log: Path
+
+
+def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
+    """Put a job into the queue, to start once `after` has succeeded. Raises `UserError` with what Slurm says."""
+    executor = _executor(job, after)
+    with _no_leftovers(executor.folder.parent):
+        try:
+            handle = executor.submit(
+                supervise,
+                job.program,
+                read_text(job.config),
+                str(job.config),
+                job.arguments,
+                job.cluster.max_requeues,
+                job.cluster.stop_margin,
+            )
+        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+            raise UserError(f"Slurm refuses the job: {_sbatch_words(error)}") from None
+    return Submitted(job, handle.job_id, handle.paths.stdout)
+
+
+def sbatch_file(job: StageJob) -> str:
+    """The sbatch file that `submit` would hand to Slurm."""
+    executor = _executor(job, None)
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+class _Executor(submitit.SlurmExecutor):
+    """submitit's, which also makes the text of a job where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+
+def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
+    cluster = fill_in(job.cluster, job.stages[0]) if slurm.installed() else job.cluster
+    executor = _Executor(
+        RunFolder(job.save_path.resolve()).start(job.program, "%j"), python=shlex.quote(sys.executable)
+    )
+    more: dict[str, object] = {"requeue": True}
+    if after is not None:
+        more |= {"dependency": f"afterok:{after.id}", "kill-on-invalid-dep": "yes"}
+    if cluster.reservation:
+        more["reservation"] = cluster.reservation
+    asked = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "nodes": cluster.nodes or 1,
+        "ntasks_per_node": cluster.tasks_per_node or cluster.gpus_per_node or 1,
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "cpus_per_task": cluster.cpus_per_task,
+        "mem": cluster.mem,
+        "time": cluster.time or "0",
+    }
+    executor.update_parameters(
+        job_name=f"vitas-{'-'.join(job.stages)}",
+        # The ranks watch the time limit themselves (`vitas.interruption`): Slurm's warning comes up to a minute early.
+        signal_delay_s=0,
+        stderr_to_stdout=True,
+        # Slurm starts one process, which starts the ranks.
+        use_srun=False,
+        additional_parameters=more | {k: v for k, v in cluster.sbatch.items() if v is not False},
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    return executor
+
+
+@contextmanager
+def _no_leftovers(folder: Path) -> Iterator[None]:
+    """Take back what a refused submission wrote into a folder, and the folders that it made for that."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    before = set() if made else set(folder.iterdir())
+    try:
+        yield
+    except UserError:
+        for path in set(folder.iterdir()) - before if folder.exists() else ():
+            path.unlink()
+        for each in made:
+            if each.exists():
+                each.rmdir()
+        raise
+
+
+def _sbatch_words(error: Exception) -> str:
+    lines = re.findall(r"sbatch: error: (.*)", str(error))
+    text = lines[-1] if lines else str(error).strip().splitlines()[-1]
+    return text.removeprefix("Batch job submission failed: ")
+
+
+def follow(submitted: Submitted, say=print) -> bool:
+    """Print a job's log as it grows, through requeues, until the job has ended; whether it succeeded."""
+    at = 0
+    last_state = None
+    while True:
+        state = slurm.state(submitted.id)
+        if submitted.log.exists():
+            with open(submitted.log, "rb") as file:
+                file.seek(at)
+                new = file.read()
+            at += len(new)
+            sys.stdout.write(new.decode(errors="replace"))
+            sys.stdout.flush()
+        if state not in slurm.LIVE_STATES:
+            say(f"job {submitted.id} ended: {state or 'Slurm no longer knows it'}")
+            return state == "COMPLETED"
+        if state != last_state and state in ("PENDING", "RUNNING"):
+            say(f"job {submitted.id} is {state}")
+            last_state = state
+        time.sleep(1)

@@ -1,0 +1,148 @@
+"""What Slurm says of jobs, nodes and partitions, and what the project asks of it.
+
+Only Slurm's own commands are used: `scontrol`, `squeue` and `sinfo` are there
+wherever `sbatch` is, while accounting (`sacct`) need not be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from vitas.errors import UserError
+
+# States of a job that has not ended; one that waits to go on after a requeue is PENDING.
+LIVE_STATES = frozenset(
+    {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD", "SIGNALING",
+     "RESIZING", "STAGE_OUT", "COMPLETING"}
+)  # fmt: skip
+
+
+class SlurmError(RuntimeError):
+    """A command of Slurm failed; the message is what it printed, in one line."""
+
+
+def installed() -> bool:
+    """Whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def job_id() -> str | None:
+    """The id of the job that this process runs in; None outside Slurm."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def restarts() -> int:
+    """How often the job that this process runs in was requeued before it started this time."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def state(job: str) -> str | None:
+    """A job's state, such as RUNNING; None for one that Slurm no longer knows. Raises `SlurmError`."""
+    fields = show_job(job)
+    return fields["JobState"] if fields else None
+
+
+def show_job(job: str) -> dict[str, str] | None:
+    """The fields of `scontrol show job`; None for one that Slurm no longer knows. Raises `SlurmError`."""
+    try:
+        return _fields(output("scontrol", "show", "job", job))
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+
+
+def requeue(job: str) -> None:
+    """Put a running job back into the queue, which ends its processes. Raises `SlurmError`."""
+    output("scontrol", "requeue", job)
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """Of a running job, in seconds. left: until Slurm ends it. whole: from its start."""
+
+    left: float
+    whole: float
+
+
+def time_limit(job: str) -> TimeLimit | None:
+    """What is left of a job's time limit; None for a job without one. Raises `SlurmError`."""
+    left, _, whole = output("squeue", "-h", "-j", job, "-o", "%L|%l").strip().partition("|")
+    seconds = [_seconds(text) for text in (left, whole)]
+    return None if None in seconds else TimeLimit(*seconds)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """name, and of its nodes: nodes, how many; gpus, the most that one of them has; time_limit: as Slurm writes it."""
+
+    name: str
+    is_default: bool
+    nodes: int
+    gpus: int
+    time_limit: str
+
+
+def partitions() -> list[Partition]:
+    """The partitions of this cluster. Raises `SlurmError`."""
+    rows: dict[str, list[list[str]]] = {}
+    for line in output("sinfo", "-h", "-o", "%P|%D|%G|%L|%l").splitlines():
+        name, *row = line.split("|")
+        rows.setdefault(name, []).append(row)
+    return [
+        Partition(
+            name.rstrip("*"),
+            name.endswith("*"),
+            sum(int(nodes) for nodes, *_ in found),
+            max(_gpus(gres) for _, gres, *_ in found),
+            found[0][2] if found[0][2] != "n/a" else found[0][3],
+        )
+        for name, found in rows.items()
+    ]
+
+
+def first_node_address(nodelist: str) -> str:
+    """The address by which Slurm itself reaches a list's first node: node names need not resolve.
+
+    Raises `UserError` where scontrol does not say it.
+    """
+    try:
+        name = output("scontrol", "show", "hostnames", nodelist).split()[0]
+        return _fields(output("scontrol", "show", "node", name)).get("NodeAddr", name)
+    except (SlurmError, IndexError) as error:
+        raise UserError(
+            f"scontrol does not name the first of the nodes {nodelist!r} ({error}); set MASTER_ADDR to its address"
+        ) from None
+
+
+def output(*command: str) -> str:
+    """What a command of Slurm prints. Raises `SlurmError`."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    except subprocess.CalledProcessError as error:
+        text = " ".join((error.stderr or error.stdout).split())
+        raise SlurmError(text or f"{command[0]} failed with exit code {error.returncode}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SlurmError(str(error)) from None
+
+
+def _fields(text: str) -> dict[str, str]:
+    return dict(field.split("=", 1) for field in text.split() if "=" in field)
+
+
+def _gpus(gres: str) -> int:
+    """`gpu:a100:4(S:0-1),gpu:2` is six."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
+
+
+def _seconds(text: str) -> float | None:
+    """Slurm's [days-][[hours:]minutes:]seconds; None for UNLIMITED and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
