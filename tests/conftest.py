@@ -138,7 +138,7 @@ def make_config(tmp_path, digits):
     """
 
     def make(overrides: dict[str, object] | None = None, name: str = "config.yaml") -> Path:
-        config = _small_run(tmp_path / "run", digits)
+        config = small_run(tmp_path / "run", digits)
         for key, value in (overrides or {}).items():
             *sections, last = key.split(".")
             section = config
@@ -152,7 +152,8 @@ def make_config(tmp_path, digits):
     return make
 
 
-def _small_run(save_path: Path, digits: Path) -> dict:
+def small_run(save_path: Path, digits: Path) -> dict:
+    """The configuration of four stages that take seconds, as plain data."""
     augmentation = {"auto_augment": None, "color_jitter": 0.0, "random_erasing": 0.0, "flip": 0.0, "scale": [0.7, 1.0]}
 
     def evaluation(part: str) -> dict:

@@ -17,6 +17,7 @@ from vitas import config
 from vitas.config import BudgetRange, Model, Retrain, RunConfig, Sample, Search, Space, Training
 from vitas.data import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.files import parse_yaml
+from vitas.launch.cluster import Cluster, load_cluster
 
 # Headings of docs/configuration.md, and the model whose fields stand there: its own, not those that it inherits.
 SECTIONS = {
@@ -156,7 +157,7 @@ def test_architecture_forms_of_the_page_parse(repository):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/configuration.md", "docs/design.md"]
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/configuration.md", "docs/design.md", "docs/slurm.md"]
 )
 def test_links_between_pages_lead_somewhere(page, repository):
     path = repository / page
@@ -169,3 +170,19 @@ def test_links_between_pages_lead_somewhere(page, repository):
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             slugs = [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
             assert anchor in slugs, f"{page}: {target}"
+
+
+def test_every_option_of_slurm_md_is_one_and_no_other(repository):
+    """The options of `vitas launch` and the keys of cluster.yaml, with their defaults."""
+    rows = tables(section((repository / "docs" / "slurm.md").read_text(), "Options"))[0]
+    documented = {option for row in rows for option in re.findall(r"`(--?[\w-]+)", row["option"])}
+    done = subprocess.run([sys.executable, "-m", "vitas", "launch", "--help"], capture_output=True, text=True)
+    listed = {option.rstrip(",") for option in re.findall(r"(?<=[ ,])--?[a-zA-Z][\w-]*", done.stdout)}
+    assert documented == listed - {"-h", "--help"}
+    keys = {row["key"].strip("`"): row["default"] for row in rows if row["key"]}
+    assert set(keys) == set(Cluster.model_fields)
+    assert keys["max_requeues"] == str(Cluster().max_requeues)
+
+
+def test_cluster_yaml_is_as_slurm_md_says(repository):
+    assert load_cluster(repository / "configs" / "cluster.yaml") == Cluster()

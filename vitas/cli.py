@@ -51,12 +51,12 @@ def main() -> None:
     )
     cluster_parser.set_defaults(run=lambda args: cluster_options())
 
-    # key=value may stand among the options too, where argparse does not look for it.
+    # argparse gives up looking for CONFIG and key=value once it has met an option.
     arguments, rest = parser.parse_known_args()
-    if rest and (not hasattr(arguments, "overrides") or any(part.startswith("-") or "=" not in part for part in rest)):
+    if rest and (not hasattr(arguments, "words") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        arguments.overrides += rest
+        arguments.words += rest
     with exit_on_user_error():
         sys.exit(arguments.run(arguments))
 
@@ -69,8 +69,12 @@ def _add_launch(commands) -> None:
         "here comes from configs/cluster.yaml, and then from what the partition has.",
     )
     parser.add_argument("stage", choices=("search", "sample", "retrain", "test"))
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, or a name in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of it, as search.epochs=10")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG [key=value ...]",
+        help="a YAML file, or a name in configs/; then what to set in it, as search.epochs=10",
+    )
     # For scripts that have a CONFIG of their own.
     parser.add_argument("--default", help=argparse.SUPPRESS)
     how = parser.add_argument_group("how")
@@ -126,20 +130,21 @@ def launch(arguments: argparse.Namespace) -> int:
 
     given = {name: getattr(arguments, name) for name in Cluster.model_fields if name != "sbatch"}
     cluster = load_cluster(given=given | {"sbatch": dict(map(_option, arguments.sbatch))})
-    if arguments.config is None or ("=" in arguments.config and not Path(arguments.config).exists()):
+    words = list(arguments.words)
+    if not words or ("=" in words[0] and not Path(words[0]).exists()):
         if arguments.default is None:
             raise UserError("CONFIG is missing: a YAML file, or a name in configs/")
-        arguments.overrides = [*filter(None, [arguments.config]), *arguments.overrides]
-        arguments.config = arguments.default
-    path = find_config(arguments.config, PROGRAM_OF[arguments.stage])
+        words.insert(0, arguments.default)
+    name, *given_keys = words
+    path = find_config(name, PROGRAM_OF[arguments.stage])
     if not (arguments.local or arguments.dry_run or slurm.installed()):
         raise UserError("no Slurm here (sbatch is not on PATH); add --local to run on this machine")
     stages = tuple(PROGRAM_OF)
     later = stages[stages.index(arguments.stage) + 1 :] if arguments.chain else ()
-    overrides = (*arguments.overrides, f"{arguments.stage}.flag=true")
+    overrides = (*given_keys, f"{arguments.stage}.flag=true")
     config = configuration.load(path, overrides, (arguments.stage, *later))
     stages = (arguments.stage, *(name for name in later if (section := getattr(config, name)) and section.flag))
-    jobs = [StageJob((stage,), path, tuple(arguments.overrides), config.folder.root, cluster) for stage in stages]
+    jobs = [StageJob((stage,), path, tuple(given_keys), config.folder.root, cluster) for stage in stages]
     if arguments.dry_run:
         for job in jobs:
             print(sbatch_file(job))

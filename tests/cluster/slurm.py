@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
@@ -105,11 +106,11 @@ class Slurm:
             "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/socket",
             f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
         )  # fmt: skip
-        _wait_for((munge / "socket").exists, 10, "munged opens no socket")
+        wait_for((munge / "socket").exists, 10, "munged opens no socket")
         self._spawn("slurmctld", "-D")
         for node in NODES:
             self.start_node(node)
-        _wait_for(self._idle, 60, "the nodes do not become idle")
+        wait_for(self._idle, 60, "the nodes do not become idle")
 
     def start_node(self, node: str) -> None:
         self._spawn("slurmd", "-D", "-N", node, name=node)
@@ -130,11 +131,32 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
 
-    def _idle(self) -> bool:
+    def run(self, *command: object, ok: bool = True, variables: dict[str, str] | None = None, **options: object):
+        """Run a command as a user of the cluster; where it must be `ok`, a failure shows what it printed."""
         done = subprocess.run(
-            ["sinfo", "-h", "-N", "-p", "VA", "-o", "%T"], env=self.environment, capture_output=True, text=True
+            list(map(str, command)),
+            env=self.environment | (variables or {}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **options,
         )
-        return done.stdout.split() == ["idle", "idle"]
+        assert not ok or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def job(self, job: str) -> dict[str, str]:
+        """The fields of `scontrol show job`."""
+        fields = self.run("scontrol", "show", "job", job).stdout.split()
+        return dict(field.split("=", 1) for field in fields if "=" in field)
+
+    def wait(self, job: str, seconds: float = 240) -> dict[str, str]:
+        """Wait until a job has ended, requeues and all; its fields then."""
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        wait_for(lambda: self.job(job)["JobState"] in ended, seconds, f"job {job} does not end")
+        return self.job(job)
+
+    def _idle(self) -> bool:
+        return self.run("sinfo", "-h", "-N", "-p", "VA", "-o", "%T").stdout.split() == ["idle", "idle"]
 
     def _spawn(self, program: str, *arguments: str, name: str | None = None) -> None:
         name = name or program
@@ -156,7 +178,7 @@ def _free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _wait_for(condition, seconds: float, otherwise: str) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -165,6 +187,8 @@ def _wait_for(condition, seconds: float, otherwise: str) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     cluster = Slurm(Path(sys.argv[1]).resolve())
     try:
         cluster.start()

@@ -21,7 +21,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from vitas import slurm
-from vitas.errors import UserError
+from vitas.errors import UserError, exit_on_user_error
 from vitas.files import RunFolder, read_text
 from vitas.launch.cluster import Cluster, fill_in
 from vitas.launch.supervisor import supervise
@@ -65,7 +65,7 @@ def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
     with _no_leftovers(executor.folder.parent):
         try:
             handle = executor.submit(
-                supervise,
+                _run,
                 job.program,
                 read_text(job.config),
                 str(job.config),
@@ -75,7 +75,17 @@ def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
             )
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             raise UserError(f"Slurm refuses the job: {_sbatch_words(error)}") from None
+    for link in executor.folder.parent.glob(".submission_file_*.sh"):
+        link.unlink(missing_ok=True)  # submitit moves the file to the job's folder, and leaves a link
     return Submitted(job, handle.job_id, handle.paths.stdout)
+
+
+def _run(*arguments: object) -> None:
+    """What submitit calls in the job, which then ends with the program's own exit code."""
+    with exit_on_user_error():
+        code = supervise(*arguments)
+    if code:
+        sys.exit(code)
 
 
 def sbatch_file(job: StageJob) -> str:

@@ -75,7 +75,6 @@ def supervise(
     command = [
         "srun",
         "--kill-on-bad-exit=1",
-        "--unbuffered",
         "--open-mode=append",
         f"--error={folder.resolve()}/rank_%t.err",
         # Since Slurm 22.05, srun does not take it from the job.

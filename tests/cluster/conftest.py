@@ -1,0 +1,49 @@
+"""The cluster that the tests here share, and their configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.slurm import Slurm, missing_programs
+from tests.conftest import small_run
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A running cluster. Without Slurm's programs its tests are skipped, unless VITAS_REQUIRE_SLURM is set."""
+    missing = missing_programs()
+    reason = f"no Slurm here: {', '.join(missing)} not found (Debian: apt-get install slurm-wlm munge)"
+    if missing and os.environ.get("VITAS_REQUIRE_SLURM"):
+        pytest.fail(reason)
+    if missing:
+        pytest.skip(reason)
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory, digits) -> Callable[[], Path]:
+    """() -> a YAML whose stages take long enough to be disturbed; its run is in `run` beside it."""
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("run")
+        config = small_run(folder / "run", digits)
+        for stage in ("search", "retrain"):
+            config[stage] |= {"epochs": 8, "batch_size": 32, "log_steps": 4, "keep": 0}
+        config["sample"]["generations"] = 4
+        # All of its epochs, so that there is a middle to be disturbed in.
+        config["test"] |= {"start": 1, "end": 8}
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    return make

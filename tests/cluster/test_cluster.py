@@ -1,0 +1,294 @@
+"""On a real Slurm: what people type reaches its end, whatever happens to its jobs, with an undisturbed run's result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.cluster.slurm import Slurm, wait_for
+from tests.processes import REPOSITORY, run
+from tests.test_resume import assert_equal
+from vitas.space.found import read_found
+
+pytestmark = pytest.mark.slow
+
+# Two ranks on two nodes.
+ONE_EACH = ("-N", "2", "--ntasks-per-node=1", "--gres=gpu:1", "-c", "1")
+STAGES = ("search", "sample", "retrain", "test")
+HOMES = {"search": "search", "sample": "search", "retrain": "retrain", "test": "retrain"}
+
+
+def sbatch(slurm: Slurm, *arguments: object) -> str:
+    """Submit with sbatch from the repository's root; the job's id. What it prints goes to /dev/null, or `--output`."""
+    return slurm.run("sbatch", "--parsable", "--output=/dev/null", *arguments, cwd=REPOSITORY).stdout.strip()
+
+
+def launch(slurm: Slurm, *arguments: object) -> list[str]:
+    """`vitas launch`; the ids of the jobs that it submits."""
+    output = slurm.run(sys.executable, "-m", "vitas", "launch", *arguments, cwd=REPOSITORY).stdout
+    return re.findall(r"submitted job (\d+)", output)
+
+
+def log_of(save_path: Path, stage: str, job: str) -> str:
+    """What rank 0 said of a stage in a job."""
+    path = save_path / HOMES[stage] / "log" / f"{stage}-{job}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for_middle(slurm: Slurm, save_path: Path, stage: str, job: str) -> None:
+    """Wait until a stage is under way: some steps, scores or checkpoints from its start, many from its end."""
+    signs = {"search": "step 2", "sample": "generation 1/", "retrain": "step 2", "test": "epoch_1_ckpt"}
+    wait_for(lambda: signs[stage] in log_of(save_path, stage, job), 120, f"{stage} does not start in job {job}")
+    assert slurm.job(job)["JobState"] == "RUNNING"
+
+
+def assert_same_results(left: Path, right: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """The final checkpoints and results of two runs are equal, bit by bit; only what a clock measured may differ."""
+    for stage in {"search", "retrain"} & set(stages):
+        name = f"{stage}/checkpoint/epoch_8_ckpt.pth.tar"
+        assert_equal(*(torch.load(folder / name, weights_only=True) for folder in (left, right)))
+    if "sample" in stages:
+        for name in ("search/population.jsonl", "search/architectures.yaml"):
+            assert (left / name).read_bytes() == (right / name).read_bytes(), name
+    if "test" in stages:
+        assert results_of(left) == results_of(right)
+
+
+def results_of(save_path: Path) -> list[dict]:
+    rows = json.loads((save_path / "retrain" / "results.json").read_text())["checkpoints"]
+    measured = {"images_per_second", "checkpoint"}
+    return [{key: value for key, value in row.items() if key not in measured} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, make_run) -> Path:
+    """All four stages as one chain of jobs, which nothing disturbs."""
+    config = make_run()
+    jobs = launch(slurm, "search", config, "--chain", *ONE_EACH)
+    assert len(jobs) == 4
+    for job in jobs:
+        fields = slurm.wait(job)
+        assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "0")
+    return config.parent / "run"
+
+
+def test_a_chain_takes_a_yaml_from_nothing_to_results(undisturbed):
+    rows = results_of(undisturbed)
+    assert len(rows) == 8
+    assert rows[-1]["top1"] > 30
+    starts = sorted(undisturbed.glob("*/log/*/environment.json"))
+    assert [path.parent.name.split("-")[0] for path in starts] == ["inference", "retrain", "search", "search"]
+    for path in starts:
+        environment = json.loads(path.read_text())
+        assert environment["slurm_job"] == path.parent.name.split("-")[1]
+        assert environment["processes"] == 2
+        assert environment["packages"]["torch"]
+        # Every default is resolved.
+        assert yaml.safe_load((path.parent / "config.yaml").read_text())["retrain"]["weight_decay"] == 0.05
+    assert not list(undisturbed.rglob("*.lock"))
+    assert not list(undisturbed.rglob("rank_*.err"))
+
+
+def test_the_scripts_that_people_type(slurm, make_run):
+    """2 nodes x 2 tasks: sbatch script/search_bcnet.sh, ./script/retrain.sh, ./script/inference.sh."""
+    config = make_run()
+    save_path = config.parent / "elsewhere"
+    job = sbatch(
+        slurm, "-p", "VA", "-N", "2", "--ntasks-per-node=2", "--gres=gpu:2",
+        f"--output={save_path}.out", "script/search_bcnet.sh", config, f"save_path={save_path}", "search.epochs=2",
+    )  # fmt: skip
+    assert slurm.wait(job)["JobState"] == "COMPLETED", Path(f"{save_path}.out").read_text()
+    assert "4 process(es)" in log_of(save_path, "search", job)
+    assert (save_path / "search" / "architectures.yaml").exists()
+
+    # One process gives that supernet's architectures the same scores.
+    alone = config.parent / "alone"
+    shutil.copytree(save_path / "search" / "checkpoint", alone / "search" / "checkpoint")
+    run("search", config, f"save_path={alone}", "search.flag=false")
+    for name in ("population.jsonl", "architectures.yaml"):
+        assert (alone / "search" / name).read_bytes() == (save_path / "search" / name).read_bytes()
+
+    for script, stage, more in (("retrain", "retrain", ["retrain.epochs=3"]), ("inference", "test", ["test.end=3"])):
+        done = slurm.run(f"script/{script}.sh", "-N2", "--ntasks-per-node=2", config, f"save_path={save_path}", *more,
+                         cwd=REPOSITORY)  # fmt: skip
+        assert "submitting through Slurm" in done.stderr
+        (job,) = re.findall(r"submitted job (\d+)", done.stdout)
+        (log,) = re.findall(r"its log will be (\S+)", done.stdout)
+        assert slurm.wait(job)["JobState"] == "COMPLETED", Path(log).read_text()
+        assert "4 process(es)" in log_of(save_path, stage, job) or stage == "test"
+        assert f"{stage}: " in Path(log).read_text()
+    assert len(results_of(save_path)) == 3
+
+
+def test_every_stage_is_requeued_in_its_middle(slurm, make_run, undisturbed):
+    config = make_run()
+    save_path = config.parent / "run"
+    jobs = launch(slurm, "search", config, "--chain", *ONE_EACH)
+    for stage, job in zip(STAGES, jobs, strict=True):
+        wait_for_middle(slurm, save_path, stage, job)
+        slurm.run("scontrol", "requeue", job)
+        fields = slurm.wait(job)
+        assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), stage
+    for stage, job in zip(("search", "retrain"), (jobs[0], jobs[2]), strict=True):
+        # SIGTERM came with time enough for a checkpoint: no step was lost.
+        (stopped,) = re.findall(r"stops after step (\d+) of", log_of(save_path, stage, job))
+        assert f"resumes at step {stopped} of" in log_of(save_path, stage, job)
+    (stopped,) = re.findall(r"stops after (\d+) scores", log_of(save_path, "sample", jobs[1]))
+    assert f"goes on from {stopped} scores" in log_of(save_path, "sample", jobs[1])
+    assert_same_results(undisturbed, save_path)
+
+
+@pytest.fixture
+def retraining(make_run, undisturbed) -> tuple[Path, Path, list[str]]:
+    """The `retrain` stage of `undisturbed`, anew: its YAML, its folder, and overrides that name the architecture."""
+    config = make_run()
+    best = next(iter(read_found(undisturbed / "search" / "architectures.yaml").values()))
+    return config, config.parent / "run", [f"retrain.architecture={best}"]
+
+
+def test_a_time_limit_shorter_than_the_stage(slurm, retraining, undisturbed):
+    """The job stops before the limit, several times, and ends with the undisturbed result."""
+    config, save_path, overrides = retraining
+    startup, training = durations(slurm, undisturbed)
+    # Slurm's limits are whole minutes; so the margin decides how long the job works each time.
+    margin = 60 - round(startup + training / 3)
+    (job,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH, "--time=1", f"--stop-margin={margin}")
+    fields = slurm.wait(job, 400)
+    assert fields["JobState"] == "COMPLETED"
+    requeues = (save_path / "retrain" / "log" / f"retrain-{job}" / "requeues.jsonl").read_text().splitlines()
+    assert len(requeues) == int(fields["Restarts"]) >= 2
+    assert log_of(save_path, "retrain", job).count("(the time limit)") == len(requeues)
+    assert_same_results(undisturbed, save_path, ("retrain",))
+
+
+def durations(slurm: Slurm, save_path: Path) -> tuple[float, float]:
+    """Seconds from a retraining job's start to its first step, and from there to its end."""
+    (log,) = (save_path / "retrain" / "log").glob("retrain-*.log")
+    lines = log.read_text().splitlines()
+    first, last = (datetime.fromisoformat(line[:19]) for line in (lines[0], lines[-1]))
+    start = datetime.fromisoformat(slurm.job(log.stem.split("-")[1])["StartTime"])
+    return (first - start).total_seconds(), (last - first).total_seconds()
+
+
+def ranks(job: str) -> dict[int, int]:
+    """The process ids of a job's ranks."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            variables = dict(part.split(b"=", 1) for part in (folder / "environ").read_bytes().split(b"\0") if part)
+            if variables.get(b"SLURM_JOB_ID") == job.encode() and words[1:3] == [b"-m", b"retrain"]:
+                found[int(variables[b"SLURM_PROCID"])] = int(folder.name)
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_takes_the_job_back_into_the_queue(slurm, retraining, undisturbed, rank):
+    config, save_path, overrides = retraining
+    (job,) = launch(slurm, "retrain", config, *overrides, "retrain.checkpoint_steps=20", *ONE_EACH)
+    wait_for_middle(slurm, save_path, "retrain", job)
+    os.kill(ranks(job)[rank], signal.SIGKILL)
+    killed = time.monotonic()
+    wait_for(lambda: slurm.job(job)["JobState"] != "RUNNING", 60, "the other rank hangs")
+    assert time.monotonic() - killed < 30  # Far from the half hour that a collective may take.
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
+    output = (save_path / "retrain" / "log" / f"retrain-{job}" / f"{job}_0_log.out").read_text()
+    assert f"job {job} died; requeued, 1 of at most 100 times" in output
+    assert_same_results(undisturbed, save_path, ("retrain",))
+
+
+def test_a_node_that_is_lost_takes_the_job_back_into_the_queue(slurm, retraining, undisturbed):
+    config, save_path, overrides = retraining
+    (job,) = launch(slurm, "retrain", config, *overrides, "retrain.checkpoint_steps=20", "retrain.data.workers=1",
+                    *ONE_EACH)  # fmt: skip
+    wait_for_middle(slurm, save_path, "retrain", job)
+    for pid in ranks(job).values():
+        os.kill(pid, signal.SIGSTOP)  # So that it does not end before Slurm misses the node.
+    try:
+        slurm.kill_node("n2")
+        wait_for(lambda: slurm.job(job)["Restarts"] == "1", 90, "Slurm does not miss the node")
+    finally:
+        for pid in ranks(job).values():
+            os.kill(pid, signal.SIGCONT)
+        slurm.start_node("n2")
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
+    assert_same_results(undisturbed, save_path, ("retrain",))
+
+
+def test_two_jobs_at_once_and_a_third_with_the_first_ones_save_path(slurm, retraining, make_run, undisturbed):
+    config, save_path, overrides = retraining
+    second_config = make_run()
+    (first,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH)
+    (second,) = launch(slurm, "retrain", second_config, *overrides, *ONE_EACH)
+    wait_for_middle(slurm, save_path, "retrain", first)
+    (third,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH)
+    fields = slurm.wait(third)
+    assert (fields["JobState"], fields["Restarts"], fields["ExitCode"]) == ("FAILED", "0", "2:0")
+    output = (save_path / "retrain" / "log" / f"retrain-{third}" / f"{third}_0_log.out").read_text()
+    assert len(re.findall(f"^error: save_path: .* is being written by Slurm job {first} of ", output, re.M)) == 1
+    for job, path in ((first, save_path), (second, second_config.parent / "run")):
+        assert slurm.wait(job)["JobState"] == "COMPLETED"
+        assert_same_results(undisturbed, path, ("retrain",))
+
+
+def test_scancel_stops_for_good_and_leaves_what_can_go_on(slurm, retraining, undisturbed):
+    config, save_path, overrides = retraining
+    (job,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH)
+    wait_for_middle(slurm, save_path, "retrain", job)
+    slurm.run("scancel", job)
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["Restarts"]) == ("CANCELLED", "0")
+    (stopped,) = re.findall(r"stops after step (\d+) of", log_of(save_path, "retrain", job))
+    (again,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH)
+    assert slurm.wait(again)["JobState"] == "COMPLETED"
+    assert f"resumes at step {stopped} of" in log_of(save_path, "retrain", again)
+    assert slurm.job(job)["JobState"] == "CANCELLED"
+    assert_same_results(undisturbed, save_path, ("retrain",))
+
+
+def test_requeues_are_bounded(slurm, retraining):
+    config, save_path, overrides = retraining
+    (job,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH, "--max-requeues=0")
+    wait_for_middle(slurm, save_path, "retrain", job)
+    slurm.run("scancel", "--signal=USR1", job)
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["Restarts"], fields["ExitCode"]) == ("FAILED", "0", "75:0")
+    output = (save_path / "retrain" / "log" / f"retrain-{job}" / f"{job}_0_log.out").read_text()
+    assert "has been requeued 0 times, the most allowed (max_requeues); submit it again to go on" in output
+    assert "(SIGUSR1)" in log_of(save_path, "retrain", job)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "VB"], "partition: found 'VB'; this cluster has VA, short; did you mean VA?"),
+        (["--gpus-per-node=3"], "gpus_per_node: found 3; a node of partition VA has 2 (--gpus-per-node, or"),
+        (["-N", "3"], "nodes: found 3; partition VA has 2 (-N, or"),
+        (["-p", "short", "-c", "99"], "Slurm refuses the job: Requested node configuration is not available"),
+        (["save_path=/dev/null/run"], "save_path: found '/dev/null/run', which cannot be made: Not a directory"),
+    ],
+)
+def test_what_slurm_cannot_give_is_refused_in_one_line(slurm, make_run, arguments, message):
+    config = make_run()
+    done = slurm.run(sys.executable, "-m", "vitas", "launch", "search", config, *arguments, ok=False, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert slurm.run("squeue", "-h").stdout == ""
+    assert not [path for path in config.parent.rglob("*") if path.is_file() and path != config]
