@@ -17,7 +17,8 @@ LAYERS = (
     ("released", "models", "cost", "data"),
     ("config", "checkpoint", "report"),
     ("engine",),
-    ("launch", "program"),
+    ("program",),
+    ("launch",),
     ("cli",),
 )
 LEVELS = {module: level for level, row in enumerate(LAYERS) for module in row}

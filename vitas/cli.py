@@ -149,7 +149,6 @@ def launch(arguments: argparse.Namespace) -> int:
         for job in jobs:
             print(sbatch_file(job))
         return 0
-    config.folder.check_writable()
     if arguments.local:
         for job in jobs:
             code = run_locally(job.program, path, job.arguments, cluster.tasks_per_node or cluster.gpus_per_node)

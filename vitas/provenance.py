@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 import yaml
 
-import vitas
 from vitas import slurm
 from vitas.distributed import World
 from vitas.files import write_text
 from vitas.settings import Settings
 
 _PACKAGES = (
-    "torch", "torchvision", "timm", "pymoo", "numpy", "pillow", "pyyaml", "pydantic", "tensorboard", "submitit", "rich",
+    "vitas", "torch", "torchvision", "timm", "pymoo", "numpy", "pillow", "pyyaml", "pydantic", "tensorboard",
+    "submitit", "rich",
 )  # fmt: skip
 # Variables that can change what a run does. Others may hold secrets, and stay out.
 _PREFIXES = (
@@ -44,8 +44,7 @@ def environment(world: World) -> dict:
         "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
         "command": sys.orig_argv,
         "working_directory": os.getcwd(),
-        "vitas": vitas.__version__,
-        "git": git_state(Path(vitas.__file__).parent),
+        "git": git_state(Path(__file__).parent),
         "python": sys.version,
         "packages": {name: _version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,

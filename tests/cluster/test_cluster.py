@@ -188,7 +188,7 @@ def ranks(job: str) -> dict[int, int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            variables = dict(part.split(b"=", 1) for part in (folder / "environ").read_bytes().split(b"\0") if part)
+            variables = dict(part.partition(b"=")[::2] for part in (folder / "environ").read_bytes().split(b"\0"))
             if variables.get(b"SLURM_JOB_ID") == job.encode() and words[1:3] == [b"-m", b"retrain"]:
                 found[int(variables[b"SLURM_PROCID"])] = int(folder.name)
     return found
@@ -212,8 +212,7 @@ def test_a_rank_that_is_killed_takes_the_job_back_into_the_queue(slurm, retraini
 
 def test_a_node_that_is_lost_takes_the_job_back_into_the_queue(slurm, retraining, undisturbed):
     config, save_path, overrides = retraining
-    (job,) = launch(slurm, "retrain", config, *overrides, "retrain.checkpoint_steps=20", "retrain.data.workers=1",
-                    *ONE_EACH)  # fmt: skip
+    (job,) = launch(slurm, "retrain", config, *overrides, "retrain.checkpoint_steps=20", *ONE_EACH)
     wait_for_middle(slurm, save_path, "retrain", job)
     for pid in ranks(job).values():
         os.kill(pid, signal.SIGSTOP)  # So that it does not end before Slurm misses the node.

@@ -10,13 +10,12 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
 
-import vitas
 from vitas import slurm
 from vitas.errors import UserError
 from vitas.files import read_yaml
 from vitas.settings import Settings, explain
 
-REPOSITORY = Path(vitas.__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER_FILE = REPOSITORY / "configs" / "cluster.yaml"
 
 Positive = Annotated[int, Field(ge=1)]

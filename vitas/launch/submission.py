@@ -60,9 +60,14 @@ class Submitted:
 
 
 def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
-    """Put a job into the queue, to start once `after` has succeeded. Raises `UserError` with what Slurm says."""
+    """Put a job into the queue, to start once `after` has succeeded.
+
+    Raises `UserError` with what Slurm says, or for a save_path that cannot be
+    written to; then nothing is left behind.
+    """
     executor = _executor(job, after)
     with _no_leftovers(executor.folder.parent):
+        RunFolder(job.save_path).check_writable()
         try:
             handle = executor.submit(
                 _run,

@@ -1,0 +1,268 @@
+"""Launching: what is found, what is asked of Slurm, and what is refused before anything is submitted."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ENVIRONMENT, REPOSITORY
+from vitas import cli, config, slurm
+from vitas.errors import UserError
+from vitas.launch.cluster import Cluster, fill_in, load_cluster, sbatch_options
+from vitas.launch.configs import find_config
+from vitas.models.zoo import zoo
+from vitas.slurm import Partition
+from vitas.space import IDENTITY, Architecture
+
+PARTITIONS = [Partition("gpu", True, 6, 8, "1-00:00:00"), Partition("cpu", False, 1, 0, "infinite")]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster of two partitions, which nothing can be submitted to."""
+    monkeypatch.setattr(slurm, "installed", lambda: True)
+    monkeypatch.setattr(slurm, "partitions", lambda: PARTITIONS)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """(text) -> a cluster.yaml."""
+
+    def write(text: str):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+# Names of configurations
+
+
+def test_a_configuration_is_found_by_path_or_name(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    configs = REPOSITORY / "configs"
+    assert find_config("mine.yaml", "search").samefile(tmp_path / "mine.yaml")
+    assert find_config("mine", "search").samefile(tmp_path / "mine.yaml")
+    assert find_config(str(tmp_path / "mine.yaml"), "retrain") == tmp_path / "mine.yaml"
+    assert find_config("ViTAS_1.3G.yaml", "retrain").samefile(configs / "retrain" / "ViTAS_1.3G.yaml")
+    assert find_config("ViTAS_1.3G", "inference").samefile(configs / "inference" / "ViTAS_1.3G.yaml")
+    assert find_config("quickstart.yaml", "search").samefile(configs / "quickstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("ViTAS_1.3.yaml", "did you mean ViTAS_1.3G.yaml"),
+        ("vitas_858m", "did you mean ViTAS_858M.yaml"),
+        ("swin.yaml", "there are ViTAS_1.3G.yaml, ViTAS_1G.yaml"),
+    ],
+)
+def test_a_name_that_does_not_exist_lists_the_near_ones(name, hint):
+    with pytest.raises(UserError, match=rf"{name}: no such file, here or in configs/retrain/; {hint}"):
+        find_config(name, "retrain")
+
+
+# The configurations that come with the project
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*/*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_loads_and_flags_what_its_folder_runs(path):
+    loaded = config.load(path)
+    stages = {"search": ("search", "sample"), "retrain": ("retrain",), "inference": ("test",)}[path.parent.name]
+    assert all(getattr(loaded, stage).flag for stage in stages)
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [("858M", "vitas_a"), ("1G", "vitas_b"), ("1.3G", "vitas_c"), ("2.7G", "vitas_e"), ("4.9G", "vitas_f")],
+)
+def test_the_published_networks_are_retrained_and_measured_in_one_folder(size, name):
+    loaded = {
+        folder: config.load(REPOSITORY / "configs" / folder / f"ViTAS_{size}.yaml")
+        for folder in ("retrain", "inference")
+    }
+    assert loaded["retrain"].architecture(loaded["retrain"].retrain.architecture) == zoo()[name]
+    assert loaded["inference"].architecture(loaded["inference"].test.architecture) == zoo()[name]
+    assert loaded["retrain"].save_path == loaded["inference"].save_path
+    recipe = loaded["retrain"].retrain
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (300, 1024, 1e-3, 0.05)
+
+
+def test_vitas_c_can_be_found_by_the_block_level_search():
+    loaded = config.load(REPOSITORY / "configs" / "search" / "ViTAS_1.3G_block.yaml")
+    found = zoo()["vitas_c"]
+    deep = Architecture(found.patch_size, found.embed_dim, (*found.blocks, *[IDENTITY] * 4))
+    assert loaded.space.decode(loaded.space.encode(deep)).active_blocks == found.blocks
+    assert found.macs(convention="released") in loaded.sample.budget.build()
+
+
+@pytest.mark.parametrize(("name", "sharing"), [("BCNet", "bilateral"), ("AutoSlim", "ordinal")])
+def test_the_published_searches(name, sharing):
+    loaded = config.load(REPOSITORY / "configs" / "search" / f"ViTAS_1G_{name}.yaml")
+    assert loaded.model.sharing == sharing
+    assert zoo()["vitas_b"].macs(convention="released") in loaded.sample.budget.build()
+    assert loaded.space.encode(zoo()["vitas_b"].shifted()) is not None
+
+
+# What is asked of Slurm
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(file):
+    path = file("partition: gpu\ntime: 12:00:00\ngpus_per_node: 4\nsbatch: {exclude: n1, exclusive: true}\n")
+    merged = load_cluster(path, {"gpus_per_node": 2, "nodes": None, "sbatch": {"exclude": "n2"}})
+    assert merged == Cluster(
+        partition="gpu", time="12:00:00", gpus_per_node=2, sbatch={"exclude": "n2", "exclusive": True}
+    )
+    assert sbatch_options(merged) == [
+        "--partition=gpu", "--gres=gpu:2", "--ntasks-per-node=2", "--time=12:00:00", "--exclude=n2", "--exclusive",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partitoin: gpu", "partitoin: unknown key; did you mean partition?"),
+        ("nodes: two", "nodes: found 'two'; it must be an integer"),
+        ("time: soon", "time: found 'soon'; it must be minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS"),
+        ("- gpu", "found list; it must be a mapping of keys"),
+    ],
+)
+def test_a_cluster_file_with_a_mistake_is_refused(file, text, message):
+    path = file(text)
+    with pytest.raises(UserError) as refused:
+        load_cluster(path)
+    assert str(path) in str(refused.value)
+    assert message in str(refused.value)
+
+
+def test_what_is_left_open_is_what_the_partition_has(cluster):
+    filled = fill_in(Cluster(), "search")
+    assert (filled.nodes, filled.gpus_per_node, filled.tasks_per_node, filled.cpus_per_task) == (2, 8, 8, 4)
+    assert filled.time == "1-00:00:00"
+    assert fill_in(Cluster(), "test").nodes == 1
+    filled = fill_in(Cluster(partition="cpu"), "search")
+    assert (filled.nodes, filled.gpus_per_node, filled.tasks_per_node, filled.time) == (1, 0, 1, "0")
+    assert fill_in(Cluster(gpus_per_node=3, tasks_per_node=6), "retrain").tasks_per_node == 6
+
+
+def launched(capsys, *arguments: object) -> tuple[int, str, str]:
+    """The exit code, output and errors of `vitas launch`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["vitas", "launch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    captured = capsys.readouterr()
+    return ended.value.code or 0, captured.out, captured.err
+
+
+def test_a_dry_run_prints_the_sbatch_file_and_writes_nothing(cluster, make_config, capsys, tmp_path):
+    path = make_config()
+    code, output, error = launched(
+        capsys, "retrain", path, "-p", "gpu", "-N", "3", "retrain.architecture=p8-e48-token-h2q72m48x2",
+        "--gpus-per-node=4", "-t", "2-00", "--sbatch", "exclude=n7", "--dry-run", "retrain.epochs=7",
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    for line in (
+        "--partition=gpu", "--nodes=3", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=4", "--time=2-00",
+        "--exclude=n7", "--requeue", "--open-mode=append", "--job-name=vitas-retrain",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_chain_is_of_the_flagged_stages(cluster, make_config, capsys):
+    _, output, _ = launched(capsys, "sample", make_config({"retrain.flag": False}), "--chain", "--dry-run")
+    assert [line.split("=")[1] for line in output.splitlines() if "--job-name" in line] == [
+        "vitas-sample",
+        "vitas-test",
+    ]
+
+
+def test_a_chain_does_not_ask_yet_for_what_its_first_stages_will_find(cluster, make_config, capsys):
+    path = make_config()
+    code, _, error = launched(capsys, "retrain", path, "--chain", "--dry-run")
+    assert (code, "run `sample` first" in error) == (2, True)
+    assert launched(capsys, "search", path, "--chain", "--dry-run")[0] == 0
+    # What no search can bring is still refused.
+    code, _, error = launched(capsys, "search", path, "--chain", "--dry-run", "retrain.architecture=deit_tny")
+    assert (code, "did you mean deit_tiny" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "CONFIG is missing"),
+        (["search.epochs=3"], "CONFIG is missing"),
+        (["nothing.yaml"], "nothing.yaml: no such file, here or in configs/search/"),
+        (["CONFIG", "search.epochs=0"], "search.epochs: found 0"),
+        (["CONFIG", "-p", "gpus"], "partition: found 'gpus'; this cluster has gpu, cpu; did you mean gpu?"),
+        (["CONFIG", "--gpus-per-node", "9"], "gpus_per_node: found 9; a node of partition gpu has 8"),
+        (["CONFIG", "-p", "cpu", "--gpus-per-node", "1"], "gpus_per_node: found 1; a node of partition cpu has 0"),
+        (["CONFIG", "-N", "7"], "nodes: found 7; partition gpu has 6"),
+        (["CONFIG", "-t", "soon"], "--time: found 'soon'; it must be minutes"),
+        (["CONFIG", "--gres=tpu:1"], "found 'tpu:1'; it must read gpu:N"),
+        (["CONFIG", "--nodez=1"], "unrecognized arguments: --nodez=1"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line(cluster, make_config, capsys, tmp_path, arguments, message):
+    path = make_config()
+    code, output, error = launched(capsys, "search", *[path if word == "CONFIG" else word for word in arguments])
+    assert code == 2
+    assert output == ""
+    assert message in error.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_slurm_it_says_what_to_do(monkeypatch, make_config, capsys):
+    monkeypatch.setattr(slurm, "installed", lambda: False)
+    code, _, error = launched(capsys, "search", make_config())
+    assert code == 2
+    assert error == "error: no Slurm here (sbatch is not on PATH); add --local to run on this machine\n"
+
+
+# Without Slurm, on this machine
+
+
+@pytest.fixture
+def without_slurm(tmp_path):
+    """(command) -> how a script ended where there is no sbatch."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "env", "sed", "dirname", "ls", "cat", "id"):
+        (programs / name).symlink_to(shutil.which(name))
+    (programs / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    (programs / "python").chmod(0o755)
+
+    def run(*command: object) -> subprocess.CompletedProcess:
+        environment = ENVIRONMENT | {"PATH": str(programs)}
+        environment.pop("SLURM_JOB_ID", None)
+        return subprocess.run(list(map(str, command)), env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_scripts_run_on_this_machine_where_there_is_no_slurm(without_slurm, make_config, tmp_path):
+    path = make_config({"search.epochs": 1, "search.warmup_epochs": 0, "retrain.epochs": 1, "retrain.warmup_epochs": 0})
+    script = REPOSITORY / "script"
+    done = without_slurm("bash", script / "search_autoslim.sh", path, "sample.generations=1")
+    assert done.returncode == 0, done.stderr
+    assert "ordinal supernet" in done.stdout
+    assert (tmp_path / "run" / "search" / "architectures.yaml").exists()
+    for name in ("retrain", "inference"):
+        done = without_slurm(script / f"{name}.sh", path)
+        assert done.returncode == 0, done.stderr
+        assert "no Slurm here (sbatch is not on PATH): running on this machine" in done.stderr
+    assert (tmp_path / "run" / "retrain" / "results.json").exists()
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "script").glob("*.sh")), ids=lambda path: path.name)
+def test_every_script_answers_help_at_once(script, tmp_path):
+    done = subprocess.run([script, "--help"], cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2
+    assert "#SBATCH --" not in done.stdout
