@@ -66,7 +66,10 @@ use_environment() {
     local here="$PWD"
     if ls "$REPOSITORY"/.venv/.installed-* >/dev/null 2>&1 && [ -x "$REPOSITORY/.venv/bin/python" ]; then
         export PATH="$REPOSITORY/.venv/bin:$PATH"
-    elif ! python -c 'import torch, timm, pymoo, pydantic, submitit, rich, tensorboard' 2>/dev/null; then
+    elif ! python -c '
+from importlib.util import find_spec
+names = "torch", "torchvision", "timm", "pymoo", "pydantic", "yaml", "submitit", "rich", "tensorboard"
+raise SystemExit(not all(map(find_spec, names)))' 2>/dev/null; then
         # A compute node is no place to install from: often without a network, and many at once.
         [ -z "${SLURM_JOB_ID:-}" ] || fail "no Python environment for this job; run ./script/setup.sh in $REPOSITORY first"
         setup_environment base

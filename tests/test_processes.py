@@ -1,15 +1,12 @@
 """Two processes give what one gives, for every stage."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 
 import pytest
 import torch
 
-from tests.processes import ENVIRONMENT, REPOSITORY, command, run
+from tests.processes import run
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder, load_weights
 from vitas.data import EvaluationSet
@@ -29,11 +26,13 @@ def runs(make_config, tmp_path):
     folders = {1: tmp_path / "one", 2: tmp_path / "two"}
     for processes, folder in folders.items():
         arguments = (path, f"save_path={folder}", *SAME)
-        run("search", *arguments, "sample.flag=false", processes=processes)
-        if processes == 2:
+        if processes == 1:
+            run("search", *arguments)
+        else:
+            run("search", *arguments, "sample.flag=false", processes=processes)
             shutil.copytree(folder / "search", tmp_path / "trained by two")
             shutil.copytree(folders[1] / "search" / "checkpoint", folder / "search" / "checkpoint", dirs_exist_ok=True)
-        run("search", *arguments, "search.flag=false", processes=processes)
+            run("search", *arguments, "search.flag=false", processes=processes)
         run("retrain", *arguments, processes=processes)
         if processes == 2:
             shutil.copytree(folder / "retrain", tmp_path / "retrained by two")
@@ -81,46 +80,3 @@ def test_every_stage(runs) -> None:
         load_weights(network, checkpoint)
         logits.append(network(images))
     assert torch.allclose(*logits, atol=1e-2), (logits[0] - logits[1]).abs().max()
-
-
-def test_processes_that_slurm_started_meet(make_config, tmp_path) -> None:
-    """The variables of srun, a node name that does not resolve, and `scontrol` to ask for its address."""
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text('#!/bin/sh\n[ "$2" = hostnames ] && echo n1 && exit\necho NodeName=n1 NodeAddr=127.0.0.1\n')
-    scontrol.chmod(0o755)
-    path, folder = make_config(), tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [
-        f"save_path={folder}",
-        f"port={port}",
-        "sample.flag=false",
-        "search.epochs=1",
-        "search.warmup_epochs=0",
-    ]
-    processes = [
-        subprocess.Popen(
-            command("search", path, *arguments),
-            env=ENVIRONMENT
-            | {
-                "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
-                "SLURM_JOB_ID": "7",
-                "SLURM_STEP_ID": "0",
-                "SLURM_STEP_NODELIST": "n1",
-                "SLURM_STEP_NUM_TASKS": "2",
-                "SLURM_PROCID": str(rank),
-                "SLURM_LOCALID": str(rank),
-            },
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 process(es)" in outputs[0]
-    assert outputs[1] == ""

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from tests.conftest import small_run
 from tests.processes import kill_when, run
 
 pytestmark = pytest.mark.slow
@@ -18,14 +20,16 @@ LONG = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def config(make_config) -> Path:
-    return make_config()
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, digits) -> Path:
+    path = tmp_path_factory.mktemp("resume") / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run(path.parent / "run", digits)))
+    return path
 
 
-@pytest.fixture
-def undisturbed(config, tmp_path) -> Path:
-    folder = tmp_path / "undisturbed"
+@pytest.fixture(scope="module")
+def undisturbed(config) -> Path:
+    folder = config.parent / "undisturbed"
     run("search", config, f"save_path={folder}", *LONG)
     run("retrain", config, f"save_path={folder}", *LONG)
     return folder

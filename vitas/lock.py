@@ -44,24 +44,10 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        pid = os.getpid()
-        self._holder = Holder(
-            _user(),
-            socket.gethostname(),
-            pid,
-            _started(pid) or 0,
-            time.strftime("%Y-%m-%d %H:%M:%S"),
-            slurm.job_id(),
-            slurm.restarts(),
-        )
+        self._holder = _this_process()
         path.parent.mkdir(parents=True, exist_ok=True)
         with _opened(path) as file:
-            other = _read(file)
-            if other is not None and _lives(other, self._holder, path):
-                raise UserError(
-                    f"save_path: {path.parent} is being written by {other}; wait for it, stop it, "
-                    "or choose another save_path"
-                )
+            _refuse(_read(file), path)
             file.seek(0)
             file.truncate()
             file.write(json.dumps(asdict(self._holder)) + "\n")
@@ -79,6 +65,26 @@ class Lock:
         with _opened(self._path) as file:
             if _read(file) == self._holder:
                 self._path.unlink()
+
+
+def check_free(path: Path) -> None:
+    """Raises `UserError`, naming the holder, where another has the lock; takes nothing."""
+    if path.exists():
+        with _opened(path) as file:
+            _refuse(_read(file), path)
+
+
+def _refuse(other: Holder | None, path: Path) -> None:
+    if other is not None and _lives(other, _this_process(), path):
+        raise UserError(
+            f"save_path: {path.parent} is being written by {other}; wait for it, stop it, or choose another save_path"
+        )
+
+
+def _this_process() -> Holder:
+    pid = os.getpid()
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return Holder(_user(), socket.gethostname(), pid, _started(pid) or 0, since, slurm.job_id(), slurm.restarts())
 
 
 @contextmanager

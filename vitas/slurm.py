@@ -78,19 +78,20 @@ def time_limit(job: str) -> TimeLimit | None:
 
 @dataclass(frozen=True)
 class Partition:
-    """name, and of its nodes: nodes, how many; gpus, the most that one of them has; time_limit: as Slurm writes it."""
+    """nodes: how many. gpus, cpus: the most that one of them has. time_limit: as Slurm writes it."""
 
     name: str
     is_default: bool
     nodes: int
     gpus: int
+    cpus: int
     time_limit: str
 
 
 def partitions() -> list[Partition]:
     """The partitions of this cluster. Raises `SlurmError`."""
     rows: dict[str, list[list[str]]] = {}
-    for line in output("sinfo", "-h", "-o", "%P|%D|%G|%L|%l").splitlines():
+    for line in output("sinfo", "-h", "-o", "%P|%D|%G|%c|%L|%l").splitlines():
         name, *row = line.split("|")
         rows.setdefault(name, []).append(row)
     return [
@@ -99,7 +100,8 @@ def partitions() -> list[Partition]:
             name.endswith("*"),
             sum(int(nodes) for nodes, *_ in found),
             max(_gpus(gres) for _, gres, *_ in found),
-            found[0][2] if found[0][2] != "n/a" else found[0][3],
+            max(int(cpus.rstrip("+")) for _, _, cpus, *_ in found),
+            found[0][3] if found[0][3] != "n/a" else found[0][4],
         )
         for name, found in rows.items()
     ]

@@ -38,10 +38,10 @@ def make_run(tmp_path_factory, digits) -> Callable[[], Path]:
         folder = tmp_path_factory.mktemp("run")
         config = small_run(folder / "run", digits)
         for stage in ("search", "retrain"):
-            config[stage] |= {"epochs": 8, "batch_size": 32, "log_steps": 4, "keep": 0}
+            config[stage] |= {"epochs": 6, "batch_size": 32, "log_steps": 4, "keep": 0}
         config["sample"]["generations"] = 4
         # All of its epochs, so that there is a middle to be disturbed in.
-        config["test"] |= {"start": 1, "end": 8}
+        config["test"] |= {"start": 1, "end": 6}
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         return path

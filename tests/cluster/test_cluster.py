@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import yaml
 from tests.cluster.slurm import Slurm, wait_for
 from tests.processes import REPOSITORY, run
 from tests.test_resume import assert_equal
+from vitas import cli
+from vitas.launch.cluster import load_cluster, sbatch_options
 from vitas.space.found import read_found
 
 pytestmark = pytest.mark.slow
@@ -36,9 +39,23 @@ def sbatch(slurm: Slurm, *arguments: object) -> str:
 
 
 def launch(slurm: Slurm, *arguments: object) -> list[str]:
-    """`vitas launch`; the ids of the jobs that it submits."""
-    output = slurm.run(sys.executable, "-m", "vitas", "launch", *arguments, cwd=REPOSITORY).stdout
+    """`vitas launch`, without the seconds of a new process; the ids of the jobs that it submits."""
+    code, output, error = launched(slurm, *arguments)
+    assert code == 0, error
     return re.findall(r"submitted job (\d+)", output)
+
+
+def launched(slurm: Slurm, *arguments: object) -> tuple[int, str, str]:
+    """The exit code, output and errors of `vitas launch`."""
+    output, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(error):
+        for name in ("PATH", "SLURM_CONF"):
+            patch.setenv(name, slurm.environment[name])
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", ["vitas", "launch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return ended.value.code or 0, output.getvalue(), error.getvalue()
 
 
 def log_of(save_path: Path, stage: str, job: str) -> str:
@@ -57,7 +74,7 @@ def wait_for_middle(slurm: Slurm, save_path: Path, stage: str, job: str) -> None
 def assert_same_results(left: Path, right: Path, stages: tuple[str, ...] = STAGES) -> None:
     """The final checkpoints and results of two runs are equal, bit by bit; only what a clock measured may differ."""
     for stage in {"search", "retrain"} & set(stages):
-        name = f"{stage}/checkpoint/epoch_8_ckpt.pth.tar"
+        name = f"{stage}/checkpoint/epoch_6_ckpt.pth.tar"
         assert_equal(*(torch.load(folder / name, weights_only=True) for folder in (left, right)))
     if "sample" in stages:
         for name in ("search/population.jsonl", "search/architectures.yaml"):
@@ -76,17 +93,22 @@ def results_of(save_path: Path) -> list[dict]:
 def undisturbed(slurm, make_run) -> Path:
     """All four stages as one chain of jobs, which nothing disturbs."""
     config = make_run()
-    jobs = launch(slurm, "search", config, "--chain", *ONE_EACH)
+    code, output, error = launched(slurm, "search", config, "--chain", "--follow", *ONE_EACH)
+    assert code == 0, output + error
+    jobs = re.findall(r"submitted job (\d+)", output)
     assert len(jobs) == 4
     for job in jobs:
-        fields = slurm.wait(job)
-        assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "0")
+        assert f"job {job} ended: COMPLETED" in output
+        assert slurm.job(job)["Restarts"] == "0"
+    # It followed them all, line by line.
+    for stage in STAGES:
+        assert f" {stage}: " in output
     return config.parent / "run"
 
 
 def test_a_chain_takes_a_yaml_from_nothing_to_results(undisturbed):
     rows = results_of(undisturbed)
-    assert len(rows) == 8
+    assert len(rows) == 6
     assert rows[-1]["top1"] > 30
     starts = sorted(undisturbed.glob("*/log/*/environment.json"))
     assert [path.parent.name.split("-")[0] for path in starts] == ["inference", "retrain", "search", "search"]
@@ -121,13 +143,12 @@ def test_the_scripts_that_people_type(slurm, make_run):
         assert (alone / "search" / name).read_bytes() == (save_path / "search" / name).read_bytes()
 
     for script, stage, more in (("retrain", "retrain", ["retrain.epochs=3"]), ("inference", "test", ["test.end=3"])):
-        done = slurm.run(f"script/{script}.sh", "-N2", "--ntasks-per-node=2", config, f"save_path={save_path}", *more,
+        done = slurm.run(f"script/{script}.sh", *ONE_EACH, config, f"save_path={save_path}", *more,
                          cwd=REPOSITORY)  # fmt: skip
         assert "submitting through Slurm" in done.stderr
         (job,) = re.findall(r"submitted job (\d+)", done.stdout)
         (log,) = re.findall(r"its log will be (\S+)", done.stdout)
         assert slurm.wait(job)["JobState"] == "COMPLETED", Path(log).read_text()
-        assert "4 process(es)" in log_of(save_path, stage, job) or stage == "test"
         assert f"{stage}: " in Path(log).read_text()
     assert len(results_of(save_path)) == 3
 
@@ -163,8 +184,9 @@ def test_a_time_limit_shorter_than_the_stage(slurm, retraining, undisturbed):
     config, save_path, overrides = retraining
     startup, training = durations(slurm, undisturbed)
     # Slurm's limits are whole minutes; so the margin decides how long the job works each time.
-    margin = 60 - round(startup + training / 3)
-    (job,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH, "--time=1", f"--stop-margin={margin}")
+    margin = 60 - round(startup + max(training / 3, 3))
+    (job,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH, "--time=1", f"--stop-margin={margin}",
+                    "retrain.checkpoint_steps=1")  # fmt: skip
     fields = slurm.wait(job, 400)
     assert fields["JobState"] == "COMPLETED"
     requeues = (save_path / "retrain" / "log" / f"retrain-{job}" / "requeues.jsonl").read_text().splitlines()
@@ -194,38 +216,42 @@ def ranks(job: str) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_takes_the_job_back_into_the_queue(slurm, retraining, undisturbed, rank):
+def test_a_killed_rank_and_a_lost_node_take_the_job_back_into_the_queue(slurm, retraining, undisturbed):
     config, save_path, overrides = retraining
     (job,) = launch(slurm, "retrain", config, *overrides, "retrain.checkpoint_steps=20", *ONE_EACH)
-    wait_for_middle(slurm, save_path, "retrain", job)
-    os.kill(ranks(job)[rank], signal.SIGKILL)
-    killed = time.monotonic()
-    wait_for(lambda: slurm.job(job)["JobState"] != "RUNNING", 60, "the other rank hangs")
-    assert time.monotonic() - killed < 30  # Far from the half hour that a collective may take.
-    fields = slurm.wait(job)
-    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
+    for restart, rank in enumerate((1, 0), start=1):
+        wait_for_step_after(restart - 1, save_path, job)
+        os.kill(ranks(job)[rank], signal.SIGKILL)
+        killed = time.monotonic()
+        wait_for(lambda: slurm.job(job)["JobState"] != "RUNNING", 60, "the other rank hangs")
+        assert time.monotonic() - killed < 30  # Far from the half hour that a collective may take.
+        assert slurm.job(job)["Restarts"] == str(restart)
     output = (save_path / "retrain" / "log" / f"retrain-{job}" / f"{job}_0_log.out").read_text()
-    assert f"job {job} died; requeued, 1 of at most 100 times" in output
-    assert_same_results(undisturbed, save_path, ("retrain",))
+    assert f"job {job} died; requeued, 2 of at most 100 times" in output
 
-
-def test_a_node_that_is_lost_takes_the_job_back_into_the_queue(slurm, retraining, undisturbed):
-    config, save_path, overrides = retraining
-    (job,) = launch(slurm, "retrain", config, *overrides, "retrain.checkpoint_steps=20", *ONE_EACH)
-    wait_for_middle(slurm, save_path, "retrain", job)
+    wait_for_step_after(2, save_path, job)
     for pid in ranks(job).values():
-        os.kill(pid, signal.SIGSTOP)  # So that it does not end before Slurm misses the node.
+        os.kill(pid, signal.SIGSTOP)  # So that they do not end before Slurm misses the node.
     try:
         slurm.kill_node("n2")
-        wait_for(lambda: slurm.job(job)["Restarts"] == "1", 90, "Slurm does not miss the node")
+        wait_for(lambda: slurm.job(job)["Restarts"] == "3", 90, "Slurm does not miss the node")
     finally:
         for pid in ranks(job).values():
             os.kill(pid, signal.SIGCONT)
         slurm.start_node("n2")
     fields = slurm.wait(job)
-    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "3")
     assert_same_results(undisturbed, save_path, ("retrain",))
+
+
+def wait_for_step_after(restart: int, save_path: Path, job: str) -> None:
+    """Wait until a retraining job is at work after its `restart`th requeue."""
+
+    def at_work() -> bool:
+        starts = log_of(save_path, "retrain", job).split("process(es) on cpu")
+        return len(starts) == restart + 2 and re.search(r" step [2-9]\d", starts[-1]) is not None
+
+    wait_for(at_work, 120, f"job {job} does not start")
 
 
 def test_two_jobs_at_once_and_a_third_with_the_first_ones_save_path(slurm, retraining, make_run, undisturbed):
@@ -234,7 +260,8 @@ def test_two_jobs_at_once_and_a_third_with_the_first_ones_save_path(slurm, retra
     (first,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH)
     (second,) = launch(slurm, "retrain", second_config, *overrides, *ONE_EACH)
     wait_for_middle(slurm, save_path, "retrain", first)
-    (third,) = launch(slurm, "retrain", config, *overrides, *ONE_EACH)
+    # The two have all the GPUs.
+    (third,) = launch(slurm, "retrain", config, *overrides, "-N1", "--gpus-per-node=0", "--tasks-per-node=1", "-c1")
     fields = slurm.wait(third)
     assert (fields["JobState"], fields["Restarts"], fields["ExitCode"]) == ("FAILED", "0", "2:0")
     output = (save_path / "retrain" / "log" / f"retrain-{third}" / f"{third}_0_log.out").read_text()
@@ -274,20 +301,32 @@ def test_requeues_are_bounded(slurm, retraining):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", "VB"], "partition: found 'VB'; this cluster has VA, short; did you mean VA?"),
+        (["-p", "VBA"], "partition: found 'VBA'; this cluster has VA, short; did you mean VA?"),
         (["--gpus-per-node=3"], "gpus_per_node: found 3; a node of partition VA has 2 (--gpus-per-node, or"),
         (["-N", "3"], "nodes: found 3; partition VA has 2 (-N, or"),
-        (["-p", "short", "-c", "99"], "Slurm refuses the job: Requested node configuration is not available"),
+        (["-c", "5"], "cpus_per_task: found 5, for 2 processes; a node of partition VA has 8 processors (-c, or"),
+        (["-C", "a100"], "Slurm refuses the job: Invalid feature specification"),
         (["save_path=/dev/null/run"], "save_path: found '/dev/null/run', which cannot be made: Not a directory"),
     ],
 )
 def test_what_slurm_cannot_give_is_refused_in_one_line(slurm, make_run, arguments, message):
     config = make_run()
-    done = slurm.run(sys.executable, "-m", "vitas", "launch", "search", config, *arguments, ok=False, cwd=REPOSITORY)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, output, error = launched(slurm, "search", config, *arguments)
+    assert (code, output) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
     assert slurm.run("squeue", "-h").stdout == ""
-    assert not [path for path in config.parent.rglob("*") if path.is_file() and path != config]
+    assert list(config.parent.iterdir()) == [config]
+
+
+def test_sbatch_takes_what_cluster_yaml_sets(slurm, make_run, tmp_path):
+    """sbatch $(vitas cluster) script/search_bcnet.sh"""
+    file = tmp_path / "cluster.yaml"
+    file.write_text("partition: short\nnodes: 1\ngpus_per_node: 1\ncpus_per_task: 2\ntime: 00:20:00\n")
+    job = sbatch(slurm, *sbatch_options(load_cluster(file)), "--hold", "script/search_bcnet.sh", make_run())
+    fields = slurm.job(job)
+    slurm.run("scancel", job)
+    assert (fields["Partition"], fields["NumNodes"], fields["NumTasks"]) == ("short", "1-1", "1")
+    assert (fields["CPUs/Task"], fields["TimeLimit"], fields["TresPerNode"]) == ("2", "00:20:00", "gres:gpu:1")
+    assert fields["Requeue"] == "1"

@@ -1,12 +1,16 @@
 """Places of processes, shares of work and seeded streams; collectives of several ranks are in tests/cluster."""
 
 import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas import distributed
 from vitas.distributed import World, _place, stream_seed
 from vitas.errors import UserError
@@ -175,3 +179,39 @@ def test_torchrun_wins_over_slurm(bare_environment):
     set_all(bare_environment, SLURM_STEP | torchrun)
     assert _place(None) == (5, 8, 1)
     assert os.environ["MASTER_PORT"] == "1"
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_come_are_named():
+    """Ranks 0 and 2 of four come."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = "from vitas import distributed\ntry: distributed.init()\nexcept distributed.RendezvousError as e: print(e)"
+    variables = {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "VITAS_RENDEZVOUS_SECONDS": "8"}
+    ranks = {
+        rank: subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=ENVIRONMENT | variables | {"RANK": str(rank)},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 2)
+    }
+    said = {rank: process.communicate(timeout=120)[0] for rank, process in ranks.items()}
+    assert f"of 4 ranks, 2 did not come to 127.0.0.1:{port} within 8 s: 1, 3 (here are 0 on " in said[0]
+    assert ", 2 on " in said[0]
+    assert "rank 2 on " in said[2]
+
+
+def test_a_port_that_is_taken_is_a_mistake_that_can_be_mended(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        monkeypatch.setenv("VITAS_RENDEZVOUS_SECONDS", "1")
+        with pytest.raises(UserError, match=rf"^port: {port} cannot be opened on .*; choose another$"):
+            distributed._meet(0, 2)

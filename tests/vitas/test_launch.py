@@ -16,7 +16,7 @@ from vitas.models.zoo import zoo
 from vitas.slurm import Partition
 from vitas.space import IDENTITY, Architecture
 
-PARTITIONS = [Partition("gpu", True, 6, 8, "1-00:00:00"), Partition("cpu", False, 1, 0, "infinite")]
+PARTITIONS = [Partition("gpu", True, 6, 8, 64, "1-00:00:00"), Partition("cpu", False, 1, 0, 2, "infinite")]
 
 
 @pytest.fixture
@@ -146,6 +146,7 @@ def test_what_is_left_open_is_what_the_partition_has(cluster):
     assert fill_in(Cluster(), "test").nodes == 1
     filled = fill_in(Cluster(partition="cpu"), "search")
     assert (filled.nodes, filled.gpus_per_node, filled.tasks_per_node, filled.time) == (1, 0, 1, "0")
+    assert filled.cpus_per_task == 2
     assert fill_in(Cluster(gpus_per_node=3, tasks_per_node=6), "retrain").tasks_per_node == 6
 
 
@@ -163,12 +164,12 @@ def test_a_dry_run_prints_the_sbatch_file_and_writes_nothing(cluster, make_confi
     path = make_config()
     code, output, error = launched(
         capsys, "retrain", path, "-p", "gpu", "-N", "3", "retrain.architecture=p8-e48-token-h2q72m48x2",
-        "--gpus-per-node=4", "-t", "2-00", "--sbatch", "exclude=n7", "--dry-run", "retrain.epochs=7",
+        "--gpus-per-node=4", "-t", "2-00", "--mem=64G", "--sbatch", "exclude=n7", "--dry-run", "retrain.epochs=7",
     )  # fmt: skip
     assert (code, error) == (0, "")
     for line in (
         "--partition=gpu", "--nodes=3", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=4", "--time=2-00",
-        "--exclude=n7", "--requeue", "--open-mode=append", "--job-name=vitas-retrain",
+        "--exclude=n7", "--mem=64G", "--requeue", "--open-mode=append", "--job-name=vitas-retrain",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in output
     assert not (tmp_path / "run").exists()
@@ -203,6 +204,7 @@ def test_a_chain_does_not_ask_yet_for_what_its_first_stages_will_find(cluster, m
         (["CONFIG", "--gpus-per-node", "9"], "gpus_per_node: found 9; a node of partition gpu has 8"),
         (["CONFIG", "-p", "cpu", "--gpus-per-node", "1"], "gpus_per_node: found 1; a node of partition cpu has 0"),
         (["CONFIG", "-N", "7"], "nodes: found 7; partition gpu has 6"),
+        (["CONFIG", "-c", "9"], "cpus_per_task: found 9, for 8 processes; a node of partition gpu has 64 processors"),
         (["CONFIG", "-t", "soon"], "--time: found 'soon'; it must be minutes"),
         (["CONFIG", "--gres=tpu:1"], "found 'tpu:1'; it must read gpu:N"),
         (["CONFIG", "--nodez=1"], "unrecognized arguments: --nodez=1"),

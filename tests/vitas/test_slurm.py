@@ -39,11 +39,14 @@ def test_a_jobs_time_limit(says, printed, limit):
 
 def test_partitions_with_their_nodes_and_gpus(says):
     says(
-        "gpu*|4|gpu:a100:8(S:0-1)|1-00:00:00|infinite\n"
-        "gpu*|2|gpu:a100:4,gpu:h100:2(IDX:0-1),fs:1|1-00:00:00|infinite\n"
-        "cpu|10|(null)|n/a|2:00:00\n"
+        "gpu*|4|gpu:a100:8(S:0-1)|64|1-00:00:00|infinite\n"
+        "gpu*|2|gpu:a100:4,gpu:h100:2(IDX:0-1),fs:1|96+|1-00:00:00|infinite\n"
+        "cpu|10|(null)|32|n/a|2:00:00\n"
     )
-    assert slurm.partitions() == [Partition("gpu", True, 6, 8, "1-00:00:00"), Partition("cpu", False, 10, 0, "2:00:00")]
+    assert slurm.partitions() == [
+        Partition("gpu", True, 6, 8, 96, "1-00:00:00"),
+        Partition("cpu", False, 10, 0, 32, "2:00:00"),
+    ]
 
 
 def test_a_jobs_state(says):

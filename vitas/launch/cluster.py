@@ -30,7 +30,7 @@ class Cluster(Settings):
     nodes: null is 2 (1 for `test`), or what the partition has if that is less.
     gpus_per_node: null is all of a node's.
     tasks_per_node: processes; null is one for each GPU, or one.
-    cpus_per_task: null is 4.
+    cpus_per_task: null is 4, or what a node has for each if that is less.
     mem: of a node, as 64G.
     time: limit, as sbatch writes it; null is the partition's own. A job that needs longer goes on after a requeue.
     max_requeues: of one job, before it is left to you.
@@ -99,26 +99,33 @@ def fill_in(cluster: Cluster, stage: str) -> Cluster:
         names = cluster.partition.split(",")
         for name in names:
             if name not in [partition.name for partition in known]:
-                near = get_close_matches(name, [partition.name for partition in known], n=1)
+                near = get_close_matches(name, [partition.name for partition in known], n=1, cutoff=0.5)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(f"partition: found {name!r}; this cluster has {_names(known)}{hint}")
         chosen = [partition for partition in known if partition.name in names]
-    most_nodes, most_gpus = (max(getattr(partition, of) for partition in chosen) for of in ("nodes", "gpus"))
+    most_nodes, most_gpus, most_cpus = (max(getattr(part, of) for part in chosen) for of in ("nodes", "gpus", "cpus"))
     names = ",".join(partition.name for partition in chosen)
     nodes = cluster.nodes or min(STAGE_NODES[stage], most_nodes)
     gpus = most_gpus if cluster.gpus_per_node is None else cluster.gpus_per_node
+    tasks = cluster.tasks_per_node or max(gpus, 1)
+    cpus = cluster.cpus_per_task or max(1, min(4, most_cpus // tasks))
     if nodes > most_nodes:
         raise UserError(f"nodes: found {nodes}; partition {names} has {most_nodes} (-N, or {_where()})")
     if gpus > most_gpus:
         raise UserError(
             f"gpus_per_node: found {gpus}; a node of partition {names} has {most_gpus} (--gpus-per-node, or {_where()})"
         )
+    if tasks * cpus > most_cpus:
+        raise UserError(
+            f"cpus_per_task: found {cpus}, for {tasks} processes; a node of partition {names} has {most_cpus} "
+            f"processors (-c, or {_where()})"
+        )
     return cluster.model_copy(
         update={
             "nodes": nodes,
             "gpus_per_node": gpus,
-            "tasks_per_node": cluster.tasks_per_node or max(gpus, 1),
-            "cpus_per_task": cluster.cpus_per_task or 4,
+            "tasks_per_node": tasks,
+            "cpus_per_task": cpus,
             "time": cluster.time or ("0" if chosen[0].time_limit == "infinite" else chosen[0].time_limit),
         }
     )

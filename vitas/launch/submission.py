@@ -7,13 +7,14 @@ but who writes the `#SBATCH` lines.
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,16 +69,12 @@ def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
     executor = _executor(job, after)
     with _no_leftovers(executor.folder.parent):
         RunFolder(job.save_path).check_writable()
+        arguments = (read_text(job.config), str(job.config), job.arguments)
         try:
-            handle = executor.submit(
-                _run,
-                job.program,
-                read_text(job.config),
-                str(job.config),
-                job.arguments,
-                job.cluster.max_requeues,
-                job.cluster.stop_margin,
-            )
+            with redirect_stderr(io.StringIO()):  # What sbatch says is in the error too.
+                handle = executor.submit(
+                    _run, job.program, *arguments, job.cluster.max_requeues, job.cluster.stop_margin
+                )
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             raise UserError(f"Slurm refuses the job: {_sbatch_words(error)}") from None
     for link in executor.folder.parent.glob(".submission_file_*.sh"):
@@ -115,8 +112,8 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
     more: dict[str, object] = {"requeue": True}
     if after is not None:
         more |= {"dependency": f"afterok:{after.id}", "kill-on-invalid-dep": "yes"}
-    if cluster.reservation:
-        more["reservation"] = cluster.reservation
+    # submitit has no word for the one, and wants the other in whole gigabytes.
+    more |= {k: v for k, v in (("reservation", cluster.reservation), ("mem", cluster.mem)) if v}
     asked = {
         "partition": cluster.partition,
         "account": cluster.account,
@@ -126,7 +123,6 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
         "ntasks_per_node": cluster.tasks_per_node or cluster.gpus_per_node or 1,
         "gpus_per_node": cluster.gpus_per_node or None,
         "cpus_per_task": cluster.cpus_per_task,
-        "mem": cluster.mem,
         "time": cluster.time or "0",
     }
     executor.update_parameters(

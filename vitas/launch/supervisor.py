@@ -24,6 +24,7 @@ from vitas.errors import UserError, exit_on_user_error
 from vitas.files import Journal, RunFolder, parse_configuration, read_text, write_text
 from vitas.launch.cluster import load_cluster
 from vitas.launch.configs import find_config
+from vitas.lock import check_free
 from vitas.program import MISTAKE, OUTCOME_VARIABLE
 
 # Ranks that die this often without a checkpoint or a score in between will die again.
@@ -58,6 +59,8 @@ def supervise(
         raise UserError(f"{where}: save_path: found {save_path!r}; it must be a string")
     run = RunFolder(Path(save_path))
     run.check_writable()
+    # The ranks see to it; this spares them the start.
+    check_free(run.lock(program))
     folder = run.start(program, job)
     path = folder / "submitted.yaml"
     if not (slurm.restarts() and path.exists()):
