@@ -151,7 +151,9 @@ def launch(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.local:
         for job in jobs:
-            code = run_locally(job.program, path, job.arguments, cluster.tasks_per_node or cluster.gpus_per_node)
+            # configs/cluster.yaml speaks of the cluster's nodes, not of this machine.
+            processes = arguments.tasks_per_node or arguments.gpus_per_node
+            code = run_locally(job.program, path, job.arguments, processes)
             if code:
                 return code
         return 0

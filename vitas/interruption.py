@@ -41,8 +41,8 @@ def listen() -> None:
         signal.signal(number, _remember)
 
 
-def ignore() -> None:
-    """For helper processes, such as the loader's workers: they stop when their parent does.
+def ignore(worker: int = 0) -> None:
+    """For helper processes, as the `worker_init_fn` of a loader: they stop when their parent does.
 
     Slurm signals every process of a job, and without its workers a rank could not finish its step.
     """

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
@@ -121,10 +122,12 @@ class Slurm:
         self._daemons[node].wait()
 
     def stop(self) -> None:
-        subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=self.environment, capture_output=True)
-        time.sleep(1)
+        """End all jobs and daemons; no process stays behind."""
+        self.run("scancel", f"--user={getpass.getuser()}", ok=False)
+        with suppress(RuntimeError):
+            wait_for(lambda: self.run("squeue", "-h", ok=False).stdout == "", 20, "jobs do not end")
         for daemon in reversed(self._daemons.values()):
-            daemon.send_signal(signal.SIGTERM)
+            daemon.terminate()
         for daemon in self._daemons.values():
             try:
                 daemon.wait(10)

@@ -10,6 +10,7 @@ import pytest
 from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas import cli, config, slurm
 from vitas.errors import UserError
+from vitas.launch import local
 from vitas.launch.cluster import Cluster, fill_in, load_cluster, sbatch_options
 from vitas.launch.configs import find_config
 from vitas.models.zoo import zoo
@@ -245,6 +246,22 @@ def without_slurm(tmp_path):
         return subprocess.run(list(map(str, command)), env=environment, cwd=tmp_path, capture_output=True, text=True)
 
     return run
+
+
+def test_a_chain_runs_on_this_machine_stage_by_stage_until_one_fails(monkeypatch, make_config, capsys):
+    ran = []
+
+    def run_locally(program: str, config: object, overrides: tuple, processes: int | None) -> int:
+        ran.append((program, overrides[-2:], processes))
+        return 3 if len(ran) == 2 else 0
+
+    monkeypatch.setattr(local, "run_locally", run_locally)
+    code, _, _ = launched(capsys, "search", make_config(), "--chain", "--local", "--tasks-per-node=2")
+    assert code == 3
+    assert ran == [
+        ("search", ("search.flag=true", "sample.flag=false"), 2),
+        ("search", ("search.flag=false", "sample.flag=true"), 2),
+    ]
 
 
 @pytest.mark.slow

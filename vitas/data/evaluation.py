@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
+from vitas import interruption
 from vitas.data.folders import open_image_folder
 from vitas.distributed import World
 from vitas.settings import Settings
@@ -91,7 +92,7 @@ def _decode(folder: ImageFolder, image_size: int, part: slice, workers: int) -> 
     labels = torch.empty(count, dtype=torch.int64)
     dataset: Dataset = Subset(folder, range(part.start, part.stop))
     at = 0
-    for batch, targets in DataLoader(dataset, batch_size=64, num_workers=workers):
+    for batch, targets in DataLoader(dataset, batch_size=64, num_workers=workers, worker_init_fn=interruption.ignore):
         images[at : at + len(batch)] = batch
         labels[at : at + len(batch)] = targets
         at += len(batch)

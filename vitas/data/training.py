@@ -82,10 +82,6 @@ class TrainingData(Settings):
     augmentation: Augmentation = Augmentation()
 
 
-def _in_worker(worker: int) -> None:
-    interruption.ignore()
-
-
 class TrainingLoader:
     """Batches of augmented images, from any step to the last.
 
@@ -149,7 +145,7 @@ class TrainingLoader:
             pin_memory=self._world.device.type == "cuda",
             # It seeds the workers, which do not use it; without one, the main stream would be drawn from.
             generator=torch.Generator(),
-            worker_init_fn=_in_worker,
+            worker_init_fn=interruption.ignore,
         )
 
     def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int]]]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,9 +163,11 @@ def _sbatch_words(error: Exception) -> str:
 def follow(submitted: Submitted, say=print) -> bool:
     """Print a job's log as it grows, through requeues, until the job has ended; whether it succeeded."""
     at = 0
-    last_state = None
+    state = last_state = "PENDING"
     while True:
-        state = slurm.state(submitted.id)
+        # A controller that is busy or being restarted answers later.
+        with suppress(slurm.SlurmError):
+            state = slurm.state(submitted.id)
         if submitted.log.exists():
             with open(submitted.log, "rb") as file:
                 file.seek(at)
@@ -179,4 +181,4 @@ def follow(submitted: Submitted, say=print) -> bool:
         if state != last_state and state in ("PENDING", "RUNNING"):
             say(f"job {submitted.id} is {state}")
             last_state = state
-        time.sleep(1)
+        time.sleep(2)
