@@ -58,7 +58,9 @@ def main() -> None:
     if rest:
         arguments.words += rest
     with exit_on_user_error():
-        sys.exit(arguments.run(arguments))
+        code = arguments.run(arguments)
+    if code:
+        sys.exit(code)
 
 
 def _add_launch(commands) -> None:
