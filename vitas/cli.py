@@ -125,6 +125,7 @@ def launch(arguments: argparse.Namespace) -> int:
     """Submit, run here or show what the arguments of `vitas launch` ask for; the exit code."""
     from vitas import config as configuration
     from vitas import slurm
+    from vitas.checkpoint import CheckpointFolder
     from vitas.launch.cluster import Cluster, load_cluster
     from vitas.launch.configs import find_config
     from vitas.launch.local import run_locally
@@ -145,6 +146,11 @@ def launch(arguments: argparse.Namespace) -> int:
     later = stages[stages.index(arguments.stage) + 1 :] if arguments.chain else ()
     overrides = (*given_keys, f"{arguments.stage}.flag=true")
     config = configuration.load(path, overrides, (arguments.stage, *later))
+    # The first stage's job would fail at once without the checkpoint that it reads.
+    if arguments.stage == "sample":
+        CheckpointFolder(config.folder.checkpoints("search")).resolve(config.sample.load_name)
+    elif arguments.stage == "test" and config.test.start is None:
+        CheckpointFolder(config.folder.checkpoints("retrain")).resolve(config.test.load_name)
     stages = (arguments.stage, *(name for name in later if (section := getattr(config, name)) and section.flag))
     jobs = [StageJob((stage,), path, tuple(given_keys), config.folder.root, cluster) for stage in stages]
     if arguments.dry_run:

@@ -1,6 +1,7 @@
 """Launching: what is found, what is asked of Slurm, and what is refused before anything is submitted."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -180,11 +181,21 @@ def test_a_dry_run_prints_the_sbatch_file_and_writes_nothing(cluster, make_confi
 
 
 def test_a_chain_is_of_the_flagged_stages(cluster, make_config, capsys):
-    _, output, _ = launched(capsys, "sample", make_config({"retrain.flag": False}), "--chain", "--dry-run")
-    assert [line.split("=")[1] for line in output.splitlines() if "--job-name" in line] == [
-        "vitas-sample",
-        "vitas-test",
-    ]
+    _, output, _ = launched(capsys, "search", make_config({"retrain.flag": False}), "--chain", "--dry-run")
+    assert re.findall(r"--job-name=(.*)", output) == ["vitas-search", "vitas-sample", "vitas-test"]
+    assert "wckey" not in output
+
+
+@pytest.mark.parametrize(("stage", "home"), [("sample", "search"), ("test", "retrain")])
+def test_a_first_stage_without_the_checkpoint_that_it_reads_is_refused(
+    cluster, make_config, capsys, tmp_path, stage, home
+):
+    path = make_config({"test.architecture": "p8-e32-token-h2q96m64"})
+    code, output, error = launched(capsys, stage, path, "--dry-run")
+    assert (code, output) == (2, "")
+    checkpoints = tmp_path / "run" / home / "checkpoint"
+    assert error == f"error: {checkpoints} holds no checkpoint; run the stage that writes it first\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_chain_does_not_ask_yet_for_what_its_first_stages_will_find(cluster, make_config, capsys):

@@ -129,6 +129,7 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
         job_name=f"vitas-{'-'.join(job.stages)}",
         # The ranks watch the time limit themselves (`vitas.interruption`): Slurm's warning comes up to a minute early.
         signal_delay_s=0,
+        wckey=None,  # submitit's own, which clusters that check such keys would refuse
         stderr_to_stdout=True,
         # Slurm starts one process, which starts the ranks.
         use_srun=False,
