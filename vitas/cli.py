@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -98,9 +99,8 @@ def _add_launch(commands) -> None:
     asked.add_argument("--reservation")
     asked.add_argument("-N", "--nodes", type=_positive)
     asked.add_argument("--gpus-per-node", type=_natural, metavar="N", help="0 for none")
-    asked.add_argument(
-        "--gres", metavar="gpu:N", type=_gpus_of_gres, dest="gpus_per_node", help="the same as --gpus-per-node N"
-    )
+    asked.add_argument("--gpu-type", metavar="TYPE", help="where the nodes have several")
+    asked.add_argument("--gres", metavar="gpu:[TYPE:]N", type=_gres, help="the two above in one")
     asked.add_argument(
         "--tasks-per-node",
         "--ntasks-per-node",
@@ -132,6 +132,8 @@ def launch(arguments: argparse.Namespace) -> int:
     from vitas.launch.submission import PROGRAM_OF, StageJob, follow, sbatch_file, submit
 
     given = {name: getattr(arguments, name) for name in Cluster.model_fields if name != "sbatch"}
+    if arguments.gres:
+        given["gpu_type"], given["gpus_per_node"] = arguments.gres
     cluster = load_cluster(given=given | {"sbatch": dict(map(_option, arguments.sbatch))})
     words = list(arguments.words)
     if not words or ("=" in words[0] and not Path(words[0]).exists()):
@@ -160,7 +162,7 @@ def launch(arguments: argparse.Namespace) -> int:
     if arguments.local:
         for job in jobs:
             # configs/cluster.yaml speaks of the cluster's nodes, not of this machine.
-            processes = arguments.tasks_per_node or arguments.gpus_per_node
+            processes = arguments.tasks_per_node or given["gpus_per_node"]
             code = run_locally(job.program, path, job.arguments, processes)
             if code:
                 return code
@@ -193,11 +195,11 @@ def _option(text: str) -> tuple[str, str | bool]:
     return name, value if equals else True
 
 
-def _gpus_of_gres(text: str) -> int:
-    kind, _, count = text.rpartition(":")
-    if kind != "gpu" or not count.isdigit():
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must read gpu:N (for another, see --sbatch)")
-    return int(count)
+def _gres(text: str) -> tuple[str | None, int]:
+    match = re.fullmatch(r"gpu:(?:([^:]+):)?(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must read gpu:N or gpu:TYPE:N (for others, see --sbatch)")
+    return match[1], int(match[2])
 
 
 def _natural(text: str) -> int:

@@ -180,6 +180,16 @@ def test_a_dry_run_prints_the_sbatch_file_and_writes_nothing(cluster, make_confi
     assert not (tmp_path / "run").exists()
 
 
+def test_gpus_of_a_type(cluster, make_config, capsys):
+    path = make_config({"retrain.architecture": "p8-e32-token-h2q96m64"})
+    for words in (["--gres=gpu:a100:4"], ["--gpu-type=a100", "--gpus-per-node=4"]):
+        _, output, _ = launched(capsys, "retrain", path, "--dry-run", *words)
+        assert "#SBATCH --gpus-per-node=a100:4\n" in output
+        assert "#SBATCH --ntasks-per-node=4\n" in output
+    assert "--gres=gpu:a100:4" in sbatch_options(Cluster(gpu_type="a100", gpus_per_node=4))
+    assert sbatch_options(Cluster(gpus_per_node=0, tasks_per_node=2)) == ["--ntasks-per-node=2"]
+
+
 def test_a_chain_is_of_the_flagged_stages(cluster, make_config, capsys):
     _, output, _ = launched(capsys, "search", make_config({"retrain.flag": False}), "--chain", "--dry-run")
     assert re.findall(r"--job-name=(.*)", output) == ["vitas-search", "vitas-sample", "vitas-test"]
@@ -221,7 +231,7 @@ def test_a_chain_does_not_ask_yet_for_what_its_first_stages_will_find(cluster, m
         (["CONFIG", "-N", "7"], "nodes: found 7; partition gpu has 6"),
         (["CONFIG", "-c", "9"], "cpus_per_task: found 9, for 8 processes; a node of partition gpu has 64 processors"),
         (["CONFIG", "-t", "soon"], "--time: found 'soon'; it must be minutes"),
-        (["CONFIG", "--gres=tpu:1"], "found 'tpu:1'; it must read gpu:N"),
+        (["CONFIG", "--gres=tpu:1"], "found 'tpu:1'; it must read gpu:N or gpu:TYPE:N"),
         (["CONFIG", "--nodez=1"], "unrecognized arguments: --nodez=1"),
     ],
 )

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import REPOSITORY
+from vitas.launch import supervisor
+from vitas.slurm import SlurmError
 
 RUNNING = "JobState=RUNNING Restarts=0"
 
@@ -149,6 +151,27 @@ def test_a_requeued_job_keeps_the_yaml_that_it_was_started_with(job, tmp_path):
     assert submitted.read_text() == before
     job("exit 0")
     assert submitted.read_text() == before + "seed: 7\n"
+
+
+def test_slurm_is_asked_again_while_it_does_not_answer(monkeypatch):
+    waits, answers = [], iter([SlurmError("busy"), SlurmError("busy"), {"JobState": "RUNNING"}])
+
+    def ask() -> dict:
+        answer = next(answers)
+        if isinstance(answer, SlurmError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(supervisor.time, "sleep", waits.append)
+    assert supervisor._patiently(ask) == {"JobState": "RUNNING"}
+    assert waits == [1, 5]
+
+    def never() -> None:
+        raise SlurmError("busy")
+
+    with pytest.raises(SlurmError, match="busy"):
+        supervisor._patiently(never)
+    assert waits == [1, 5, *supervisor.SLURM_RETRIES]
 
 
 @pytest.mark.parametrize(

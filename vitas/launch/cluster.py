@@ -29,6 +29,7 @@ class Cluster(Settings):
     partition, account, qos, constraint, reservation: as in sbatch.
     nodes: null is 2 (1 for `test`), or what the partition has if that is less.
     gpus_per_node: null is all of a node's.
+    gpu_type: as the cluster names it, where its nodes have several.
     tasks_per_node: processes; null is one for each GPU, or one.
     cpus_per_task: null is 4, or what a node has for each if that is less.
     mem: of a node, as 64G.
@@ -46,6 +47,7 @@ class Cluster(Settings):
     reservation: str | None = None
     nodes: Positive | None = None
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    gpu_type: str | None = None
     tasks_per_node: Positive | None = None
     cpus_per_task: Positive | None = None
     mem: str | None = None
@@ -53,6 +55,13 @@ class Cluster(Settings):
     max_requeues: Annotated[int, Field(ge=0)] = 100
     stop_margin: Positive | None = None
     sbatch: dict[str, str | int | bool] = {}
+
+    @property
+    def gpus(self) -> str | None:
+        """As sbatch takes them: 4, or a100:4; None for none."""
+        if not self.gpus_per_node:
+            return None
+        return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else str(self.gpus_per_node)
 
     @field_validator("time")
     @classmethod
@@ -140,7 +149,7 @@ def sbatch_options(cluster: Cluster) -> list[str]:
         "constraint": cluster.constraint,
         "reservation": cluster.reservation,
         "nodes": cluster.nodes,
-        "gres": None if cluster.gpus_per_node is None else f"gpu:{cluster.gpus_per_node}",
+        "gres": f"gpu:{cluster.gpus}" if cluster.gpus_per_node else None,
         "ntasks-per-node": cluster.tasks_per_node or cluster.gpus_per_node,
         "cpus-per-task": cluster.cpus_per_task,
         "mem": cluster.mem,
@@ -150,7 +159,7 @@ def sbatch_options(cluster: Cluster) -> list[str]:
     return [
         f"--{name}" if value is True else f"--{name}={value}"
         for name, value in names.items()
-        if value is not None and value is not False and value != "gpu:0"
+        if value is not None and value is not False
     ]
 
 

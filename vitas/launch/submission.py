@@ -121,7 +121,7 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
         "constraint": cluster.constraint,
         "nodes": cluster.nodes or 1,
         "ntasks_per_node": cluster.tasks_per_node or cluster.gpus_per_node or 1,
-        "gpus_per_node": cluster.gpus_per_node or None,
+        "gpus_per_node": cluster.gpus,
         "cpus_per_task": cluster.cpus_per_task,
         "time": cluster.time or "0",
     }

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vitas import interruption, slurm
@@ -29,6 +29,8 @@ from vitas.program import MISTAKE, OUTCOME_VARIABLE
 
 # Ranks that die this often without a checkpoint or a score in between will die again.
 MOST_DEATHS_IN_PLACE = 3
+# Seconds to wait after each question that Slurm does not answer.
+SLURM_RETRIES = (1, 5, 15, 30, 60)
 
 
 def supervise(
@@ -111,7 +113,7 @@ def _again(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues: 
     what = "stopped" if stopped else "died"
     restarts = slurm.restarts()
     try:
-        fields = slurm.show_job(job) or {"JobState": "unknown"}
+        fields = _patiently(lambda: slurm.show_job(job)) or {"JobState": "unknown"}
     except slurm.SlurmError as error:
         _say(f"job {job} {what}, and Slurm does not answer ({error}); submit it again to go on")
         return code
@@ -145,6 +147,16 @@ def _again(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues: 
     except slurm.SlurmError as error:
         _say(f"job {job} cannot be requeued ({error}); submit it again to go on")
     return code
+
+
+def _patiently(ask: Callable[[], object]) -> object:
+    """Slurm's answer. Where a node was lost the controller may be busy, or being restarted, for a while."""
+    for wait in SLURM_RETRIES:
+        try:
+            return ask()
+        except slurm.SlurmError:
+            time.sleep(wait)
+    return ask()
 
 
 def _progress(run: RunFolder) -> int:
