@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from vitas import slurm
 from vitas.errors import UserError
@@ -48,18 +49,26 @@ class Lock:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _opened(path) as file:
             _refuse(_read(file), path)
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(asdict(self._holder)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            self._write(file)
 
     def check(self) -> None:
-        """Raises `RuntimeError` if another has taken over: Slurm lost this node, and runs the job elsewhere."""
+        """Raises `RuntimeError` if another has taken over: Slurm lost this node, and runs the job elsewhere.
+
+        A lock that somebody removed is put back.
+        """
         with _opened(self._path) as file:
             holder = _read(file)
-        if holder != self._holder:
+            if holder is None:
+                self._write(file)
+        if holder not in (None, self._holder):
             raise RuntimeError(f"{self._path} was taken over by {holder}; this process stops")
+
+    def _write(self, file: IO[str]) -> None:
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(asdict(self._holder)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
     def release(self) -> None:
         with _opened(self._path) as file:
@@ -88,7 +97,7 @@ def _this_process() -> Holder:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator:
+def _opened(path: Path) -> Iterator[IO[str]]:
     """The lock file, read and written by one process at a time where the file system can see to that."""
     while True:
         with open(path, "a+") as file:
@@ -102,7 +111,7 @@ def _opened(path: Path) -> Iterator:
                 return
 
 
-def _read(file) -> Holder | None:
+def _read(file: IO[str]) -> Holder | None:
     text = file.read()
     try:
         return Holder(**json.loads(text))

@@ -107,6 +107,14 @@ def test_a_requeued_job_takes_its_lock_over_and_what_lingers_of_its_last_start_l
     again.check()
 
 
+def test_a_lock_that_somebody_removed_is_put_back(path):
+    lock = Lock(path)
+    path.unlink()
+    lock.check()
+    with pytest.raises(UserError, match="is being written by"):
+        Lock(path)
+
+
 def test_a_second_start_within_a_job_is_refused(path, monkeypatch):
     in_job(monkeypatch, "12")
     Lock(path)
