@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from vitas.errors import UserError, exit_on_user_error
 from vitas.files import RunFolder, read_yaml
+from vitas.launch import command as launch_command
 from vitas.space import Architecture, check_patch_size, counts
 from vitas.space.found import read_found
 
@@ -33,8 +33,8 @@ def main() -> None:
         help="a name such as vitas_c or deit_tiny, a text such as p16-e230-token-h3q432m720x12, "
         "or an architectures.yaml (all of it, or FILE:NAME)",
     )
-    describe_parser.add_argument("--image-size", type=_positive, default=224, metavar="PIXELS")
-    describe_parser.add_argument("--num-classes", type=_positive, default=1000, metavar="N")
+    describe_parser.add_argument("--image-size", type=launch_command.positive, default=224, metavar="PIXELS")
+    describe_parser.add_argument("--num-classes", type=launch_command.positive, default=1000, metavar="N")
     describe_parser.set_defaults(run=lambda args: describe(args.architecture, args.image_size, args.num_classes))
 
     digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
@@ -45,7 +45,9 @@ def main() -> None:
     compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
     compare_parser.set_defaults(run=lambda args: compare(args.save_paths))
 
-    _add_launch(commands)
+    launch_parser = commands.add_parser("launch", help="run a stage, or all of them, as Slurm jobs")
+    launch_command.add_arguments(launch_parser)
+    launch_parser.set_defaults(run=launch_command.launch)
 
     cluster_parser = commands.add_parser(
         "cluster", help="print what configs/cluster.yaml sets as options: sbatch $(vitas cluster) script/..."
@@ -64,148 +66,11 @@ def main() -> None:
         sys.exit(code)
 
 
-def _add_launch(commands) -> None:
-    parser = commands.add_parser(
-        "launch",
-        help="run a stage, or all of them, as Slurm jobs",
-        description="Submit a stage as a Slurm job, which requeues itself until the stage is done. What is not given "
-        "here comes from configs/cluster.yaml, and then from what the partition has.",
-    )
-    parser.add_argument("stage", choices=("search", "sample", "retrain", "test"))
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="CONFIG [key=value ...]",
-        help="a YAML file, or a name in configs/; then what to set in it, as search.epochs=10",
-    )
-    # For scripts that have a CONFIG of their own.
-    parser.add_argument("--default", help=argparse.SUPPRESS)
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--chain",
-        action="store_true",
-        help="this stage and all flagged ones after it, each when the one before is done",
-    )
-    how.add_argument("--local", action="store_true", help="as processes of this machine, in the foreground")
-    how.add_argument("--dry-run", action="store_true", help="print the sbatch file, and submit nothing")
-    how.add_argument(
-        "--follow", action="store_true", help="print the job's log until it ends (Ctrl-C leaves the job running)"
-    )
-    asked = parser.add_argument_group("asked of Slurm (names as in sbatch)")
-    asked.add_argument("-p", "--partition")
-    asked.add_argument("-A", "--account")
-    asked.add_argument("-q", "--qos")
-    asked.add_argument("-C", "--constraint")
-    asked.add_argument("--reservation")
-    asked.add_argument("-N", "--nodes", type=_positive)
-    asked.add_argument("--gpus-per-node", type=_natural, metavar="N", help="0 for none")
-    asked.add_argument("--gpu-type", metavar="TYPE", help="where the nodes have several")
-    asked.add_argument("--gres", metavar="gpu:[TYPE:]N", type=_gres, help="the two above in one")
-    asked.add_argument(
-        "--tasks-per-node",
-        "--ntasks-per-node",
-        type=_positive,
-        metavar="N",
-        help="processes; one for each GPU without it",
-    )
-    asked.add_argument("-c", "--cpus-per-task", type=_positive, metavar="N")
-    asked.add_argument("--mem", help="of a node, as 64G")
-    asked.add_argument("-t", "--time", help="limit; a job that needs longer is requeued")
-    asked.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION=VALUE", help="any other option of sbatch; repeatable"
-    )
-    asked.add_argument("--max-requeues", type=_natural, metavar="N", help="of one job, before it is left to you")
-    asked.add_argument(
-        "--stop-margin", type=_positive, metavar="SECONDS", help="before the time limit, to stop and requeue in"
-    )
-    parser.set_defaults(run=launch)
-
-
-def launch(arguments: argparse.Namespace) -> int:
-    """Submit, run here or show what the arguments of `vitas launch` ask for; the exit code."""
-    from vitas import config as configuration
-    from vitas import slurm
-    from vitas.checkpoint import CheckpointFolder
-    from vitas.launch.cluster import Cluster, load_cluster
-    from vitas.launch.configs import find_config
-    from vitas.launch.local import run_locally
-    from vitas.launch.submission import PROGRAM_OF, StageJob, follow, sbatch_file, submit
-
-    given = {name: getattr(arguments, name) for name in Cluster.model_fields if name != "sbatch"}
-    if arguments.gres:
-        given["gpu_type"], given["gpus_per_node"] = arguments.gres
-    cluster = load_cluster(given=given | {"sbatch": dict(map(_option, arguments.sbatch))})
-    words = list(arguments.words)
-    if not words or ("=" in words[0] and not Path(words[0]).exists()):
-        if arguments.default is None:
-            raise UserError("CONFIG is missing: a YAML file, or a name in configs/")
-        words.insert(0, arguments.default)
-    name, *given_keys = words
-    path = find_config(name, PROGRAM_OF[arguments.stage])
-    if not (arguments.local or arguments.dry_run or slurm.installed()):
-        raise UserError("no Slurm here (sbatch is not on PATH); add --local to run on this machine")
-    stages = tuple(PROGRAM_OF)
-    later = stages[stages.index(arguments.stage) + 1 :] if arguments.chain else ()
-    overrides = (*given_keys, f"{arguments.stage}.flag=true")
-    config = configuration.load(path, overrides, (arguments.stage, *later))
-    # The first stage's job would fail at once without the checkpoint that it reads.
-    if arguments.stage == "sample":
-        CheckpointFolder(config.folder.checkpoints("search")).resolve(config.sample.load_name)
-    elif arguments.stage == "test" and config.test.start is None:
-        CheckpointFolder(config.folder.checkpoints("retrain")).resolve(config.test.load_name)
-    stages = (arguments.stage, *(name for name in later if (section := getattr(config, name)) and section.flag))
-    jobs = [StageJob((stage,), path, tuple(given_keys), config.folder.root, cluster) for stage in stages]
-    if arguments.dry_run:
-        for job in jobs:
-            print(sbatch_file(job))
-        return 0
-    if arguments.local:
-        for job in jobs:
-            # configs/cluster.yaml speaks of the cluster's nodes, not of this machine.
-            processes = arguments.tasks_per_node or given["gpus_per_node"]
-            code = run_locally(job.program, path, job.arguments, processes)
-            if code:
-                return code
-        return 0
-    submitted = []
-    for job in jobs:
-        submitted.append(submit(job, after=submitted[-1] if submitted else None))
-        after = f", after job {submitted[-2].id}" if len(submitted) > 1 else ""
-        print(f"{job.stages[0]}: submitted job {submitted[-1].id}{after}; its log will be {submitted[-1].log}")
-    if not arguments.follow:
-        print(f"follow it: tail -F {submitted[0].log}")
-        print(f"stop it:   scancel {' '.join(each.id for each in submitted)}")
-        return 0
-    try:
-        return 0 if all(follow(each) for each in submitted) else 1
-    except KeyboardInterrupt:
-        print(f"no longer following; the jobs go on: {' '.join(each.id for each in submitted)}")
-        return 0
-
-
 def cluster_options() -> None:
     """Print the options of sbatch that configs/cluster.yaml sets."""
     from vitas.launch.cluster import load_cluster, sbatch_options
 
     print(shlex.join(sbatch_options(load_cluster())))
-
-
-def _option(text: str) -> tuple[str, str | bool]:
-    name, equals, value = text.lstrip("-").partition("=")
-    return name, value if equals else True
-
-
-def _gres(text: str) -> tuple[str | None, int]:
-    match = re.fullmatch(r"gpu:(?:([^:]+):)?(\d+)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must read gpu:N or gpu:TYPE:N (for others, see --sbatch)")
-    return match[1], int(match[2])
-
-
-def _natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number")
-    return int(text)
 
 
 def digits(folder: Path) -> None:
@@ -323,9 +188,3 @@ def _table(name: str, architecture: Architecture, image_size: int, num_classes: 
 def _wide_console() -> Console:
     """A console that shows every number whole: 100 columns at least, also in a pipe, which has 80 for rich."""
     return Console(width=max(100, Console().width))
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number above 0")
-    return int(text)

@@ -61,6 +61,11 @@ def requeue(job: str) -> None:
     output("scontrol", "requeue", job)
 
 
+def cancel(job: str) -> None:
+    """End a job for good. Raises `SlurmError`."""
+    output("scancel", job)
+
+
 @dataclass(frozen=True)
 class TimeLimit:
     """Of a running job, in seconds. left: until Slurm ends it. whole: from its start."""

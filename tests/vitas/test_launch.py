@@ -5,15 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas import cli, config, slurm
 from vitas.errors import UserError
-from vitas.launch import local
+from vitas.launch import local, submission
 from vitas.launch.cluster import Cluster, fill_in, load_cluster, sbatch_options
 from vitas.launch.configs import find_config
+from vitas.launch.submission import StageJob, Submitted
 from vitas.models.zoo import zoo
 from vitas.slurm import Partition
 from vitas.space import IDENTITY, Architecture
@@ -216,6 +218,21 @@ def test_a_chain_does_not_ask_yet_for_what_its_first_stages_will_find(cluster, m
     # What no search can bring is still refused.
     code, _, error = launched(capsys, "search", path, "--chain", "--dry-run", "retrain.architecture=deit_tny")
     assert (code, "did you mean deit_tiny" in error) == (2, True)
+
+
+def test_where_one_job_of_a_chain_is_refused_none_stays(cluster, make_config, capsys, monkeypatch):
+    cancelled = []
+
+    def submit(job: StageJob, after: Submitted | None) -> Submitted:
+        if after is not None:
+            raise UserError("Slurm refuses the job: enough")
+        return Submitted(job, "7", Path("log"))
+
+    monkeypatch.setattr(submission, "submit", submit)
+    monkeypatch.setattr(slurm, "cancel", cancelled.append)
+    code, output, error = launched(capsys, "search", make_config(), "--chain")
+    assert (code, output, error) == (2, "", "error: Slurm refuses the job: enough\n")
+    assert cancelled == ["7"]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def supervise(
     path = folder / "submitted.yaml"
     if not (slurm.restarts() and path.exists()):
         write_text(path, config)
-    outcome = folder / "outcome.json"
+    # Of this start: ranks of an earlier one may linger on a node that was lost.
+    outcome = folder / f"outcome-{slurm.restarts()}.json"
     outcome.unlink(missing_ok=True)
     told = {file: file.stat().st_size for file in folder.glob("rank_*.err")}
     _say(f"job {job} starts `{program}` with {where}, {_count(slurm.restarts())}; its folder is {folder}")
