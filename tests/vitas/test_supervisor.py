@@ -70,6 +70,13 @@ def test_a_program_that_is_done(job, tmp_path):
     assert asked(tmp_path) == ""
 
 
+def test_the_controller_is_asked_once_where_the_ranks_meet(job, tmp_path):
+    shown = "n1 NodeAddr=10.0.0.7 JobState=RUNNING Restarts=0"
+    done = job(f"echo $MASTER_ADDR > {tmp_path}/address", shown, SLURM_JOB_NODELIST="n[1-8]")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "address").read_text() == "10.0.0.7\n"
+
+
 def test_ranks_that_stopped_have_their_job_requeued(job, tmp_path):
     done = job(outcome(75, "stopped by SIGUSR1; the same command goes on"))
     assert done.returncode == 75

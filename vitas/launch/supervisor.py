@@ -76,6 +76,9 @@ def supervise(
     environment = os.environ | {OUTCOME_VARIABLE: str(outcome.resolve()), "PYTHONUNBUFFERED": "1"}
     # As torchrun has it: tasks that share a node do not fight for its processors.
     environment.setdefault("OMP_NUM_THREADS", "1")
+    if "SLURM_JOB_NODELIST" in os.environ:
+        # Asked once here, and not by every rank.
+        environment.setdefault("MASTER_ADDR", slurm.first_node_address(os.environ["SLURM_JOB_NODELIST"]))
     if stop_margin or cluster.stop_margin:
         environment["VITAS_STOP_MARGIN"] = str(stop_margin or cluster.stop_margin)
     command = [
