@@ -37,6 +37,13 @@ def main() -> None:
     describe_parser.add_argument("--num-classes", type=launch_command.positive, default=1000, metavar="N")
     describe_parser.set_defaults(run=lambda args: describe(args.architecture, args.image_size, args.num_classes))
 
+    zoo_parser = commands.add_parser("zoo", help="show the published architectures side by side")
+    zoo_parser.add_argument("--measure", action="store_true", help="their speed on this machine too, some seconds each")
+    zoo_parser.add_argument(
+        "--batch-size", type=launch_command.positive, metavar="N", help="of --measure: 256 on a GPU, else 8"
+    )
+    zoo_parser.set_defaults(run=lambda args: show_zoo(args.measure, args.batch_size))
+
     digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
     digits_parser.add_argument("folder", type=Path)
     digits_parser.set_defaults(run=lambda args: digits(args.folder))
@@ -113,6 +120,58 @@ def architectures_of(name_or_file: str) -> dict[str, Architecture]:
     return {entry: found[entry]}
 
 
+def show_zoo(measure: bool, batch_size: int | None) -> None:
+    """Print the published architectures with their costs and accuracies, and their speed here if asked for."""
+    from vitas.models.zoo import PUBLISHED_ACCURACY, zoo
+
+    table = Table(box=box.SIMPLE)
+    table.add_column("network", no_wrap=True)
+    columns = ["patch", "dim", "depth", "heads", "GMACs", "released", "M params", "top-1", "top-5"]
+    for column in [*columns, *(["images/s"] if measure else [])]:
+        table.add_column(column, justify="right", no_wrap=True)
+    console = _wide_console(110)
+    speeds = {}
+    if measure:
+        with console.status("measuring"):
+            speeds, where = _speeds(zoo(), batch_size)
+    for name, architecture in zoo().items():
+        heads = sorted({block.heads for block in architecture.active_blocks})
+        top1, top5 = PUBLISHED_ACCURACY[name]
+        table.add_row(
+            name,
+            *map(str, (architecture.patch_size, architecture.embed_dim, len(architecture.active_blocks))),
+            "/".join(map(str, heads)),
+            f"{architecture.macs() / 1e9:.3f}",
+            f"{architecture.macs(convention='released') / 1e9:.3f}",
+            f"{architecture.parameters() / 1e6:.2f}",
+            f"{top1:.1f}",
+            "" if top5 is None else f"{top5:.1f}",
+            *([f"{speeds[name]:,.0f}"] if measure else []),
+        )
+    console.print(table)
+    console.print("224 x 224, 1,000 classes. Multiply-adds of an image, true and in the released convention.")
+    console.print("Top-1 and top-5 as published, in percent on ImageNet-1k.")
+    if measure:
+        console.print(where)
+
+
+def _speeds(architectures: dict[str, Architecture], batch_size: int | None) -> tuple[dict[str, float], str]:
+    import torch
+
+    from vitas.cost import images_per_second
+    from vitas.models import create_model
+
+    on_gpu = torch.cuda.is_available()
+    batch_size = batch_size or (256 if on_gpu else 8)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    speeds = {
+        name: images_per_second(create_model(architecture).to(device), batch_size=batch_size)
+        for name, architecture in architectures.items()
+    }
+    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} thread(s)"
+    return speeds, f"Images per second: measured on {name}, batches of {batch_size}, forward passes only."
+
+
 def compare(save_paths: list[Path]) -> None:
     """Print what `test` measured in each run, one row a run."""
     table = Table(box=box.SIMPLE)
@@ -185,6 +244,6 @@ def _table(name: str, architecture: Architecture, image_size: int, num_classes: 
     return table
 
 
-def _wide_console() -> Console:
-    """A console that shows every number whole: 100 columns at least, also in a pipe, which has 80 for rich."""
-    return Console(width=max(100, Console().width))
+def _wide_console(columns: int = 100) -> Console:
+    """A console that shows every number whole: so many columns at least, also in a pipe, which has 80 for rich."""
+    return Console(width=max(columns, Console().width))

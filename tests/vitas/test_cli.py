@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vitas import zoo
+from vitas import cost, zoo
 from vitas.cli import main
 from vitas.files import RunFolder
 from vitas.space.found import Found, write_found
@@ -173,3 +173,26 @@ def test_without_a_command_the_usage_is_shown(vitas):
     code, _, err = vitas()
     assert code == 2
     assert "COMMAND" in err
+
+
+def test_the_zoo_side_by_side(vitas):
+    code, out, err = vitas("zoo")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if re.match(r" *(vitas|deit)_", line)}
+    assert list(rows) == list(zoo())
+    assert rows["vitas_c"] == ["16", "230", "12", "3", "1.265", "1.303", "6.05", "74.7", "92.0"]
+    assert rows["deit_small"] == ["16", "384", "12", "6", "4.599", "4.649", "22.05", "79.8"]
+
+
+def test_the_zoos_speed_is_measured(vitas, monkeypatch):
+    measured = []
+
+    def images_per_second(network, batch_size: int) -> float:
+        measured.append((sum(p.numel() for p in network.parameters()), batch_size))
+        return 1234.6
+
+    monkeypatch.setattr(cost, "images_per_second", images_per_second)
+    _, out, _ = vitas("zoo", "--measure", "--batch-size", "3")
+    assert measured == [(architecture.parameters(), 3) for architecture in zoo().values()]
+    assert out.count("1,235") == len(zoo())
+    assert "batches of 3, forward passes only" in out

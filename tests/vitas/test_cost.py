@@ -1,5 +1,6 @@
 """Counts of multiply-adds and parameters, budgets, and how populations are brought into them."""
 
+import time
 from functools import cache
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitas import VisionTransformer, create_model, zoo
-from vitas.cost import Budget, SpaceCosts
+from vitas.cost import Budget, SpaceCosts, images_per_second
 from vitas.errors import UserError
 from vitas.space.counts import CONVENTIONS
 
@@ -215,3 +217,25 @@ def test_identity_probability_is_none_in_a_space_without_identities(tiny_spaces)
     for kind in ("no identity", "shared, no identity"):
         costs, members = costs_and_members(tiny_spaces[kind])
         assert costs.identity_probability(Budget(int(members[0]), int(members[-1]))) is None
+
+
+# Measured speed
+
+
+def test_speed_is_measured_in_evaluation_mode_and_leaves_the_network_as_it_was():
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.seen = set()
+
+        def forward(self, images):
+            self.seen.add((tuple(images.shape), self.training, torch.is_grad_enabled()))
+            time.sleep(0.1)
+            return images
+
+    network = Slow().train()
+    rate = images_per_second(network, image_size=8, batch_size=5, seconds=0.3)
+    assert network.seen == {((5, 3, 8, 8), False, False)}
+    assert network.training
+    assert 0 < rate <= 50

@@ -35,6 +35,18 @@ _NET_IDS = {
 }
 
 
+# Top-1 and top-5 on ImageNet-1k in percent, as published (arXiv 2106.13700; DeiT: arXiv 2012.12877).
+PUBLISHED_ACCURACY: dict[str, tuple[float, float | None]] = {
+    "vitas_a": (71.1, 89.8),
+    "vitas_b": (72.4, 90.6),
+    "vitas_c": (74.7, 92.0),
+    "vitas_e": (77.4, 93.8),
+    "vitas_f": (80.6, 95.1),
+    "deit_tiny": (72.2, None),
+    "deit_small": (79.8, None),
+}
+
+
 def _uniform(embed_dim: int, heads: int, qkv_dim: int, mlp_dim: int) -> Architecture:
     return Architecture(16, embed_dim, (Block(heads, qkv_dim, mlp_dim),) * 12)
 
