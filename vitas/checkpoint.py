@@ -21,6 +21,7 @@ from vitas.errors import UserError
 from vitas.files import write_atomically
 
 RECENT = "recent_ckpt.pth.tar"
+DOWNLOADED = "download.pth"
 _EPOCH = re.compile(r"epoch_(\d+)_ckpt\.pth\.tar$")
 
 
@@ -66,13 +67,19 @@ class CheckpointFolder:
         # A process that died right after an epoch's file leaves an older recent one beside it.
         return max(last, recent, key=lambda path: read(path).get("step", 0))
 
+    def candidates(self) -> list[Path]:
+        """What is here to be read, the preferred first: this run's newest, `download.pth`, other .pth files by name."""
+        newest = self.newest()
+        others = sorted(self.folder.glob("*.pth"), key=lambda path: (path.name != DOWNLOADED, path.name))
+        return [*([newest] if newest else []), *others]
+
     def resolve(self, load_name: str | None = None) -> Path:
-        """The file that `load_name` names here or as a path; without it, the newest. Raises `UserError`."""
+        """The file that `load_name` names here or as a path; without it, the first candidate. Raises `UserError`."""
         if load_name is None:
-            path = self.newest()
-            if path is None:
+            candidates = self.candidates()
+            if not candidates:
                 raise UserError(f"{self.folder} holds no checkpoint; run the stage that writes it first")
-            return path
+            return candidates[0]
         for path in (self.folder / load_name, Path(load_name)):
             if path.is_file():
                 return path

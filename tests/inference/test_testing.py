@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vitas.data import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.models import VisionTransformer
+from vitas.released import read_model
 
 ARCHITECTURE = "retrain.architecture=p8-e32-token-h2q96m64x2"
 TRAINED = [ARCHITECTURE, "retrain.epochs=3", "retrain.warmup_epochs=0", "retrain.keep=0", "retrain.ema_decay=0.9"]
@@ -88,6 +90,22 @@ def test_a_weights_only_file_takes_the_architecture_of_the_yaml(trained, tmp_pat
     state = torch.load(CheckpointFolder(config.folder.checkpoints("retrain")).resolve(), weights_only=True)
     torch.save(state["model"], tmp_path / "bare.pth")
     assert results(trained, f"test.load_name={tmp_path / 'bare.pth'}")["top1"] == results(trained)["top1"]
+
+
+def test_a_released_file_that_was_downloaded_is_measured_as_it_is(make_config, reference, tmp_path) -> None:
+    path = make_config({"model.image_size": 224, "model.space": None, "search": None, "sample": None, "retrain": None})
+    architecture, _ = read_model(json.loads((reference / "vitas_tiny.json").read_text())["model"])
+    folder = tmp_path / "run" / "retrain" / "checkpoint"
+    folder.mkdir(parents=True)
+    shutil.copy(reference / "vitas_tiny.pth", folder / "download.pth")
+    shutil.copy(reference / "vitas_tiny.pth", folder / "another.pth")
+    config = configuration.load(path, [f"test.architecture={architecture}"])
+    measure(config, World())
+    found = json.loads(config.folder.results.read_text())
+    assert found["checkpoint"] == str(folder / "download.pth")
+    assert found["macs_released"] == 70_936_320
+    log = config.folder.log("test", None).read_text()
+    assert "takes download.pth; there are another.pth too, which test.load_name chooses" in log
 
 
 def test_inference_runs_as_a_program(trained) -> None:

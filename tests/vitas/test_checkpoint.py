@@ -66,6 +66,19 @@ def test_the_newest_is_the_file_of_the_most_steps(tmp_path, epoch_steps, recent_
     assert folder.newest() == (newest and tmp_path / newest)
 
 
+def test_without_a_name_this_runs_newest_goes_before_a_download_and_that_before_other_files(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        folder.resolve()
+    for name in ("zoo.pth", "a.pth", "download.pth", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in folder.candidates()] == ["download.pth", "a.pth", "zoo.pth"]
+    folder.save_epoch({"epoch": 1, "step": 8})
+    assert [path.name for path in folder.candidates()] == ["epoch_1_ckpt.pth.tar", "download.pth", "a.pth", "zoo.pth"]
+    assert folder.resolve().name == "epoch_1_ckpt.pth.tar"
+    assert folder.resolve("a.pth").name == "a.pth"
+
+
 def test_a_name_resolves_in_the_folder_or_as_a_path_and_nothing_to_the_newest(tmp_path):
     folder = CheckpointFolder(tmp_path / "checkpoint")
     for epoch in (1, 2):
