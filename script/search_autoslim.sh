@@ -5,7 +5,7 @@
 #   bash script/search_autoslim.sh [CONFIG] [key=value ...]                on this machine
 #
 # CONFIG is a path or a name in configs/search/; without it, ViTAS_1G_AutoSlim.yaml.
-# Every #SBATCH value below can be given to sbatch instead: sbatch -p VA -N 1 --gres=gpu:4 --ntasks-per-node=4 ...
+# It asks for 2 nodes with 8 GPUs and 8 tasks each. Options go before: sbatch -N 1 --gres=gpu:4 --ntasks-per-node=4 ...
 # What configs/cluster.yaml sets: sbatch $(vitas cluster) script/search_autoslim.sh
 # The job stops before its time limit, or when it is preempted, and requeues itself until it is done.
 #SBATCH --job-name=search_autoslim
@@ -30,6 +30,4 @@ case "${1:-}" in
     "" | *=*) config=ViTAS_1G_AutoSlim.yaml ;;
     *) config="$1"; shift ;;
 esac
-use_environment
-if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.launch.supervisor; else module=vitas.launch.local; fi
-exec python -m "$module" search "$config" model.sharing=ordinal "$@"
+run_program search "$config" model.sharing=ordinal "$@"

@@ -3,6 +3,7 @@
 # Sourced by the other scripts:
 #   setup_environment EXTRA   .venv with an extra of setup.py (base: none)
 #   use_environment           .venv, or else the active Python if it can run the project, or else setup_environment
+#   run_program PROGRAM CONFIG [key=value ...]   on all tasks of the job that this is, or on this machine
 # PYTHON=/path/to/python3 chooses the interpreter. VITAS_TORCH_INDEX=URL names a package index to take
 # torch and torchvision from (PyTorch publishes one with builds for machines without a GPU).
 
@@ -76,6 +77,13 @@ raise SystemExit(not all(map(find_spec, names)))' 2>/dev/null; then
         cd "$here" || exit 1
     fi
     export PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
+}
+
+run_program() {
+    local module=vitas.launch.local
+    use_environment
+    if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.launch.supervisor; fi
+    exec python -m "$module" "$@"
 }
 
 # The comment at the top of a script, without the #SBATCH lines.

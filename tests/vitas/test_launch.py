@@ -268,6 +268,17 @@ def test_without_slurm_it_says_what_to_do(monkeypatch, make_config, capsys):
     assert error == "error: no Slurm here (sbatch is not on PATH); add --local to run on this machine\n"
 
 
+def test_a_controller_that_is_down_is_told_in_one_line(cluster, monkeypatch, make_config, capsys, tmp_path):
+    def partitions() -> list:
+        raise slurm.SlurmError("Unable to contact slurm controller (connect failure)")
+
+    monkeypatch.setattr(slurm, "partitions", partitions)
+    code, _, error = launched(capsys, "search", make_config())
+    assert code == 2
+    assert error == "error: Slurm does not answer: Unable to contact slurm controller (connect failure)\n"
+    assert not (tmp_path / "run").exists()
+
+
 # Without Slurm, on this machine
 
 

@@ -76,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def launch(arguments: argparse.Namespace) -> int:
     """Submit, run here or show what the arguments ask for; the exit code. Raises `UserError`."""
+    try:
+        return _launch(arguments)
+    except slurm.SlurmError as error:
+        raise UserError(f"Slurm does not answer: {error}") from None
+
+
+def _launch(arguments: argparse.Namespace) -> int:
     from vitas.launch.local import run_locally
     from vitas.launch.submission import sbatch_file
 
