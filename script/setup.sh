@@ -19,7 +19,7 @@ as_root() {
 install_debian_packages() {
     command -v apt-get >/dev/null || return 1
     say "installing $* with apt-get"
-    as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
+    as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 find_python() {
