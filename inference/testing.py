@@ -23,10 +23,11 @@ def test(config: RunConfig, world: World) -> None:
     settings, model = config.test, config.model
     report = Report("test", config.folder, world)
     paths = checkpoints_to_test(config)
-    others = CheckpointFolder(config.folder.checkpoints("retrain")).candidates()[1:]
-    if others and settings.start is None and settings.load_name is None:
-        names = ", ".join(path.name for path in others)
-        report.line(f"takes {paths[0].name}; there are {names} too, which test.load_name chooses")
+    if settings.start is None and settings.load_name is None:
+        others = CheckpointFolder(config.folder.checkpoints("retrain")).candidates()[1:]
+        if others:
+            names = ", ".join(path.name for path in others)
+            report.line(f"takes {paths[0].name}; there are {names} too, which test.load_name chooses")
     architectures = [architecture_of(path, config) for path in paths]
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
     rows = []

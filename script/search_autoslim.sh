@@ -20,14 +20,9 @@ set -euo pipefail
 
 # Slurm runs a copy of this file, and knows where it came from.
 script="${BASH_SOURCE[0]}"
-if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -f "$(dirname "$script")/setup.sh" ]; then
+if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -f "$(dirname "$script")/stages.bash" ]; then
     script="$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')"
     script="${script%" $*"}"
 fi
-source "$(dirname "$script")/setup.sh"
-case "${1:-}" in
-    -h | --help) print_help "$script"; exit ;;
-    "" | *=*) config=ViTAS_1G_AutoSlim.yaml ;;
-    *) config="$1"; shift ;;
-esac
-run_program search "$config" model.sharing=ordinal "$@"
+source "$(dirname "$script")/stages.bash"
+search_stages ordinal ViTAS_1G_AutoSlim.yaml "$@"

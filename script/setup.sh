@@ -2,8 +2,6 @@
 # Makes sure that .venv holds this project and its dependencies: ./script/setup.sh
 # Sourced by the other scripts:
 #   setup_environment EXTRA   .venv with an extra of setup.py (base: none)
-#   use_environment           .venv, or else the active Python if it can run the project, or else setup_environment
-#   run_program PROGRAM CONFIG [key=value ...]   on all tasks of the job that this is, or on this machine
 # PYTHON=/path/to/python3 chooses the interpreter. VITAS_TORCH_INDEX=URL names a package index to take
 # torch and torchvision from (PyTorch publishes one with builds for machines without a GPU).
 
@@ -60,30 +58,6 @@ setup_environment() {
         echo "$wanted" > "$stamp"
     fi
     export PATH="$REPOSITORY/.venv/bin:$PATH"
-}
-
-use_environment() {
-    # Where the user is: paths in a YAML are relative to that.
-    local here="$PWD"
-    if ls "$REPOSITORY"/.venv/.installed-* >/dev/null 2>&1 && [ -x "$REPOSITORY/.venv/bin/python" ]; then
-        export PATH="$REPOSITORY/.venv/bin:$PATH"
-    elif ! python -c '
-from importlib.util import find_spec
-names = "torch", "torchvision", "timm", "pymoo", "pydantic", "yaml", "submitit", "rich", "tensorboard"
-raise SystemExit(not all(map(find_spec, names)))' 2>/dev/null; then
-        # A compute node is no place to install from: often without a network, and many at once.
-        [ -z "${SLURM_JOB_ID:-}" ] || fail "no Python environment for this job; run ./script/setup.sh in $REPOSITORY first"
-        setup_environment base
-        cd "$here" || exit 1
-    fi
-    export PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
-}
-
-run_program() {
-    local module=vitas.launch.local
-    use_environment
-    if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.launch.supervisor; fi
-    exec python -m "$module" "$@"
 }
 
 # The comment at the top of a script, without the #SBATCH lines.

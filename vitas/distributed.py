@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitas import slurm
-from vitas.errors import UserError
+from vitas.errors import UserError, number_from_environment
 
 # Of one collective: what the slowest rank may take longer than the others.
 TIMEOUT = timedelta(minutes=30)
@@ -76,7 +76,7 @@ def init(port: int | None = None) -> World:
 def _meet(rank: int, size: int) -> dist.Store:
     """A store at MASTER_ADDR:MASTER_PORT, once every rank has come to it."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    seconds = float(os.environ.get("VITAS_RENDEZVOUS_SECONDS", MEETING_SECONDS))
+    seconds = number_from_environment("VITAS_RENDEZVOUS_SECONDS") or MEETING_SECONDS
     end = time.monotonic() + seconds
     try:
         store = _open_store(address, port, size, rank == 0, seconds)

@@ -7,6 +7,7 @@ its traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,17 @@ def exit_on_user_error() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def number_from_environment(name: str) -> float | None:
+    """A variable's number; None where it is not set. Raises `UserError` for anything but a number of 0 or more."""
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise UserError(f"{name}: found {text!r} in the environment; it must be a number of 0 or more")
+    return number

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vitas import slurm
+from vitas.errors import number_from_environment
 
 if TYPE_CHECKING:
     from vitas.distributed import World
@@ -62,8 +63,9 @@ def watch_time_limit() -> None:
         limit = slurm.time_limit(job) if job else None
     except slurm.SlurmError:
         limit = None
+    margin = number_from_environment("VITAS_STOP_MARGIN")
     if limit is not None:
-        margin = float(os.environ.get("VITAS_STOP_MARGIN", min(120, limit.whole / 5)))
+        margin = min(120, limit.whole / 5) if margin is None else margin
         _deadline = time.monotonic() + limit.left - margin
 
 

@@ -316,6 +316,13 @@ def test_a_chain_runs_on_this_machine_stage_by_stage_until_one_fails(monkeypatch
     ]
 
 
+@pytest.mark.parametrize("text", ["two", "-1", "nan", "inf"])
+def test_a_variable_that_is_no_number_is_named(monkeypatch, text):
+    monkeypatch.setenv("VITAS_PROCESSES", text)
+    with pytest.raises(UserError, match=f"VITAS_PROCESSES: found '{text}' in the environment; it must be a number"):
+        local.run_locally("search", Path("config.yaml"), ())
+
+
 @pytest.mark.slow
 def test_the_scripts_run_on_this_machine_where_there_is_no_slurm(without_slurm, make_config, tmp_path):
     path = make_config({"search.epochs": 1, "search.warmup_epochs": 0, "retrain.epochs": 1, "retrain.warmup_epochs": 0})

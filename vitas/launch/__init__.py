@@ -7,3 +7,6 @@ supervisor  inside a job: runs a program on all tasks, and requeues the job unti
 configs     finding the YAML that somebody names
 cluster     what is asked of Slurm: configs/cluster.yaml and the command line
 """
+
+# The stages, in order, and the program that runs each.
+PROGRAM_OF = {"search": "search", "sample": "search", "retrain": "retrain", "test": "inference"}

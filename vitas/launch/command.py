@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from vitas import slurm
 from vitas.errors import UserError
+from vitas.launch import PROGRAM_OF
 
 if TYPE_CHECKING:
     from vitas.launch.submission import StageJob
 
-STAGES = ("search", "sample", "retrain", "test")
+STAGES = tuple(PROGRAM_OF)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +111,7 @@ def stage_jobs(arguments: argparse.Namespace) -> list[StageJob]:
     from vitas.checkpoint import CheckpointFolder
     from vitas.launch.cluster import Cluster, load_cluster
     from vitas.launch.configs import find_config
-    from vitas.launch.submission import PROGRAM_OF, StageJob
+    from vitas.launch.submission import StageJob
 
     given = {name: getattr(arguments, name) for name in Cluster.model_fields if name != "sbatch"}
     if arguments.gres:
@@ -133,7 +134,7 @@ def stage_jobs(arguments: argparse.Namespace) -> list[StageJob]:
     elif first == "test" and config.test.start is None:
         CheckpointFolder(config.folder.checkpoints("retrain")).resolve(config.test.load_name)
     flagged = [name for name in later if (section := getattr(config, name)) and section.flag]
-    return [StageJob((stage,), path, tuple(overrides), config.folder.root, cluster) for stage in (first, *flagged)]
+    return [StageJob(stage, path, tuple(overrides), config.folder.root, cluster) for stage in (first, *flagged)]
 
 
 def _submit(jobs: list[StageJob], follows: bool) -> int:
@@ -150,7 +151,7 @@ def _submit(jobs: list[StageJob], follows: bool) -> int:
         raise
     for i, each in enumerate(submitted):
         after = f", after job {submitted[i - 1].id}" if i else ""
-        print(f"{each.job.stages[0]}: submitted job {each.id}{after}; its log will be {each.log}")
+        print(f"{each.job.stage}: submitted job {each.id}{after}; its log will be {each.log}")
     if not follows:
         print(f"follow it: tail -F {submitted[0].log}")
         print(f"stop it:   scancel {' '.join(each.id for each in submitted)}")

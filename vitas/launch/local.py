@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitas import interruption
-from vitas.errors import exit_on_user_error
+from vitas.errors import exit_on_user_error, number_from_environment
 from vitas.launch.configs import find_config
 
 
@@ -22,7 +22,7 @@ def run_locally(program: str, config: Path, overrides: Sequence[str], processes:
 
     processes: null is `VITAS_PROCESSES`, or one for each GPU of this machine, or one.
     """
-    processes = processes or int(os.environ.get("VITAS_PROCESSES", 0)) or _gpus() or 1
+    processes = processes or int(number_from_environment("VITAS_PROCESSES") or 0) or _gpus() or 1
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]

@@ -24,17 +24,16 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from vitas import slurm
 from vitas.errors import UserError, exit_on_user_error
 from vitas.files import RunFolder, read_text
+from vitas.launch import PROGRAM_OF
 from vitas.launch.cluster import Cluster, fill_in
 from vitas.launch.supervisor import supervise
-
-PROGRAM_OF = {"search": "search", "sample": "search", "retrain": "retrain", "test": "inference"}
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """One or more stages of one program as a job: what is run, and what is asked of Slurm for it."""
+    """A stage as a job: what is run, and what is asked of Slurm for it."""
 
-    stages: tuple[str, ...]
+    stage: str
     config: Path
     overrides: tuple[str, ...]
     save_path: Path
@@ -42,13 +41,13 @@ class StageJob:
 
     @property
     def program(self) -> str:
-        return PROGRAM_OF[self.stages[0]]
+        return PROGRAM_OF[self.stage]
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The overrides, with which the program runs these stages and no other."""
-        others = [stage for stage, program in PROGRAM_OF.items() if program == self.program]
-        return (*self.overrides, *(f"{stage}.flag={str(stage in self.stages).lower()}" for stage in others))
+        """The overrides, with which the program runs this stage and no other."""
+        stages = [stage for stage, program in PROGRAM_OF.items() if program == self.program]
+        return (*self.overrides, *(f"{stage}.flag={str(stage == self.stage).lower()}" for stage in stages))
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class _Executor(submitit.SlurmExecutor):
 
 
 def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
-    cluster = fill_in(job.cluster, job.stages[0]) if slurm.installed() else job.cluster
+    cluster = fill_in(job.cluster, job.stage) if slurm.installed() else job.cluster
     executor = _Executor(
         RunFolder(job.save_path.resolve()).start(job.program, "%j"), python=shlex.quote(sys.executable)
     )
@@ -126,7 +125,7 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
         "time": cluster.time or "0",
     }
     executor.update_parameters(
-        job_name=f"vitas-{'-'.join(job.stages)}",
+        job_name=f"vitas-{job.stage}",
         # The ranks watch the time limit themselves (`vitas.interruption`): Slurm's warning comes up to a minute early.
         signal_delay_s=0,
         wckey=None,  # submitit's own, which clusters that check such keys would refuse
