@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from vitas import checkpoint, interruption
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data import EvaluationSet
-from vitas.distributed import World
+from vitas.distributed import World, gather
 from vitas.engine import evaluate
 from vitas.errors import UserError
 from vitas.files import write_text
@@ -17,23 +18,28 @@ from vitas.models import VisionTransformer
 from vitas.report import Report, shown_path
 from vitas.space import Architecture
 
+# While a checkpoint that is not written yet is waited for: between looks, and between lines that say so.
+POLL_SECONDS, TELL_SECONDS = 10.0, 600.0
+
 
 def test(config: RunConfig, world: World) -> None:
     """Measure; `save_path/retrain/results.json` holds the last checkpoint's numbers, and all under `checkpoints`."""
     settings, model = config.test, config.model
     report = Report("test", config.folder, world)
     paths = checkpoints_to_test(config)
-    if settings.start is None and settings.load_name is None:
-        others = CheckpointFolder(config.folder.checkpoints("retrain")).candidates()[1:]
-        if others:
-            names = ", ".join(path.name for path in others)
-            report.line(f"takes {paths[0].name}; there are {names} too, which test.load_name chooses")
-    architectures = [architecture_of(path, config) for path in paths]
+    folder = CheckpointFolder(config.folder.checkpoints("retrain"))
+    if settings.load_name is None and paths[0] in folder.candidates()[:1]:
+        others = ", ".join(path.name for path in folder.candidates()[1:])
+        if others and not (settings.start and folder.epoch_of(paths[0])):
+            report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
+    # A mistake should come before the images are decoded, not after.
+    if paths[0].exists():
+        architecture_of(paths[0], config)
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
     rows = []
-    for path, architecture in zip(paths, architectures, strict=True):
-        if reason := interruption.requested(world, at_once=True):
-            raise interruption.Interrupted(reason)
+    for path in paths:
+        wait_for(path, report, world)
+        architecture = architecture_of(path, config)
         network = VisionTransformer(architecture, model.num_classes, model.image_size)
         checkpoint.load_weights(network, path, settings.weights)
         network.to(world.device).eval()
@@ -60,14 +66,19 @@ def test(config: RunConfig, world: World) -> None:
         )
         epoch = CheckpointFolder.epoch_of(path)
         report.scalars(epoch or 0, {name: row[name] for name in ("top1", "top5", "loss", "images_per_second")})
+        if world.is_main:
+            write_text(config.folder.results, json.dumps(rows[-1] | {"checkpoints": rows}, indent=2) + "\n")
     if world.is_main:
-        write_text(config.folder.results, json.dumps(rows[-1] | {"checkpoints": rows}, indent=2) + "\n")
         report.line(f"results are in {shown_path(config.folder.results)}")
     report.close()
 
 
 def checkpoints_to_test(config: RunConfig) -> list[Path]:
-    """The files that `load_name`, or `start`, `end` and `strip`, or nothing, choose. Raises `UserError`."""
+    """The files that `load_name`, or `start`, `end` and `strip`, or nothing, choose.
+
+    With `test.wait`, those of a range may not be written yet. Raises
+    `UserError` for what is not there, and will not be.
+    """
     settings = config.test
     folder = CheckpointFolder(config.folder.checkpoints("retrain"))
     if settings.start is None:
@@ -75,12 +86,33 @@ def checkpoints_to_test(config: RunConfig) -> list[Path]:
     epochs = range(settings.start, settings.end + 1, settings.strip)
     held = folder.epochs()
     missing = [epoch for epoch in epochs if epoch not in held]
+    if settings.wait:
+        # A downloaded file alone: nothing is being trained here that could be waited for.
+        if folder.newest() is None and folder.candidates():
+            return [folder.resolve()]
+        missing = [epoch for epoch in missing if held and epoch < held[-1]]
     if missing:
         raise UserError(
             f"test.start, test.end: no checkpoint of epoch {missing[0]} in {folder.folder}; "
             f"it holds epochs {', '.join(map(str, held)) or 'none'} (retrain.keep says how many stay)"
         )
     return [folder.epoch_path(epoch) for epoch in epochs]
+
+
+def wait_for(path: Path, report: Report, world: World) -> None:
+    """Return once every rank sees a file. Raises `Interrupted` where the run is asked to stop meanwhile."""
+    began = told = time.monotonic()
+    while True:
+        there = all(gather(path.exists(), world))
+        if reason := interruption.requested(world, at_once=True):
+            report.close()
+            raise interruption.Interrupted(reason)
+        if there:
+            return
+        if began == told or time.monotonic() - told > TELL_SECONDS:
+            report.line(f"waits for {shown_path(path)}, which retrain has not written yet")
+            told = time.monotonic()
+        time.sleep(POLL_SECONDS)
 
 
 def architecture_of(path: Path, config: RunConfig) -> Architecture:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitas.errors import UserError, exit_on_user_error
-from vitas.files import RunFolder, read_yaml
+from vitas.files import RunFolder, read_text, read_yaml
 from vitas.launch import command as launch_command
 from vitas.space import Architecture, check_patch_size, counts
 from vitas.space.found import read_found
@@ -43,6 +43,12 @@ def main() -> None:
         "--batch-size", type=launch_command.positive, metavar="N", help="of --measure: 256 on a GPU, else 8"
     )
     zoo_parser.set_defaults(run=lambda args: show_zoo(args.measure, args.batch_size))
+
+    convert_parser = commands.add_parser(
+        "convert", help="print what a released ViTAS YAML means as one of this project"
+    )
+    convert_parser.add_argument("path", type=Path, metavar="OLD.yaml")
+    convert_parser.set_defaults(run=lambda args: convert(args.path))
 
     digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
     digits_parser.add_argument("folder", type=Path)
@@ -85,6 +91,25 @@ def digits(folder: Path) -> None:
     from vitas.data.digits import write_digits
 
     write_digits(folder)
+
+
+def convert(path: Path) -> None:
+    """Print a released YAML in our schema. Raises `UserError` for what is none, or would be refused as a run."""
+    import yaml
+
+    from vitas import config
+    from vitas.released import read_configuration
+
+    found = read_configuration(read_text(path), str(path))
+    if not found.is_released:
+        raise UserError(
+            f"{path} is no released ViTAS file: it has no model.backbone and no strategy; it can be run as it is"
+        )
+    config.load(path)
+    print(f"# From {path}, a released ViTAS file. Of its keys, these have no effect here:")
+    for line in found.told_without_effect():
+        print(f"#   {line}")
+    print(yaml.safe_dump(found.data, sort_keys=False, default_flow_style=None, width=120), end="")
 
 
 def describe(name_or_file: str, image_size: int, num_classes: int) -> None:

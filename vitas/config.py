@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from vitas import cost
 from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
 from vitas.errors import UserError
-from vitas.files import RunFolder, parse_configuration, read_text
+from vitas.files import RunFolder, read_text
 from vitas.models.zoo import resolve_architecture
+from vitas.released import Configuration, read_configuration
 from vitas.settings import Settings, explain
 from vitas.space import Architecture, SearchSpace, check_patch_size
 from vitas.space.found import read_found
@@ -186,6 +187,7 @@ class Test(Settings):
     load_name: one checkpoint, in the folder of retrain or a path; without it,
         and without a range, the newest.
     start, end, strip: a range of epochs, both ends included, and its stride.
+    wait: for those of the range that `retrain` has not written yet; else they are refused.
     architecture: as in `retrain`; needed only where the checkpoint does not say.
     """
 
@@ -198,6 +200,7 @@ class Test(Settings):
     start: Positive | None = None
     end: Positive | None = None
     strip: Positive = 1
+    wait: bool = False
     architecture: str | dict[str, Any] | None = None
 
 
@@ -215,6 +218,13 @@ class RunConfig(Settings):
     sample: Sample | None = None
     retrain: Retrain | None = None
     test: Test | None = None
+
+    _warning: str | None = PrivateAttr(None)
+
+    @property
+    def warning(self) -> str | None:
+        """What whoever wrote the file should know, though it is no mistake."""
+        return self._warning
 
     @property
     def folder(self) -> RunFolder:
@@ -266,20 +276,33 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
     stages: those that the caller could run; of these, the flagged ones are
         checked against the file system too.
 
+    The file may be a released ViTAS one; `warning` of the result then says what of it has no effect.
+
     Raises `UserError` with every mistake that it found.
     """
-    data = parse_configuration(read_text(Path(path)), str(path), overrides)
+    source = read_configuration(read_text(Path(path)), str(path), overrides)
     try:
-        config = RunConfig.model_validate(data)
+        config = RunConfig.model_validate(source.data)
     except ValidationError as error:
-        raise _mistakes(path, explain(error, RunConfig)) from None
+        raise _mistakes(path, source, explain(error, RunConfig)) from None
     mistakes = list(_check(config, stages))
     if mistakes:
-        raise _mistakes(path, mistakes)
+        raise _mistakes(path, source, mistakes)
+    if source.is_released:
+        config._warning = _released_warning(path, source)
     return config
 
 
-def _mistakes(path: str | Path, lines: list[str]) -> UserError:
+def _released_warning(path: str | Path, source: Configuration) -> str:
+    without_effect = "\n  ".join(source.told_without_effect())
+    return (
+        f"{path} is a released ViTAS file (`vitas convert {path}` prints what it means here). "
+        f"Of its keys, these have no effect:\n  {without_effect}"
+    )
+
+
+def _mistakes(path: str | Path, source: Configuration, lines: list[str]) -> UserError:
+    lines = [source.in_its_words(line) for line in lines]
     return UserError(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
 
 
@@ -325,6 +348,10 @@ def _check(config: RunConfig, stages: Sequence[str]):
             yield f"test.start: found {test.start}; it must be at most test.end, {test.end}"
         if test.start is not None and test.load_name is not None:
             yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
+        if test.wait and test.start is None:
+            yield "test.wait: found true without a range; it waits for the epochs of test.start to test.end"
+        if test.wait and test.start is not None and config.retrain is not None:
+            yield from _never_written(test, config.retrain)
     for name in ("retrain", "test"):
         value = getattr(config, name).architecture if name in flagged else None
         # What an earlier one of these stages will find cannot be looked up yet.
@@ -343,6 +370,16 @@ def _check(config: RunConfig, stages: Sequence[str]):
         data = getattr(config, name).data
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
     yield from _differing_classes(config)
+
+
+def _never_written(test: Test, retrain: Retrain):
+    for epoch in range(test.start, test.end + 1, test.strip):
+        if epoch > retrain.epochs or (epoch % retrain.checkpoint_epochs and epoch != retrain.epochs):
+            yield (
+                f"test.end: found {test.end}; it would wait for epoch {epoch}, which is never written: retrain.epochs "
+                f"is {retrain.epochs}, retrain.checkpoint_epochs is {retrain.checkpoint_epochs}"
+            )
+            return
 
 
 def _is_found(architecture: str | dict) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -186,17 +186,12 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def parse_configuration(text: str, where: str, overrides: Sequence[str] = ()) -> dict:
-    """A run's YAML with `key=value` overrides applied, as plain data; nothing in it is checked.
-
-    Raises `UserError`, which names `where`, for what is no mapping, or an override that is none.
-    """
+def parse_configuration(text: str, where: str) -> dict:
+    """A run's YAML as plain data; nothing in it is checked. Raises `UserError`, which names `where`."""
     # Anchors make one object of several sections, and an override must change only the one it names.
     data = _unshared(parse_yaml(text, where))
     if not isinstance(data, dict):
         raise UserError(f"{where}: found {type(data).__name__}; a configuration is a mapping of keys")
-    for override in overrides:
-        _apply(data, override)
     return data
 
 
@@ -206,7 +201,8 @@ def _unshared(data: object) -> object:
     return [_unshared(value) for value in data] if isinstance(data, list) else data
 
 
-def _apply(data: dict, override: str) -> None:
+def apply_override(data: dict, override: str) -> None:
+    """Set what `key=value` says; the key is dotted, the value YAML. Raises `UserError` for what does not read so."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"argument {override!r}: it must read key=value, as search.epochs=10")

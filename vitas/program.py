@@ -91,6 +91,8 @@ def _configuration(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tu
         keys = " or ".join(f"{name}.flag" for name in stages)
         raise UserError(f"{arguments.config}: there is nothing to do; set {keys} to true")
     config.folder.check_writable()
+    if config.warning and _rank() == 0:
+        print(f"warning: {config.warning}", file=sys.stderr, flush=True)
     return config, flagged
 
 

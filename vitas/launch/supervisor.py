@@ -21,11 +21,12 @@ from pathlib import Path
 
 from vitas import interruption, slurm
 from vitas.errors import UserError, exit_on_user_error
-from vitas.files import Journal, RunFolder, parse_configuration, read_text, write_text
+from vitas.files import Journal, RunFolder, read_text, write_text
 from vitas.launch.cluster import load_cluster
 from vitas.launch.configs import find_config
 from vitas.lock import check_free
 from vitas.program import MISTAKE, OUTCOME_VARIABLE
+from vitas.released import read_configuration
 
 # Ranks that die this often without a checkpoint or a score in between will die again.
 MOST_DEATHS_IN_PLACE = 3
@@ -56,7 +57,7 @@ def supervise(
     job = slurm.job_id()
     if job is None:
         raise UserError("no Slurm job here; start this with sbatch, or see `vitas launch --help`")
-    save_path = parse_configuration(config, where, overrides).get("save_path")
+    save_path = read_configuration(config, where, overrides).data.get("save_path")
     if not isinstance(save_path, str):
         raise UserError(f"{where}: save_path: found {save_path!r}; it must be a string")
     run = RunFolder(Path(save_path))
