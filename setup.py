@@ -17,6 +17,7 @@ setup(
         "timm>=1.0.15",
         "pymoo>=0.6.1.5",
         "numpy",
+        "scipy",
         "pillow",
         "pyyaml>=6",
         "pydantic>=2.7",

@@ -21,17 +21,17 @@ from pymoo.core.repair import Repair
 from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.problems.static import StaticProblem
 
+from search.measurements import Measurements
+from search.speeds import Speeds
 from search.supernet_training import build_supernet
-from vitas import checkpoint, interruption
+from vitas import checkpoint
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
-from vitas.cost import Budget, SpaceCosts
+from vitas.cost import Budget, PopulationCosts
 from vitas.data import EvaluationSet
-from vitas.distributed import World, barrier, broadcast, gather, stream_seed
+from vitas.distributed import World, broadcast, stream_seed
 from vitas.engine import evaluate
 from vitas.errors import UserError
-from vitas.files import Journal
-from vitas.interruption import Interrupted
 from vitas.models import SuperNet
 from vitas.report import Report, shown_path
 from vitas.space import Architecture
@@ -44,7 +44,7 @@ _DRAWS_PER_MEMBER = 200
 def sample(config: RunConfig, world: World) -> None:
     """Evolve; the best `sample_num` architectures land in `save_path/search/architectures.yaml`."""
     settings, space = config.sample, config.space
-    costs, budget = config.costs, settings.budget.build()
+    counted, budget = config.costs, settings.budget.build()
     report = Report("sample", config.folder, world)
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve(settings.load_name)
     supernet = build_supernet(config, world).eval()
@@ -53,6 +53,8 @@ def sample(config: RunConfig, world: World) -> None:
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=True)
     report.line(f"scores with {shown_path(path)} on {images.total:,} images; budget {budget}")
     scorer = Scorer(config, supernet, images, report, world)
+    speeds = Speeds(config, report, world) if budget.is_speed else None
+    costs = speeds.model() if speeds else counted
 
     algorithm = _algorithm(config, costs, budget) if world.is_main else None
     rounds = settings.generations + 1
@@ -64,16 +66,20 @@ def sample(config: RunConfig, world: World) -> None:
             if not len(genomes):
                 report.line(f"generation {generation} finds nothing new: the budget's architectures are exhausted")
                 break
-            macs = costs.macs(genomes)
-            feasible = (macs >= budget.minimum) & (macs <= budget.maximum)
-            wanted = [space.decode(genome) for genome in genomes[feasible]]
+            architectures = [space.decode(genome) for genome in genomes]
+            cost = speeds.of(architectures) if speeds else counted.of(genomes)
+            feasible = (cost >= budget.minimum) & (cost <= budget.maximum)
             top1 = np.zeros(len(genomes))
-            top1[feasible] = scorer.score(wanted, generation)
+            top1[feasible] = scorer.score(
+                [a for a, fits in zip(architectures, feasible, strict=True) if fits], generation
+            )
+            if not scorer.scores:
+                raise UserError(f"sample.budget: {_nothing_inside(budget, cost)}; widen it")
             if world.is_main:
-                objectives = {"error": 100 - top1, "macs": macs.astype(float)}
+                objectives = {"error": 100 - top1, "macs": counted.of(genomes).astype(float)}
                 values = np.stack([objectives[name] for name in settings.objectives], axis=1)
                 static = StaticProblem(
-                    algorithm.problem, F=values, G=np.stack([macs - budget.maximum, budget.minimum - macs], axis=1)
+                    algorithm.problem, F=values, G=np.stack([cost - budget.maximum, budget.minimum - cost], axis=1)
                 )
                 Evaluator().eval(static, proposed)
                 algorithm.tell(infills=proposed)
@@ -85,7 +91,7 @@ def sample(config: RunConfig, world: World) -> None:
             report.scalars(generation, {"best_top1": best, "mean_top1": mean, "scored": len(scorer.scores)})
 
     if world.is_main:
-        found = _best(config, scorer.scores)
+        found = _best(config, scorer.scores, speeds)
         write_found(config.folder.architectures, found)
         report.line(
             f"best: {found[0].architecture} with top-1 {found[0].facts['top1']:.2f}%; "
@@ -105,46 +111,26 @@ class Scorer:
         self, config: RunConfig, supernet: SuperNet, images: EvaluationSet, report: Report, world: World
     ) -> None:
         self._config, self._supernet, self._images, self._world = config, supernet, images, world
-        self._report = report
-        self._journal = Journal(config.folder.population) if world.is_main else None
-        lines = broadcast(self._journal.lines if self._journal else None, world)
         origin = {
-            "scored_by": _digest(supernet),
+            "supernet": _digest(supernet),
             "images": images.total,
             "data": config.sample.data.model_dump(exclude={"data_dir", "workers"}),
         }
-        if not lines:
-            if self._journal:
-                self._journal.append(origin)
-        elif lines[0] != origin:
-            raise UserError(
-                f"{config.folder.population} holds scores of another supernet or of other images; "
-                "move it away, or choose another save_path"
-            )
-        self.scores = {Architecture.parse(line["architecture"]): line["top1"] for line in lines[1:]}
-        if self.scores:
-            report.line(f"goes on from {len(self.scores)} scores in {shown_path(config.folder.population)}")
+        self._measured = Measurements(config.folder.population, origin, "top1", "scores", report, world)
+
+    @property
+    def scores(self) -> dict[Architecture, float]:
+        return self._measured.values
 
     def score(self, architectures: list[Architecture], generation: int) -> list[float]:
-        """The scores of architectures, in order; whole subnets are dealt to the ranks in waves."""
-        architectures = [architecture.shifted() for architecture in architectures]
-        new = [a for a in dict.fromkeys(architectures) if a not in self.scores]
+        """The scores of architectures, in order."""
         # Subnets of a wave run side by side, so they should cost the same.
-        new.sort(key=lambda a: a.macs(self._config.model.image_size, self._config.model.num_classes))
-        for start in range(0, len(new), self._world.size):
-            wave = new[start : start + self._world.size]
-            own = wave[self._world.rank] if self._world.rank < len(wave) else None
-            top1s = gather(self._top1(own) if own else None, self._world)[: len(wave)]
-            if self._journal:
-                # Before anything may stop this process: no score is lost, and none is computed twice.
-                self._journal.append(*(self._record(a, top1, generation) for a, top1 in zip(wave, top1s, strict=True)))
-            self.scores |= dict(zip(wave, top1s, strict=True))
-            if reason := interruption.requested(self._world, at_once=True):
-                self._report.line(f"stops after {len(self.scores)} scores, which are saved ({reason})")
-                self._report.close()
-                barrier(self._world)
-                raise Interrupted(reason)
-        return [self.scores[a] for a in architectures]
+        model = self._config.model
+        ordered = sorted(architectures, key=lambda a: a.macs(model.image_size, model.num_classes))
+        self._measured.of(
+            ordered, self._top1, lambda a: {"generation": generation, **_facts(self._config, a)}, self._world.size
+        )
+        return [self.scores[a.shifted()] for a in architectures]
 
     def _top1(self, architecture: Architecture) -> float:
         settings = self._config.sample
@@ -159,14 +145,6 @@ class Scorer:
         ]
         return sum(sides) / len(sides)
 
-    def _record(self, architecture: Architecture, top1: float, generation: int) -> dict:
-        return {
-            "architecture": str(architecture),
-            "top1": top1,
-            "generation": generation,
-            **_facts(self._config, architecture),
-        }
-
 
 def _facts(config: RunConfig, architecture: Architecture) -> dict:
     image, classes = config.model.image_size, config.model.num_classes
@@ -178,14 +156,28 @@ def _facts(config: RunConfig, architecture: Architecture) -> dict:
     return facts if config.space.shared_blocks else facts | {"net_id": config.space.to_net_id(architecture)}
 
 
-def _best(config: RunConfig, scores: dict[Architecture, float]) -> list[Found]:
+def _best(config: RunConfig, scores: dict[Architecture, float], speeds: Speeds | None) -> list[Found]:
     """The best inside the budget; of equal scores the cheaper first."""
     budget = config.sample.budget.build()
     image, classes = config.model.image_size, config.model.num_classes
-    cost = {a: a.macs(image, classes, budget.convention) for a in scores}
-    inside = [a for a in scores if cost[a] in budget]
-    ranked = sorted(inside, key=lambda a: (-scores[a], cost[a], str(a)))[: config.sample.sample_num]
-    return [Found(f"subnet_{i}", a, {"top1": scores[a], **_facts(config, a)}) for i, a in enumerate(ranked, start=1)]
+    macs = {a: a.macs(image, classes) if speeds else a.macs(image, classes, budget.convention) for a in scores}
+    # Scores of an earlier search with a budget of another kind may have no measured speed.
+    cost = {a: speeds.values[a] for a in scores if a in speeds.values} if speeds else macs
+    inside = [a for a in cost if cost[a] in budget]
+    ranked = sorted(inside, key=lambda a: (-scores[a], macs[a], str(a)))[: config.sample.sample_num]
+    return [
+        Found(
+            f"subnet_{i}",
+            a,
+            {"top1": scores[a]} | ({"images_per_second": cost[a]} if speeds else {}) | _facts(config, a),
+        )
+        for i, a in enumerate(ranked, start=1)
+    ]
+
+
+def _nothing_inside(budget: Budget, cost: np.ndarray) -> str:
+    nearest = cost[np.argmin(np.maximum(budget.minimum - cost, cost - budget.maximum))]
+    return f"none of the {len(cost)} architectures that were proposed has {budget}; the nearest has {nearest:,.0f}"
 
 
 def _digest(supernet: SuperNet) -> str:
@@ -195,7 +187,7 @@ def _digest(supernet: SuperNet) -> str:
     return digest.hexdigest()
 
 
-def initial_population(costs: SpaceCosts, budget: Budget, count: int, rng: np.random.Generator) -> np.ndarray:
+def initial_population(costs: PopulationCosts, budget: Budget, count: int, rng: np.random.Generator) -> np.ndarray:
     """Up to `count` different genomes [count, genes] inside the budget; fewer where there are no more.
 
     Random ones first, at the identity probability that suits the budget; what
@@ -205,8 +197,8 @@ def initial_population(costs: SpaceCosts, budget: Budget, count: int, rng: np.ra
     genomes = costs.space.sample_genomes(rng, count * _DRAWS_PER_MEMBER, probability)
     found: dict[bytes, np.ndarray] = {}
     for candidates in (genomes, costs.move_into(budget, genomes[: 20 * count], rng)):
-        macs = costs.macs(candidates)
-        for genome in candidates[(macs >= budget.minimum) & (macs <= budget.maximum)]:
+        cost = costs.of(candidates)
+        for genome in candidates[(cost >= budget.minimum) & (cost <= budget.maximum)]:
             if len(found) == count:
                 break
             found.setdefault(genome.tobytes(), genome)
@@ -215,7 +207,7 @@ def initial_population(costs: SpaceCosts, budget: Budget, count: int, rng: np.ra
     return np.array(list(found.values()))
 
 
-def _algorithm(config: RunConfig, costs: SpaceCosts, budget: Budget) -> NSGA2:
+def _algorithm(config: RunConfig, costs: PopulationCosts, budget: Budget) -> NSGA2:
     settings, genes = config.sample, costs.space.gene_counts
     problem = Problem(n_var=genes.size, n_obj=len(settings.objectives), n_ieq_constr=2, xl=0, xu=genes - 1, vtype=int)
     rng = np.random.default_rng(stream_seed(config.seed, "initial population"))
@@ -248,7 +240,7 @@ class DrawGenesAnew(Mutation):
 class IntoBudget(Repair):
     """Children outside the budget are moved into it, so that no generation is spent on what may not win."""
 
-    def __init__(self, costs: SpaceCosts, budget: Budget) -> None:
+    def __init__(self, costs: PopulationCosts, budget: Budget) -> None:
         super().__init__()
         self._costs, self._budget = costs, budget
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from search.speeds import Speeds
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data import TrainingLoader
@@ -24,7 +25,7 @@ def search(config: RunConfig, world: World) -> None:
     report = Report("search", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"), settings.keep)
     space = config.space
-    identity_probability = find_identity_probability(config)
+    identity_probability = find_identity_probability(config, report, world)
     supernet = build_supernet(config, world)
     loader = TrainingLoader(
         settings.data,
@@ -77,11 +78,13 @@ def build_supernet(config: RunConfig, world: World) -> SuperNet:
     return SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode).to(world.device)
 
 
-def find_identity_probability(config: RunConfig) -> float | None:
+def find_identity_probability(config: RunConfig, report: Report, world: World) -> float | None:
     """What the configuration sets, or the one at which random subnets cost what `sample.budget` asks for."""
     if config.search.identity_probability is not None or config.sample is None:
         return config.search.identity_probability
-    return config.costs.identity_probability(config.sample.budget.build(), config.seed)
+    budget = config.sample.budget.build()
+    costs = Speeds(config, report, world).model() if budget.is_speed else config.costs
+    return costs.identity_probability(budget, config.seed)
 
 
 def gradients_in_use(supernet: SuperNet, architecture: Architecture) -> list[Tensor]:

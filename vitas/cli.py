@@ -97,7 +97,6 @@ def convert(path: Path) -> None:
     """Print a released YAML in our schema. Raises `UserError` for what is none, or would be refused as a run."""
     import yaml
 
-    from vitas import config
     from vitas.released import read_configuration
 
     found = read_configuration(read_text(path), str(path))
@@ -105,6 +104,8 @@ def convert(path: Path) -> None:
         raise UserError(
             f"{path} is no released ViTAS file: it has no model.backbone and no strategy; it can be run as it is"
         )
+    from vitas import config
+
     config.load(path)
     print(f"# From {path}, a released ViTAS file. Of its keys, these have no effect here:")
     for line in found.told_without_effect():

@@ -121,11 +121,17 @@ class Search(Training):
 
 
 class BudgetRange(Settings):
-    """minimum, maximum: multiply-adds of an image. convention: how they are counted."""
+    """What every architecture must cost.
+
+    minimum, maximum: multiply-adds of an image; or images per second, measured on the run's device.
+    convention: how multiply-adds are counted, or images_per_second.
+    batch_size: images of the forward passes that images per second are measured with.
+    """
 
     minimum: Count
     maximum: Positive
-    convention: Literal["released", "true"] = "released"
+    convention: Literal["released", "true", "images_per_second"] = "released"
+    batch_size: Positive = 256
 
     @field_validator("convention", mode="before")
     @classmethod
@@ -239,8 +245,9 @@ class RunConfig(Settings):
 
     @property
     def costs(self) -> cost.SpaceCosts:
-        """Costs over the space, in the budget's convention."""
-        convention = self.sample.budget.convention if self.sample else "released"
+        """Multiply-adds over the space, in the budget's convention if it is in them."""
+        budget = self.sample.budget.build() if self.sample else None
+        convention = budget.convention if budget and not budget.is_speed else "released"
         return cost.SpaceCosts(self.space, self.model.image_size, self.model.num_classes, convention)
 
     def architecture(self, value: str | dict) -> Architecture:
@@ -324,7 +331,7 @@ def _check(config: RunConfig, stages: Sequence[str]):
         budget = config.sample.budget
         if budget.minimum > budget.maximum:
             yield f"sample.budget.minimum: found {budget.minimum}; it must be at most the maximum, {budget.maximum}"
-        elif space is not None:
+        elif space is not None and not budget.build().is_speed:
             yield from _attempt("sample.budget: ", lambda: config.costs.require(budget.build()))
         if "error" not in config.sample.objectives:
             yield f"sample.objectives: found {config.sample.objectives}; error must be among them"

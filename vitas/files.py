@@ -60,6 +60,11 @@ class RunFolder:
         return self.root / "search" / "population.jsonl"
 
     @property
+    def speeds(self) -> Path:
+        """Measured images per second, where the budget is in them."""
+        return self.root / "search" / "speeds.jsonl"
+
+    @property
     def architectures(self) -> Path:
         return self.root / "search" / "architectures.yaml"
 

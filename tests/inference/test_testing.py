@@ -12,6 +12,7 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.data import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.interruption import Interrupted
 from vitas.models import VisionTransformer
 from vitas.released import read_model
 
@@ -66,6 +67,40 @@ def test_a_range_of_epochs_with_a_stride(trained) -> None:
         results(trained, "test.start=2", "test.end=4")
 
 
+def test_epochs_that_are_not_written_yet_are_waited_for(make_config, monkeypatch) -> None:
+    path = make_config()
+    retrain(configuration.load(path, TRAINED), World())
+    config = configuration.load(path, [*TRAINED, "test.start=2", "test.end=3", "test.wait=true"])
+    folder = CheckpointFolder(config.folder.checkpoints("retrain"))
+    kept = folder.epoch_path(3).read_bytes()
+    folder.epoch_path(3).unlink()
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append([row["checkpoint"] for row in json.loads(config.folder.results.read_text())["checkpoints"]])
+        if len(waited) == 2:
+            folder.epoch_path(3).write_bytes(kept)
+
+    monkeypatch.setattr("inference.testing.time.sleep", sleep)
+    measure(config, World())
+    assert waited == [[str(folder.epoch_path(2))]] * 2
+    found = json.loads(config.folder.results.read_text())
+    assert [row["checkpoint"] for row in found["checkpoints"]] == [str(folder.epoch_path(n)) for n in (2, 3)]
+    assert config.folder.log("test", None).read_text().count("waits for") == 1
+    folder.epoch_path(2).unlink()
+    with pytest.raises(UserError, match="no checkpoint of epoch 2"):
+        measure(config, World())
+
+
+def test_waiting_ends_when_the_run_is_asked_to_stop(make_config, monkeypatch) -> None:
+    config = configuration.load(make_config(), [*TRAINED, "test.start=2", "test.end=3", "test.wait=true"])
+    answers = iter([None, "SIGTERM"])
+    monkeypatch.setattr("inference.testing.interruption.requested", lambda world, at_once: next(answers))
+    monkeypatch.setattr("inference.testing.time.sleep", lambda seconds: None)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        measure(config, World())
+
+
 def test_one_checkpoint_by_name_and_averaged_weights(trained) -> None:
     named = results(trained, "test.load_name=epoch_2_ckpt.pth.tar")
     assert named["checkpoint"].endswith("epoch_2_ckpt.pth.tar")
@@ -106,6 +141,10 @@ def test_a_released_file_that_was_downloaded_is_measured_as_it_is(make_config, r
     assert found["macs_released"] == 70_936_320
     log = config.folder.log("test", None).read_text()
     assert "takes download.pth; there are another.pth too, which test.load_name chooses" in log
+    # A released YAML names a range of epochs; with nothing but a downloaded file, that is what it means.
+    ranged = [f"test.architecture={architecture}", "test.start=300", "test.end=300", "test.wait=true"]
+    measure(configuration.load(path, ranged), World())
+    assert json.loads(config.folder.results.read_text())["checkpoint"] == str(folder / "download.pth")
 
 
 def test_inference_runs_as_a_program(trained) -> None:

@@ -11,6 +11,7 @@ from vitas import config as configuration
 from vitas.cost import Budget, SpaceCosts
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.report import Report
 from vitas.space import Architecture
 
 
@@ -50,7 +51,7 @@ def test_no_architecture_is_scored_twice(evolved) -> None:
 
 def test_scores_of_another_supernet_are_refused(evolved) -> None:
     lines = evolved.folder.population.read_text().splitlines()
-    origin = json.loads(lines[0]) | {"scored_by": "another"}
+    origin = json.loads(lines[0]) | {"supernet": "another"}
     evolved.folder.population.write_text("\n".join([json.dumps(origin), *lines[1:]]) + "\n")
     with pytest.raises(UserError, match="another supernet"):
         sample(evolved, World())
@@ -111,9 +112,10 @@ def test_initial_population_is_distinct_and_inside(small_space) -> None:
 
 def test_identity_probability_is_the_yamls_or_that_of_the_budget(make_config) -> None:
     path = make_config()
-    assert find_identity_probability(configuration.load(path, ["search.identity_probability=0.3"])) == 0.3
+    given = configuration.load(path, ["search.identity_probability=0.3"])
+    assert find_identity_probability(given, Report("search", given.folder, World()), World()) == 0.3
     config = configuration.load(path)
-    probability = find_identity_probability(config)
+    probability = find_identity_probability(config, Report("search", config.folder, World()), World())
     genomes = config.space.sample_genomes(np.random.default_rng(5), 4000, probability)
     budget = config.sample.budget
     assert config.costs.macs(genomes).mean() == pytest.approx((budget.minimum + budget.maximum) / 2, rel=0.05)
@@ -126,7 +128,6 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
     from vitas import checkpoint
     from vitas.checkpoint import CheckpointFolder
     from vitas.data import EvaluationSet
-    from vitas.report import Report
 
     config = configuration.load(make_config(), ["search.epochs=12", "search.lr=3e-3", "search.warmup_epochs=1"])
     search(config, World())

@@ -19,6 +19,7 @@ from vitas.data import (
     check_image_folder,
 )
 from vitas.data.digits import write_digits
+from vitas.data.training import posterize
 from vitas.distributed import World
 from vitas.errors import UserError
 
@@ -64,6 +65,15 @@ def test_batches_hold_normalised_images_of_the_asked_size_and_their_labels(few_i
     for channel in range(3):
         values = images[:, channel]
         assert low[channel] <= values.min() < values.max() <= high[channel] + 1e-6
+
+
+def test_the_published_recipe_survives_randaugments_highest_level(few_images):
+    """timm then asks for 0 bits a channel, which Pillow refuses since its version 13."""
+    strongest = Augmentation(auto_augment="rand-m10-inc1-n8", random_erasing=0)
+    for images, _ in loader(few_images, 10, augmentation=strongest).batches(0, 20):
+        assert images.isfinite().all()
+    assert posterize(Image.new("RGB", (2, 2), "white"), 0).getextrema() == ((0, 0),) * 3
+    assert posterize(Image.new("RGB", (2, 2), "white"), 1).getextrema() == ((128, 128),) * 3
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 9])

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from pydantic import Field, field_validator
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.datasets import ImageFolder
@@ -82,6 +83,17 @@ class TrainingData(Settings):
     augmentation: Augmentation = Augmentation()
 
 
+def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """Keep so many bits of each channel; 0 is black, as for Pillow before 13, which refuses it."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+def _mend_posterize() -> None:
+    """timm's RandAugment asks for 0 bits at its highest level, so every run with it would end in Pillow's refusal."""
+    for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+        auto_augment.NAME_TO_OP[name] = posterize
+
+
 class TrainingLoader:
     """Batches of augmented images, from any step to the last.
 
@@ -109,6 +121,7 @@ class TrainingLoader:
                 f"batch_size: found {batch_size}, more than the {len(folder)} images of {settings.data_dir!r}"
             )
         augmentation = settings.augmentation
+        _mend_posterize()
         transform = create_transform(
             image_size,
             is_training=True,

@@ -98,6 +98,7 @@ class Converted:
 def convert(data: Mapping) -> Converted:
     """Our configuration of a released one. Raises `UserError`, which begins with the key, for what means nothing."""
     old = _Released(data)
+    old.refuse_slips()
     old.new.origin["save_path"] = "search.strategy.save_path"
     if old.given("search.strategy.save_path") not in (None, "None"):
         old.carry("search.strategy.save_path", "save_path")
@@ -161,18 +162,19 @@ class _Released:
         if value is not None:
             self.new.without_effect[key] = why
 
-    def note_the_rest(self) -> None:
-        """Note what nobody asked for; refuse what looks like a slip of the keyboard."""
+    def refuse_slips(self) -> None:
+        """Raise `UserError` for a key that looks like another one that is missing."""
         for key in self.leaves:
-            if any(key == seen or key.startswith(f"{seen}.") for seen in self._seen if seen not in _SECTIONS):
-                continue
-            if (
-                key not in KEYS
-                and (near := get_close_matches(key, KEYS, n=1, cutoff=0.9))
-                and near[0] not in self.leaves
-            ):
+            near = [] if is_released_key(key) else get_close_matches(key, KEYS, n=1, cutoff=0.9)
+            if near and near[0] not in self.leaves:
                 raise UserError(f"{key}: unknown key; did you mean {near[0]}?")
-            self.new.without_effect[key] = "" if key in KEYS else "an unknown key"
+
+    def note_the_rest(self) -> None:
+        """Note what nobody asked for."""
+        used = self._seen - _SECTIONS
+        for key in self.leaves:
+            if not any(key == each or key.startswith(f"{each}.") for each in used):
+                self.new.without_effect[key] = "" if key in KEYS else "an unknown key"
 
 
 def _leaves(data: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:

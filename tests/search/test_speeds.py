@@ -1,0 +1,122 @@
+"""Budgets in images per second: what is measured, once, and what the search makes of it."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from search import speeds as module
+from search.evolution import sample
+from search.speeds import Speeds
+from search.supernet_training import find_identity_probability, search
+from vitas import config as configuration
+from vitas.cost import Budget, SpeedModel
+from vitas.distributed import World
+from vitas.errors import UserError
+from vitas.report import Report
+
+QUICK = ["search.epochs=1", "search.warmup_epochs=0"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Speeds of a device that takes a nanosecond for a MAC and a microsecond for a block; counts what it is asked."""
+    asked = []
+
+    def images_per_second(network, image_size, batch_size, seconds):
+        asked.append(network.architecture)
+        architecture = network.architecture
+        return 1 / (1e-9 * architecture.macs(image_size, network.num_classes) + 1e-6 * architecture.depth)
+
+    monkeypatch.setattr(module, "images_per_second", images_per_second)
+    return asked
+
+
+def load(make_config, minimum, maximum, *overrides):
+    budget = {"minimum": minimum, "maximum": maximum, "convention": "images_per_second", "batch_size": 8}
+    return configuration.load(make_config(), [*QUICK, f"sample.budget={json.dumps(budget)}", *overrides])
+
+
+def report(config, stage="sample"):
+    return Report(stage, config.folder, World())
+
+
+def test_what_is_found_is_as_fast_as_the_budget_asks(make_config, clock):
+    config = load(make_config, 1000, 1600)
+    search(config, World())
+    sample(config, World())
+    found = yaml.safe_load(config.folder.architectures.read_text())["architectures"]
+    assert found
+    for entry in found:
+        architecture = config.architecture(entry["name"])
+        assert entry["images_per_second"] in config.sample.budget.build()
+        assert entry["images_per_second"] == pytest.approx(
+            1 / (1e-9 * architecture.macs(32, 10) + 1e-6 * architecture.depth)
+        )
+    scored = [json.loads(line)["architecture"] for line in config.folder.population.read_text().splitlines()[1:]]
+    measured = {
+        row["architecture"]: row["images_per_second"]
+        for row in map(json.loads, config.folder.speeds.read_text().splitlines()[1:])
+    }
+    assert all(measured[architecture] in config.sample.budget.build() for architecture in scored)
+
+
+def test_nothing_is_measured_twice(make_config, clock):
+    config = load(make_config, 1000, 1600)
+    search(config, World())
+    sample(config, World())
+    assert len(clock) == len({architecture.shifted() for architecture in clock})
+    before, count = config.folder.population.read_bytes(), len(clock)
+    sample(config, World())
+    assert len(clock) == count
+    assert config.folder.population.read_bytes() == before
+
+
+def test_a_budget_that_nothing_meets_is_told_with_the_nearest_speed(make_config, clock):
+    config = load(make_config, 10**8, 2 * 10**8)
+    search(config, World())
+    with pytest.raises(UserError, match=r"sample.budget: .*100,000,000 to 200,000,000 images/s"):
+        sample(config, World())
+
+
+def test_speeds_at_another_batch_size_are_refused(make_config, clock):
+    config = load(make_config, 1000, 1600)
+    Speeds(config, report(config), World()).model()
+    other = load(make_config, 1000, 1600, "sample.budget.batch_size=4")
+    with pytest.raises(UserError, match=r"holds measured speeds made with another batch_size"):
+        Speeds(other, report(other), World())
+
+
+def test_random_subnets_are_trained_at_the_speed_of_the_budgets_middle(make_config, clock):
+    config = load(make_config, 1200, 1400)
+    probability = find_identity_probability(config, report(config, "search"), World())
+    model = Speeds(config, report(config), World()).model()
+    genomes = config.space.sample_genomes(np.random.default_rng(7), 4000, probability)
+    assert 0 < probability < 1
+    assert 1 / (1 / model.of(genomes)).mean() == pytest.approx(1300, rel=0.05)
+
+
+def test_the_model_of_speed_predicts_what_it_has_not_seen(vitas_spaces):
+    space = vitas_spaces["vitas_a"]
+    rng = np.random.default_rng(0)
+    genomes = np.concatenate([space.sample_genomes(rng, 40, p) for p in (0.0, 0.3, 0.6)])
+
+    def seconds(genomes):
+        architectures = [space.decode(genome) for genome in genomes]
+        return np.array([1e-12 * a.macs() + 2e-5 * a.depth + 1e-4 for a in architectures])
+
+    model = SpeedModel.fit(space, 224, genomes, 1 / seconds(genomes))
+    unseen = space.sample_genomes(rng, 100, 0.4)
+    np.testing.assert_allclose(model.of(unseen), 1 / seconds(unseen), rtol=0.05)
+    budget = Budget(500, 700, "images_per_second")
+    moved = model.of(model.move_into(budget, unseen, rng))
+    assert np.mean((moved >= 500) & (moved <= 700)) > np.mean((model.of(unseen) >= 500) & (model.of(unseen) <= 700))
+
+
+def test_a_real_measurement_of_this_machine(make_config):
+    config = load(make_config, 1, 10**9)
+    measured = Speeds(config, report(config), World())
+    smallest = config.space.decode(config.space.encode(config.space.largest) * 0)
+    slow, fast = measured.of([config.space.largest, smallest])
+    assert 0 < slow < fast
