@@ -12,6 +12,7 @@ from vitas.config import RunConfig
 from vitas.data import TrainingLoader
 from vitas.distributed import World, stream_seed
 from vitas.engine import Task, train
+from vitas.errors import UserError
 from vitas.models import SuperNet, VisionTransformer
 from vitas.report import Report, shown_path
 from vitas.space import Architecture
@@ -22,11 +23,15 @@ def retrain(config: RunConfig, world: World) -> None:
     settings, model = config.retrain, config.model
     report = Report("retrain", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
-    architecture = config.architecture(settings.architecture)
+    architecture = architecture_of(config, checkpoints)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     network = VisionTransformer(architecture, model.num_classes, model.image_size, settings.drop_path_rate)
-    if settings.from_supernet:
+    # A run that goes on has weights of its own.
+    if settings.from_supernet and checkpoints.newest() is None:
         inherit(network, config, report)
+    if settings.from_checkpoint is not None and checkpoints.newest() is None:
+        changes = checkpoint.start_from(network, settings.from_checkpoint)
+        report.line("; ".join([f"starts from the weights of {settings.from_checkpoint}", *changes]))
     network.to(world.device)
     loader = TrainingLoader(
         settings.data, model.image_size, model.mean, model.std, settings.batch_size, world, config.seed
@@ -56,6 +61,18 @@ def retrain(config: RunConfig, world: World) -> None:
     if world.is_main:
         report.line(f"the network is in {shown_path(checkpoints.newest())}")
     report.close()
+
+
+def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> Architecture:
+    """What `retrain.architecture` says; else what the checkpoint says that the run starts from; else the best found."""
+    settings = config.retrain
+    if settings.architecture is not None or settings.from_checkpoint is None:
+        return config.architecture(settings.architecture)
+    path = checkpoints.newest() or settings.from_checkpoint
+    text = checkpoint.read(path).get("architecture")
+    if not isinstance(text, str):
+        raise UserError(f"{path} does not say its architecture; set retrain.architecture")
+    return config.architecture(text)
 
 
 def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:

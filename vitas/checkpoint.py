@@ -7,6 +7,7 @@ Everything is read as weights only: a downloaded file never runs code.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from vitas import released
@@ -115,6 +117,46 @@ def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> 
     Raises `UserError` for a file that is no checkpoint, holds no such weights,
     or holds weights of another architecture (naming the first that differ).
     """
+    state = _weights_of(path, weights)
+    _refuse_differences(path, _differences(model.state_dict(), state))
+    model.load_state_dict(state)
+
+
+def start_from(model: nn.Module, path: Path | str) -> list[str]:
+    """Give a model the weights of a checkpoint that may be of another class count and image size (fine-tuning).
+
+    model: with the parameters `pos_embed` [1, 1 + patches, D], `head.weight` and
+        `head.bias`. Position embeddings are interpolated to the model's grid;
+        a classifier of another class count keeps its fresh weights.
+    path: as of `load_weights`.
+
+    Returns what was changed, a line each. Raises `UserError` as `load_weights` does.
+    """
+    state, wanted, changes = _weights_of(path), model.state_dict(), []
+    differing = {key for key in state if key in wanted and state[key].shape != wanted[key].shape}
+    if "pos_embed" in differing and state["pos_embed"].shape[-1] == wanted["pos_embed"].shape[-1]:
+        side = math.isqrt(wanted["pos_embed"].shape[1] - 1)
+        before = math.isqrt(state["pos_embed"].shape[1] - 1)
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=1)
+        changes.append(f"position embeddings are interpolated from {before} x {before} to {side} x {side} patches")
+    if "head.weight" in differing and state["head.weight"].shape[1:] == wanted["head.weight"].shape[1:]:
+        classes = [len(part["head.weight"]) for part in (state, wanted)]
+        state |= {key: wanted[key] for key in ("head.weight", "head.bias")}
+        changes.append(f"the classifier starts anew: {classes[1]} classes, and the file has {classes[0]}")
+    _refuse_differences(path, _differences(wanted, state))
+    model.load_state_dict(state)
+    return changes
+
+
+def _refuse_differences(path: Path | str, differences: list[str]) -> None:
+    if differences:
+        shown = "; ".join(differences[:5])
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise UserError(f"{path} does not fit this architecture: {shown}{more}")
+
+
+def _weights_of(path: Path | str, weights: str = "model") -> dict:
+    """The weights of a checkpoint under our names; `UserError` for what holds none."""
     state = read(path)
     if weights == "ema" and state.get("ema") is None:
         raise UserError(f"{path} holds no averaged weights (ema); it was trained without retrain.ema_decay")
@@ -129,12 +171,7 @@ def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> 
             chosen = released.rename_keys(chosen)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    differences = _differences(model.state_dict(), chosen)
-    if differences:
-        shown = "; ".join(differences[:5])
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise UserError(f"{path} does not fit this architecture: {shown}{more}")
-    model.load_state_dict(chosen)
+    return dict(chosen)
 
 
 def _differences(wanted: Mapping, found: Mapping) -> list[str]:

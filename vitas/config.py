@@ -171,18 +171,22 @@ class Sample(Settings):
 
 
 class Retrain(Training):
-    """The training of one architecture, from scratch.
+    """The training of one architecture, from scratch, or from weights that are there.
 
     architecture: `best`, a name in architectures.yaml, a name in the zoo, the
         canonical text, {net_id: "..."} in model.space, or a mapping of its own.
+        null: that of `from_checkpoint`, which must say it; without that, `best`.
     drop_path_rate: stochastic depth of the last position.
-    from_supernet: start from the supernet's weights instead.
+    from_supernet: start from the supernet's weights.
+    from_checkpoint: start from the weights of a file (fine-tuning); class count
+        and image size may be others than it was trained with.
     ema_decay: of an average of the weights; 0 is off.
     """
 
-    architecture: str | dict[str, Any] = "best"
+    architecture: str | dict[str, Any] | None = None
     drop_path_rate: Fraction = 0.1
     from_supernet: bool = False
+    from_checkpoint: str | None = None
     ema_decay: Fraction = 0.0
 
 
@@ -250,12 +254,13 @@ class RunConfig(Settings):
         convention = budget.convention if budget and not budget.is_speed else "released"
         return cost.SpaceCosts(self.space, self.model.image_size, self.model.num_classes, convention)
 
-    def architecture(self, value: str | dict) -> Architecture:
-        """The architecture that a `retrain.architecture` or `test.architecture` means.
+    def architecture(self, value: str | dict | None) -> Architecture:
+        """The architecture that a `retrain.architecture` or `test.architecture` means; null is `best`.
 
         Raises `UserError` for one that does not exist, does not parse or does
         not fit the images.
         """
+        value = BEST if value is None else value
         if isinstance(value, dict):
             if "net_id" in value:
                 if set(value) != {"net_id"}:
@@ -359,15 +364,19 @@ def _check(config: RunConfig, stages: Sequence[str]):
             yield "test.wait: found true without a range; it waits for the epochs of test.start to test.end"
         if test.wait and test.start is not None and config.retrain is not None:
             yield from _never_written(test, config.retrain)
+    if config.retrain is not None and config.retrain.from_supernet and config.retrain.from_checkpoint is not None:
+        yield "retrain.from_supernet, retrain.from_checkpoint: found both; a network starts from one of them"
     for name in ("retrain", "test"):
         value = getattr(config, name).architecture if name in flagged else None
+        if name == "retrain" and name in flagged and value is None and config.retrain.from_checkpoint is None:
+            value = BEST
         # What an earlier one of these stages will find cannot be looked up yet.
         if value is not None and not ("sample" in flagged and _is_found(value)):
             yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
     if (
         "retrain" in flagged
         and config.retrain.from_supernet
-        and not ("sample" in flagged and _is_found(config.retrain.architecture))
+        and not ("sample" in flagged and _is_found(config.retrain.architecture or BEST))
     ):
         yield from _attempt(
             "retrain.from_supernet: ",

@@ -1,9 +1,15 @@
+import json
+import shutil
+
 import pytest
 import torch
+import yaml
 
+from inference.testing import test as measure
 from retrain.training import retrain
 from search.evolution import sample
 from search.supernet_training import search
+from tests.conftest import small_run
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder, read
 from vitas.distributed import World
@@ -74,6 +80,70 @@ def test_another_recipe_or_architecture_is_not_resumed(make_config) -> None:
         train(path, f"retrain.architecture={TEXT}", "retrain.lr=0.5")
     with pytest.raises(UserError, match="trained with architecture"):
         train(path, f"retrain.architecture={TEXT}3")
+
+
+# Fine-tuning
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, digits):
+    """A checkpoint of a network that has seen the digits for some epochs."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run(folder, digits)))
+    config = train(path, f"retrain.architecture={TEXT}", "retrain.epochs=8")
+    return CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
+
+
+@pytest.fixture
+def fewer_digits(digits, tmp_path):
+    """The images of the digits 0 to 4."""
+    for part in ("train", "val", "test"):
+        for digit in range(5):
+            shutil.copytree(digits / part / str(digit), tmp_path / "fewer" / part / str(digit))
+    return tmp_path / "fewer"
+
+
+def tuned_from(path) -> list[str]:
+    return [f"retrain.from_checkpoint={path}", "retrain.architecture=null"]
+
+
+def test_fine_tuning_goes_from_other_classes_and_another_image_size(make_config, pretrained, fewer_digits) -> None:
+    data = [f"retrain.data.data_dir={fewer_digits / 'train'}", f"test.data.data_dir={fewer_digits / 'test'}"]
+    size = ["model.num_classes=5", "model.image_size=48", "search=null", "sample=null"]
+    path = make_config()
+
+    def accuracy(name: str, *overrides: str) -> float:
+        config = train(path, *data, *size, f"save_path={path.parent / name}", *overrides)
+        measure(config, World())
+        return json.loads(config.folder.results.read_text())["top1"]
+
+    tuned = accuracy("tuned", *tuned_from(pretrained))
+    scratch = accuracy("scratch", f"retrain.architecture={TEXT}")
+    assert tuned > scratch + 10
+    log = (path.parent / "tuned" / "retrain" / "log" / "retrain.log").read_text()
+    assert "position embeddings are interpolated from 4 x 4 to 6 x 6 patches" in log
+    assert "the classifier starts anew: 5 classes, and the file has 10" in log
+
+
+def test_fine_tuning_at_a_rate_of_nothing_leaves_the_weights_as_they_were(make_config, pretrained) -> None:
+    config = train(make_config(), *tuned_from(pretrained), "retrain.lr=1e-12", "retrain.min_lr=0")
+    state, before = newest(config), read(pretrained)
+    assert state["architecture"] == before["architecture"]
+    for name, weights in before["model"].items():
+        assert torch.allclose(state["model"][name], weights, atol=1e-6), name
+
+
+def test_what_cannot_be_fine_tuned_is_refused(make_config, pretrained, reference, tmp_path) -> None:
+    path = make_config()
+    with pytest.raises(UserError, match=r"does not fit this architecture: .*blocks\.2"):
+        train(path, f"retrain.from_checkpoint={pretrained}", f"retrain.architecture={TEXT[:-1]}3")
+    with pytest.raises(UserError, match=r"vitas_tiny\.pth does not say its architecture; set retrain.architecture"):
+        train(path, *tuned_from(reference / "vitas_tiny.pth"))
+    with pytest.raises(UserError, match=r"nowhere\.pth: no such file"):
+        train(path, *tuned_from("nowhere.pth"))
+    with pytest.raises(UserError, match=r"from_supernet, retrain.from_checkpoint: found both"):
+        train(path, *tuned_from(pretrained), "retrain.from_supernet=true")
 
 
 def test_a_diverging_loss_stops_with_a_message(make_config) -> None:

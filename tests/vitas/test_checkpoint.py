@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vitas import VisionTransformer, create_model, load_weights
-from vitas.checkpoint import RECENT, CheckpointFolder, read
+from vitas import Architecture, Block, VisionTransformer, create_model, load_weights
+from vitas.checkpoint import RECENT, CheckpointFolder, read, start_from
 from vitas.errors import UserError
 
 # Files of a run
@@ -252,3 +252,24 @@ def test_a_dict_of_other_things_is_refused_by_file_and_key(tmp_path, state, frag
     with pytest.raises(UserError) as error:
         load_weights(nn.Linear(3, 2), tmp_path / "file.pth")
     assert all(fragment in str(error.value) for fragment in [str(tmp_path / "file.pth"), *fragments]), error.value
+
+
+def test_position_embeddings_of_another_image_size_are_interpolated_as_timm_does(tmp_path) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    architecture = Architecture(8, 12, (Block(2, 12, 8),))
+    small, large = (VisionTransformer(architecture, 3, size) for size in (32, 64))
+    torch.save({"model": small.state_dict()}, tmp_path / "small.pth")
+    fresh = large.head.weight.clone()
+    assert start_from(large, tmp_path / "small.pth") == [
+        "position embeddings are interpolated from 4 x 4 to 8 x 8 patches"
+    ]
+    expected = resample_abs_pos_embed(small.pos_embed, [8, 8], num_prefix_tokens=1)
+    assert torch.equal(large.pos_embed, expected)
+    assert torch.equal(large.head.weight, small.head.weight)
+    assert not torch.equal(large.head.weight, fresh)
+    other = VisionTransformer(architecture, 5, 32)
+    fresh = other.head.weight.clone()
+    assert start_from(other, tmp_path / "small.pth") == ["the classifier starts anew: 5 classes, and the file has 3"]
+    assert torch.equal(other.head.weight, fresh)
+    assert torch.equal(other.pos_embed, small.pos_embed)

@@ -247,7 +247,8 @@ class _State:
         if not isinstance(recipe, Mapping):
             raise UserError(f"{path} is no checkpoint of this program's training; move it away, or change save_path")
         for key in [*self._recipe, *(key for key in recipe if key not in self._recipe)]:
-            ours, theirs = self._recipe.get(key, "nothing"), recipe.get(key, "nothing")
+            # A key that an older version did not have is as if it were not set.
+            ours, theirs = self._recipe.get(key), recipe.get(key)
             if ours != theirs:
                 raise UserError(
                     f"{path} was trained with {key} {theirs!r}, and now it is {ours!r}; "
