@@ -322,13 +322,15 @@ def _check(config: RunConfig, stages: Sequence[str]):
     """What types cannot say, one line a mistake."""
     model = config.model
     flagged = [name for name in stages if (section := getattr(config, name)) and section.flag]
+    # Leftovers of stages that do not run should not keep another one from running.
+    searches = any(section is not None and section.flag for section in (config.search, config.sample))
     space = None
     if model.space is not None:
         try:
             space = model.space.build()
         except UserError as error:
             yield f"model.space.{error}"
-        for patch_size in model.space.patch_sizes:
+        for patch_size in model.space.patch_sizes if searches else ():
             yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
     elif {"search", "sample"} & set(flagged):
         yield "model.space: is missing; it says what may be searched"
@@ -336,7 +338,7 @@ def _check(config: RunConfig, stages: Sequence[str]):
         budget = config.sample.budget
         if budget.minimum > budget.maximum:
             yield f"sample.budget.minimum: found {budget.minimum}; it must be at most the maximum, {budget.maximum}"
-        elif space is not None and not budget.build().is_speed:
+        elif searches and space is not None and not budget.build().is_speed:
             yield from _attempt("sample.budget: ", lambda: config.costs.require(budget.build()))
         if "error" not in config.sample.objectives:
             yield f"sample.objectives: found {config.sample.objectives}; error must be among them"
