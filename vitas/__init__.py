@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitas.checkpoint import load_weights
-    from vitas.models import SuperNet, VisionTransformer, create_model, zoo
+    from vitas.models import SuperNet, VisionTransformer, create_model
     from vitas.space import Architecture, Block, SearchSpace
+    from vitas.space.published import zoo
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,7 +27,11 @@ __all__ = [
     "zoo",
 ]
 
-_HOMES = {"vitas.space": ("Architecture", "Block", "SearchSpace"), "vitas.checkpoint": ("load_weights",)}
+_HOMES = {
+    "vitas.space": ("Architecture", "Block", "SearchSpace"),
+    "vitas.space.published": ("zoo",),
+    "vitas.checkpoint": ("load_weights",),
+}
 _HOME_OF = dict.fromkeys(__all__, "vitas.models") | {name: home for home, names in _HOMES.items() for name in names}
 
 

@@ -17,10 +17,10 @@ from vitas import cost
 from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
 from vitas.errors import UserError
 from vitas.files import RunFolder, parse_configuration, read_text
-from vitas.models.zoo import resolve_architecture
 from vitas.settings import Settings, explain
 from vitas.space import Architecture, SearchSpace, check_patch_size
 from vitas.space.found import read_found
+from vitas.space.published import resolve_architecture
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
