@@ -14,7 +14,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
-        "timm>=1.0.15",
+        "timm>=1.0.26",  # before, its checkpoint_path= ran code from files
         "pymoo>=0.6.1.5",
         "numpy",
         "pillow",
