@@ -15,6 +15,7 @@ setup(
         "torch>=2.11",
         "torchvision>=0.26",
         "timm>=1.0.26",  # before, its checkpoint_path= ran code from files
+        "safetensors>=0.4",
         "pymoo>=0.6.1.5",
         "numpy",
         "pillow",

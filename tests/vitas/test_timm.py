@@ -558,8 +558,11 @@ def test_weights_of_another_network_are_refused(checkpoint):
 def test_timms_own_export_is_read_back(tmp_path):
     from timm.models import save_for_hf
 
-    network = small(global_pool="avg")
-    save_for_hf(network, tmp_path / "folder", safe_serialization=True)
+    text = TEXT.replace("token", "mean")
+    network = small(text)
+    # timm before 1.0.31 does not remember the arguments that a network was made with.
+    arguments = {"architecture": text, "img_size": 32}
+    save_for_hf(network, tmp_path / "folder", model_args=arguments, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     with torch.inference_mode():
         assert torch.equal(again(random_images()), network(random_images()))
@@ -618,6 +621,7 @@ def test_timms_evaluation_agrees_with_ours(trained, digits):
         mean=config["mean"],
         std=config["std"],
         num_workers=0,
+        persistent_workers=False,
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
         device=torch.device("cpu"),
