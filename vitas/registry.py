@@ -130,6 +130,8 @@ def _create(
             f"{name}: pretrained=True, but there are no weights to download; "
             "load a checkpoint with checkpoint_path=, or a folder as 'local-dir:FOLDER'"
         )
+    if out_indices is None:
+        out_indices = min(3, architecture.depth)
     size = _square(source.input_size[-2:] if img_size is None else img_size)
     in_chans = kwargs.setdefault("in_chans", source.input_size[0])
     model = build_model_with_cfg(
@@ -139,7 +141,7 @@ def _create(
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices or min(3, architecture.depth), "feature_cls": "getter"},
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         architecture=architecture,
         img_size=size,
         **kwargs,

@@ -60,7 +60,7 @@ def write_huggingface_folder(
         "num_features": network.num_features,
         "global_pool": network.global_pool,
         "label_names": list(class_names),
-        "model_args": {"architecture": str(architecture), "img_size": size, "in_chans": network.in_chans},
+        "model_args": {"architecture": str(architecture)},
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [network.in_chans, size, size],
