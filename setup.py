@@ -14,7 +14,8 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
-        "timm>=1.0.15",
+        "timm>=1.0.26",  # before, its checkpoint_path= ran code from files
+        "safetensors>=0.4",
         "pymoo>=0.6.1.5",
         "numpy",
         "scipy",

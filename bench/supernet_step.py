@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitas import SearchSpace, SuperNet
-from vitas.models.zoo import SPACE_ABE
+from vitas.space.published import SPACE_ABE
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ STAGES = ("search", "retrain", "inference")
 
 # A module of vitas may import those of the rows above its own, and no other.
 LAYERS = (
-    ("errors", "settings"),
+    ("errors", "settings", "importing"),
     ("slurm",),
     ("files", "distributed"),
     ("interruption", "lock", "provenance", "space"),
     ("released", "models", "cost", "data"),
     ("config", "checkpoint", "report"),
-    ("engine",),
+    ("engine", "registry"),
     ("program",),
     ("launch",),
     ("cli",),

@@ -2,6 +2,8 @@
 
 The names below are loaded when they are first asked for: importing torch and
 timm takes seconds, which a command that needs neither should not wait for.
+For the same reason timm learns of our networks when it is loaded, be that
+before this package or after it.
 """
 
 from __future__ import annotations
@@ -9,10 +11,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vitas.importing import after_import
+
 if TYPE_CHECKING:
     from vitas.checkpoint import load_weights
-    from vitas.models import SuperNet, VisionTransformer, create_model, zoo
+    from vitas.models import SuperNet, VisionTransformer, create_model
+    from vitas.registry import register
     from vitas.space import Architecture, Block, SearchSpace
+    from vitas.space.published import zoo
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +29,16 @@ __all__ = [
     "VisionTransformer",
     "create_model",
     "load_weights",
+    "register",
     "zoo",
 ]
 
-_HOMES = {"vitas.space": ("Architecture", "Block", "SearchSpace"), "vitas.checkpoint": ("load_weights",)}
+_HOMES = {
+    "vitas.space": ("Architecture", "Block", "SearchSpace"),
+    "vitas.space.published": ("zoo",),
+    "vitas.checkpoint": ("load_weights",),
+    "vitas.registry": ("register",),
+}
 _HOME_OF = dict.fromkeys(__all__, "vitas.models") | {name: home for home, names in _HOMES.items() for name in names}
 
 
@@ -40,3 +52,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+after_import("timm", lambda: import_module("vitas.registry").register_published())

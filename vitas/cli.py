@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vitas.errors import UserError, exit_on_user_error
-from vitas.files import RunFolder, read_text, read_yaml
+from vitas.files import RunFolder, read_text
 from vitas.launch import command as launch_command
 from vitas.space import Architecture, check_patch_size, counts
-from vitas.space.found import read_found
+from vitas.space.found import architectures_of
 
 
 def main() -> None:
@@ -128,27 +128,9 @@ def describe(name_or_file: str, image_size: int, num_classes: int) -> None:
         )
 
 
-def architectures_of(name_or_file: str) -> dict[str, Architecture]:
-    """What a NAME_OR_FILE names: a zoo name, a canonical text, FILE.yaml or FILE.yaml:NAME."""
-    path, _, entry = name_or_file.partition(":")
-    if not path.endswith((".yaml", ".yml")):
-        from vitas.models.zoo import resolve_architecture
-
-        return {name_or_file: resolve_architecture(name_or_file)}
-    data = read_yaml(Path(path))
-    if isinstance(data, dict) and "blocks" in data:
-        return {path: Architecture.from_dict(data)}
-    found = read_found(Path(path))
-    if not entry:
-        return found
-    if entry not in found:
-        raise UserError(f"{path} holds no {entry!r}; it holds {', '.join(found)}")
-    return {entry: found[entry]}
-
-
 def show_zoo(measure: bool, batch_size: int | None) -> None:
     """Print the published architectures with their costs and accuracies, and their speed here if asked for."""
-    from vitas.models.zoo import PUBLISHED_ACCURACY, zoo
+    from vitas.space.published import PUBLISHED_ACCURACY, zoo
 
     table = Table(box=box.SIMPLE)
     table.add_column("network", no_wrap=True)

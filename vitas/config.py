@@ -17,11 +17,11 @@ from vitas import cost
 from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
 from vitas.errors import UserError
 from vitas.files import RunFolder, read_text
-from vitas.models.zoo import resolve_architecture
 from vitas.released import Configuration, read_configuration
 from vitas.settings import Settings, explain
 from vitas.space import Architecture, SearchSpace, check_patch_size
 from vitas.space.found import read_found
+from vitas.space.published import resolve_architecture
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]

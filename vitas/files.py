@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Hashable
+import shutil
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -98,6 +99,32 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` for text."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files so that it appears whole or not at all; one that is there already is replaced.
+
+    A process that dies between the two renames of a replacement leaves the old folder beside, under a hidden name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}") for suffix in ("tmp", "old"))
+    try:
+        temporary.mkdir()
+        for name, content in files.items():
+            write_atomically(temporary / name, lambda file, content=content: file.write(content))
+        if folder.exists():
+            # A rename cannot replace a folder that holds files.
+            folder.rename(old)
+        try:
+            temporary.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,9 +11,9 @@ import yaml
 from vitas import Architecture, interruption
 from vitas.config import load
 from vitas.errors import UserError
-from vitas.models.zoo import zoo
 from vitas.program import run_stages
 from vitas.space.found import Found, write_found
+from vitas.space.published import zoo
 
 ALL_STAGES = ("search", "sample", "retrain", "test")
 BLOCK = {"heads": 2, "qkv_dim": 96, "mlp_dim": 64}

@@ -1,11 +1,12 @@
 """Files: none by halves, and YAML as data only."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from vitas.errors import UserError
-from vitas.files import Journal, parse_yaml, read_yaml, write_atomically, write_text
+from vitas.files import Journal, parse_yaml, read_yaml, write_atomically, write_folder, write_text
 
 # Writing
 
@@ -45,6 +46,42 @@ def test_the_old_file_is_whole_while_the_new_one_is_written(tmp_path):
 
     write_atomically(path, write)
     assert (seen, path.read_text()) == (["old"], "new")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_written_with_its_parents_and_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    for files in ({"a": b"1", "b": b"2"}, {"a": b"3"}):
+        write_folder(folder, files)
+        assert tree(tmp_path) == {f"new/folder/{name}": content for name, content in files.items()}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("before", [{}, {"a": b"old", "c": b"old"}])
+@pytest.mark.parametrize("fails_at", ["the second file", "the last rename"])
+def test_a_folder_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch, before, fails_at):
+    folder = tmp_path / "folder"
+    if before:
+        write_folder(folder, before)
+    files = {"a": b"new", "b": b"new"}
+    if fails_at == "the second file":
+        files["b"] = "no bytes"
+    else:
+        rename = Path.rename
+
+        def fail(path, target):
+            if path.suffix == ".tmp":
+                raise OSError("no space left")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises((TypeError, OSError)):
+        write_folder(folder, files)
+    assert tree(tmp_path) == {f"folder/{name}": content for name, content in before.items()}
+    assert [path.name for path in tmp_path.iterdir()] == (["folder"] if before else [])
 
 
 # The journal

@@ -16,9 +16,9 @@ from vitas.launch import local, submission
 from vitas.launch.cluster import Cluster, fill_in, load_cluster, sbatch_options
 from vitas.launch.configs import find_config
 from vitas.launch.submission import StageJob, Submitted
-from vitas.models.zoo import zoo
 from vitas.slurm import Partition
 from vitas.space import IDENTITY, Architecture
+from vitas.space.published import zoo
 
 PARTITIONS = [Partition("gpu", True, 6, 8, 64, "1-00:00:00"), Partition("cpu", False, 1, 0, 2, "infinite")]
 

@@ -13,9 +13,9 @@ from vitas import cli
 from vitas import config as configuration
 from vitas.config import load
 from vitas.errors import UserError
-from vitas.models.zoo import zoo
 from vitas.released import read_configuration, read_model
 from vitas.space import IDENTITY, SearchSpace
+from vitas.space.published import zoo
 
 
 @pytest.fixture(scope="module")

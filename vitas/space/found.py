@@ -1,4 +1,4 @@
-"""architectures.yaml: what a search found, best first, for the stages after it."""
+"""architectures.yaml: what a search found, best first, for the stages after it; and what a user names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from vitas.errors import UserError
 from vitas.files import read_yaml, write_text
 from vitas.space.architecture import Architecture
+from vitas.space.published import resolve_architecture
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,23 @@ def read_found(path: Path) -> dict[str, Architecture]:
         except UserError as error:
             raise UserError(f"{path}: {row['name']}: {error}") from None
     return found
+
+
+def architectures_of(name_or_file: str) -> dict[str, Architecture]:
+    """What a NAME_OR_FILE names: a zoo name, a canonical text, FILE.yaml or FILE.yaml:NAME.
+
+    A file is a run's `architectures.yaml`, or the YAML form of one architecture.
+    Raises `UserError` for a name, a text, a file or an entry that is none.
+    """
+    path, _, entry = name_or_file.partition(":")
+    if not path.endswith((".yaml", ".yml")):
+        return {name_or_file: resolve_architecture(name_or_file)}
+    data = read_yaml(Path(path))
+    if isinstance(data, dict) and "blocks" in data:
+        return {path: Architecture.from_dict(data)}
+    found = read_found(Path(path))
+    if not entry:
+        return found
+    if entry not in found:
+        raise UserError(f"{path} holds no {entry!r}; it holds {', '.join(found)}")
+    return {entry: found[entry]}
