@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitas.checkpoint import load_weights
-    from vitas.models import SuperNet, VisionTransformer, create_model, zoo
-    from vitas.space import Architecture, Block, SearchSpace
+    from vitas.models import StagedTransformer, SuperNet, VisionTransformer, create_model, zoo
+    from vitas.space import Architecture, Block, Genotype, GenotypeSpace, SearchSpace
 
 __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "Block",
+    "Genotype",
+    "GenotypeSpace",
     "SearchSpace",
+    "StagedTransformer",
     "SuperNet",
     "VisionTransformer",
     "create_model",
@@ -26,7 +29,10 @@ __all__ = [
     "zoo",
 ]
 
-_HOMES = {"vitas.space": ("Architecture", "Block", "SearchSpace"), "vitas.checkpoint": ("load_weights",)}
+_HOMES = {
+    "vitas.space": ("Architecture", "Block", "Genotype", "GenotypeSpace", "SearchSpace"),
+    "vitas.checkpoint": ("load_weights",),
+}
 _HOME_OF = dict.fromkeys(__all__, "vitas.models") | {name: home for home, names in _HOMES.items() for name in names}
 
 

@@ -7,8 +7,9 @@ from difflib import get_close_matches
 from functools import cache
 
 from vitas.errors import UserError
+from vitas.models.staged_transformer import StagedTransformer
 from vitas.models.vision_transformer import VisionTransformer
-from vitas.space import Architecture, Block, SearchSpace
+from vitas.space import Architecture, Block, Genotype, SearchSpace
 
 _RATIOS = tuple(i / 10 for i in range(1, 11))
 # The spaces in which the published networks were found (arXiv 2106.13700).
@@ -86,10 +87,18 @@ def resolve_architecture(name_or_architecture: str | Architecture, also: Iterabl
 
 
 def create_model(
-    name_or_architecture: str | Architecture,
+    name_or_architecture: str | Architecture | Genotype,
     num_classes: int = 1000,
     image_size: int = 224,
     drop_path_rate: float = 0.0,
-) -> VisionTransformer:
-    """The dense network, with fresh weights, of a zoo name, a canonical text or an `Architecture`."""
+) -> VisionTransformer | StagedTransformer:
+    """The dense network, with fresh weights, of what `name_or_architecture` names.
+
+    A zoo name, an architecture's canonical text or an `Architecture` give a
+    `VisionTransformer`; a `Genotype` or its text gives a `StagedTransformer`.
+    """
+    if isinstance(name_or_architecture, str) and "|" in name_or_architecture:
+        name_or_architecture = Genotype.parse(name_or_architecture)
+    if isinstance(name_or_architecture, Genotype):
+        return StagedTransformer(name_or_architecture, num_classes, image_size, drop_path_rate)
     return VisionTransformer(resolve_architecture(name_or_architecture), num_classes, image_size, drop_path_rate)
