@@ -15,7 +15,7 @@ LAYERS = (
     ("files", "distributed"),
     ("interruption", "lock", "provenance", "space"),
     ("released", "models", "cost", "data"),
-    ("config", "checkpoint", "report"),
+    ("config", "checkpoint", "report", "scores"),
     ("engine", "registry"),
     ("program",),
     ("launch",),

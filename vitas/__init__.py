@@ -15,16 +15,19 @@ from vitas.importing import after_import
 
 if TYPE_CHECKING:
     from vitas.checkpoint import load_weights
-    from vitas.models import SuperNet, VisionTransformer, create_model
+    from vitas.models import StagedTransformer, SuperNet, VisionTransformer, create_model
     from vitas.registry import register
-    from vitas.space import Architecture, Block, SearchSpace
+    from vitas.space import Architecture, Block, Genotype, GenotypeSpace, SearchSpace
     from vitas.space.published import zoo
 
 __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "Block",
+    "Genotype",
+    "GenotypeSpace",
     "SearchSpace",
+    "StagedTransformer",
     "SuperNet",
     "VisionTransformer",
     "create_model",
@@ -34,7 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "vitas.space": ("Architecture", "Block", "SearchSpace"),
+    "vitas.space": ("Architecture", "Block", "Genotype", "GenotypeSpace", "SearchSpace"),
     "vitas.space.published": ("zoo",),
     "vitas.checkpoint": ("load_weights",),
     "vitas.registry": ("register",),

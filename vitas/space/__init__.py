@@ -1,6 +1,16 @@
-"""What may be searched: `Architecture`, `SearchSpace` and the genome codec."""
+"""What may be searched: `Architecture` and `SearchSpace`, `Genotype` and `GenotypeSpace`, and their genomes."""
 
 from vitas.space.architecture import IDENTITY, Architecture, Block, check_patch_size
+from vitas.space.genotype import Genotype, GenotypeSpace, Stage
 from vitas.space.search_space import SearchSpace
 
-__all__ = ["IDENTITY", "Architecture", "Block", "SearchSpace", "check_patch_size"]
+__all__ = [
+    "IDENTITY",
+    "Architecture",
+    "Block",
+    "Genotype",
+    "GenotypeSpace",
+    "SearchSpace",
+    "Stage",
+    "check_patch_size",
+]

@@ -1,0 +1,307 @@
+"""The staged transformer against the released one, and As-ViT's scores against their definitions."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitas import Genotype, GenotypeSpace, StagedTransformer, create_model
+from vitas.errors import UserError
+from vitas.scores import (
+    Scores,
+    circle_basis,
+    length_distortion,
+    ntk_condition_number,
+    ntk_eigenvalues,
+    ntk_gram,
+    score,
+    score_once,
+)
+
+REFERENCE = "4,2,2,1|2,1,2,2|3,1,3,1|2,1,2,1|16,16"
+# Odd kernels with their uneven paddings, dims that the heads do not divide, windows of several tokens at 32 x 32.
+UNEVEN = Genotype.parse("7,2,2,1|3,2,2,2|4,1,3,1|3,1,2,1|16,9")
+
+
+@pytest.fixture(scope="module")
+def arrays(reference) -> dict[str, np.ndarray]:
+    with np.load(reference / "asvit_tiny.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def released(arrays) -> StagedTransformer:
+    """The network of the reference file, with its weights under their released names."""
+    network = StagedTransformer(Genotype.parse(REFERENCE), 10, 64).eval()
+    names = [name for name in arrays if name.startswith("weight/")]
+    network.load_state_dict({name.removeprefix("weight/"): torch.from_numpy(arrays[name]) for name in names})
+    return network
+
+
+@pytest.fixture(scope="module")
+def images(arrays) -> Tensor:
+    return torch.from_numpy(arrays["image"]).float()
+
+
+@pytest.fixture
+def uneven() -> StagedTransformer:
+    """A small network in which every weight matters: no zero biases, no norms of one."""
+    torch.manual_seed(0)
+    network = StagedTransformer(UNEVEN, 5, 32)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def random_images(count: int, size: int) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+# The network
+
+
+@torch.inference_mode()
+def test_released_weights_give_the_released_features_and_logits(released, images, arrays):
+    for outputs, name in ((released.forward_features(images), "features"), (released(images), "logits")):
+        expected = torch.from_numpy(arrays[name])
+        torch.testing.assert_close(outputs, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+
+
+def test_counted_parameters_are_those_of_the_built_network():
+    rng = np.random.default_rng(0)
+    space = GenotypeSpace()
+    for _ in range(20):
+        grown = space.sample(rng).to_dict() | {"hidden_dim": int(rng.integers(8, 40))}
+        grown["stages"] = [stage | {"layers": int(rng.integers(1, 4))} for stage in grown["stages"]]
+        genotype, num_classes = Genotype.from_dict(grown), int(rng.integers(1, 50))
+        with torch.device("meta"):
+            network = StagedTransformer(genotype, num_classes, 64)
+        assert genotype.parameters(64, num_classes) == sum(p.numel() for p in network.parameters())
+
+
+def test_counted_parameters_know_the_limit_of_the_width():
+    genotype = Genotype.parse("8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180")
+    with torch.device("meta"):
+        network = create_model(genotype)
+    assert network.norm.weight.numel() == 1024
+    assert genotype.parameters() == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 96])
+@pytest.mark.parametrize("genotype", [REFERENCE, str(UNEVEN), "8,8,3|4,4,2|4,2,4|4,1,6|32"])
+def test_counted_macs_are_torchs(genotype, image_size):
+    """torch counts products of matrices and convolutions, at two FLOPs a MAC; like `macs`, no norm, GELU or softmax."""
+    genotype = Genotype.parse(genotype)
+    network = create_model(genotype, 7, image_size).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        network(random_images(1, image_size))
+    assert genotype.macs(image_size, 7) == counter.get_total_flops() / 2
+
+
+def test_windows_keep_to_themselves(uneven):
+    """A pixel reaches no token of another window in the first stage, and every token of its own."""
+    genotype = Genotype.parse("4,2,2|2,1,2|2,1,2|2,1,2|16")
+    network = StagedTransformer(genotype, 5, 32).eval()
+    tokens = []
+    network.layers[0].downsample.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0]))
+    images = random_images(1, 32)
+    changed = images.clone()
+    changed[..., 17, 3] += 1  # In the lower left window: rows 16 to 31, columns 0 to 15.
+    with torch.inference_mode():
+        network(images), network(changed)
+    differs = (tokens[0] != tokens[1]).any(dim=-1)[0]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[4:, :4] = True
+    assert torch.equal(differs, expected)
+
+
+def test_one_set_of_weights_serves_every_image_size_that_fits(uneven):
+    other = StagedTransformer(UNEVEN, 5, 64)
+    other.load_state_dict(uneven.state_dict())
+    images = random_images(2, 64)
+    with torch.inference_mode():
+        assert torch.equal(other.eval()(images), uneven.eval()(images))
+
+
+def test_stochastic_depth_grows_over_all_blocks_and_acts_on_whole_images():
+    network = StagedTransformer(UNEVEN, 5, 32, drop_path_rate=0.8)
+    rates = [block.drop_path.drop_prob for stage in network.layers for block in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    block = network.layers[1].blocks[1]
+    tokens = torch.randn(64, 4, 4, 18)
+    with torch.no_grad():
+        moved = (block(tokens) != tokens).flatten(2).any(dim=2)
+        assert torch.equal(moved.any(dim=1), moved.all(dim=1))
+        assert 0 < moved.any(dim=1).sum() < 64
+        block.eval()
+        assert torch.equal(block(tokens), block(tokens))
+
+
+def test_weights_begin_as_released():
+    torch.manual_seed(0)
+    network = StagedTransformer(Genotype.parse(REFERENCE), 10, 64)
+    for name, parameter in network.named_parameters():
+        if name.startswith("patch_embed.proj"):
+            # The convolution's own default: uniform up to 1 / sqrt(3 * 4 * 4).
+            assert 0.1 < parameter.abs().max() <= 48**-0.5
+        elif parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.2)
+        else:
+            assert torch.equal(parameter, torch.full_like(parameter, name.endswith("weight")))
+    assert network.no_weight_decay() == set()
+
+
+@pytest.mark.parametrize("what", [REFERENCE, Genotype.parse(REFERENCE)])
+def test_create_model_takes_a_genotype_or_its_text(what):
+    network = create_model(what, num_classes=5, image_size=32, drop_path_rate=0.1)
+    assert isinstance(network, StagedTransformer)
+    assert (network.genotype, network.num_classes, network.image_size) == (Genotype.parse(REFERENCE), 5, 32)
+    assert network.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.1)
+
+
+def test_an_image_size_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match=r"image size 50 does not fit .* 32 and 64"):
+        create_model(REFERENCE, image_size=50)
+
+
+# The scores
+
+
+def test_scores_of_the_released_network_are_the_released_ones(released, images, arrays):
+    basis, thetas = (torch.from_numpy(arrays[name]).float() for name in ("basis", "theta"))
+    assert length_distortion(released, basis, thetas) == pytest.approx(arrays["length_distortion"].item(), rel=1e-3)
+    np.testing.assert_allclose(ntk_eigenvalues(released, images), arrays["ntk_eigenvalues"], rtol=1e-3)
+    assert ntk_condition_number(released, images) == pytest.approx(arrays["ntk_condition"].item(), rel=1e-3)
+
+
+def without_norms(network: nn.Module) -> nn.Module:
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(module, name, nn.Identity())
+    return network
+
+
+def test_length_distortion_is_the_sum_of_speeds_that_a_backward_pass_per_feature_gives(uneven):
+    """In float64, at weights whose attention is far from even and far from one-hot: nothing is left to rounding."""
+    thetas, basis = torch.tensor([0.0, 0.3, 2.0, 5.5], dtype=torch.float64), random_images(2, 32).double()
+    uneven.double()
+    with torch.no_grad():
+        for parameter in uneven.parameters():
+            parameter.mul_(0.5)
+    along = thetas.clone().requires_grad_()
+    curve = torch.stack([along.cos(), along.sin()], dim=1) @ basis.flatten(1)
+    features = without_norms(uneven).eval().forward_features(curve.unflatten(1, (3, 32, 32)))
+    speeds = [torch.autograd.grad(column.sum(), along, retain_graph=True)[0] for column in features.unbind(1)]
+    expected = torch.stack(speeds).norm(dim=0).sum().item()
+    assert length_distortion(uneven, basis, thetas) == pytest.approx(expected, rel=1e-9)
+    assert length_distortion(uneven, basis.flatten(1), thetas) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_ntk_is_of_the_gradients_that_a_backward_pass_per_image_gives(uneven):
+    images = random_images(4, 32)
+    rows = []
+    for feature in uneven.eval().forward_features(images).sum(dim=1):
+        uneven.zero_grad()
+        feature.backward(retain_graph=True)
+        weights = [p.grad for name, p in uneven.named_parameters() if "weight" in name and p.grad is not None]
+        rows.append(torch.cat([gradient.flatten() for gradient in weights]).double())
+    rows = torch.stack(rows)
+    torch.testing.assert_close(ntk_gram(uneven, images), rows @ rows.T, rtol=1e-4, atol=0)
+    eigenvalues = ntk_eigenvalues(uneven, images)
+    assert torch.equal(eigenvalues, eigenvalues.sort().values)
+    assert ntk_condition_number(uneven, images) == (eigenvalues[-1] / eigenvalues[0]).item()
+
+
+def test_scoring_leaves_the_network_as_it_is(uneven):
+    state = {name: value.clone() for name, value in uneven.state_dict().items()}
+    uneven.train()
+    described = repr(uneven)
+    length_distortion(uneven, random_images(2, 32), torch.linspace(0, 6, 3))
+    ntk_gram(uneven, random_images(2, 32))
+    assert all(torch.equal(value, state[name]) for name, value in uneven.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in uneven.parameters())
+    assert repr(uneven) == described
+    assert all(module.training and not module._forward_hooks for module in uneven.modules())
+
+
+def test_stochastic_depth_takes_no_part_in_scores(uneven):
+    dropping = StagedTransformer(UNEVEN, 5, 32, drop_path_rate=0.9).train()
+    dropping.load_state_dict(uneven.state_dict())
+    images, thetas = random_images(2, 32), torch.linspace(0, 6, 3)
+    assert length_distortion(dropping, images, thetas) == length_distortion(uneven, images, thetas)
+    assert torch.equal(ntk_gram(dropping, images), ntk_gram(uneven, images))
+
+
+def test_the_condition_number_of_equal_images_is_infinite_or_enormous(uneven):
+    assert ntk_condition_number(uneven, random_images(1, 32).repeat(3, 1, 1, 1)) > 1e10
+
+
+def test_a_layer_without_a_known_rule_is_refused_and_not_left_out(uneven):
+    uneven.layers[0].blocks[0].norm1 = nn.RMSNorm(9)
+    with pytest.raises(TypeError, match="RMSNorm"):
+        ntk_gram(uneven, random_images(2, 32))
+
+
+def test_the_circle_lies_in_a_random_plane_of_orthonormal_images():
+    basis = circle_basis(32, 7).flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-5, rtol=0)
+    assert torch.equal(circle_basis(32, 7).flatten(1), basis)
+    assert not torch.equal(circle_basis(32, 8).flatten(1), basis)
+
+
+def test_scores_are_a_function_of_genotype_seed_and_index():
+    first = score_once(UNEVEN, 32, seed=3, index=1, batch_size=4, points=3)
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    assert score_once(UNEVEN, 32, seed=3, index=1, batch_size=4, points=3) == first
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for other in ({"seed": 4}, {"index": 2}):
+        changed = score_once(UNEVEN, 32, **({"seed": 3, "index": 1} | other), batch_size=4, points=3)
+        assert changed.length_distortion != first.length_distortion
+        assert changed.ntk_condition != first.ntk_condition
+
+
+def test_score_is_the_mean_over_initialisations():
+    parts = [score_once(UNEVEN, 32, seed=3, index=i, batch_size=4, points=3) for i in range(3)]
+    mean = score(UNEVEN, 32, repeat=3, seed=3, batch_size=4, points=3)
+    assert mean == Scores(
+        pytest.approx(sum(part.length_distortion for part in parts) / 3),
+        pytest.approx(sum(part.ntk_condition for part in parts) / 3),
+    )
+
+
+def test_given_images_are_those_of_the_ntk():
+    images = random_images(4, 32)
+    drawn, given = score_once(UNEVEN, 32, batch_size=4), score_once(UNEVEN, 32, images=images)
+    assert drawn.length_distortion == given.length_distortion
+    assert drawn.ntk_condition != given.ntk_condition
+    assert score_once(UNEVEN, 32, images=images, batch_size=1) == given
+
+
+def test_default_scores_of_a_small_network_are_finite():
+    found = score(Genotype.parse(REFERENCE), 32, repeat=1)
+    assert 0 < found.length_distortion < math.inf
+    assert 1 < found.ntk_condition < math.inf
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"repeat": 0}, "repeat: found 0; it must be at least 1"),
+        ({"points": 0}, "points: found 0; a circle needs at least 1"),
+        ({"batch_size": 1}, "batch_size: found 1; a condition number needs at least 2 images"),
+        ({"images": torch.zeros(1, 3, 32, 32)}, "batch_size: found 1"),
+        ({"images": torch.zeros(4, 3, 64, 64)}, r"images: found \[4, 3, 64, 64\]; they must be \[images, 3, 32, 32\]"),
+        ({"image_size": 50}, r"image size 50 does not fit .* 32 and 64"),
+    ],
+)
+def test_settings_that_give_no_score_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        score(UNEVEN, **({"image_size": 32} | settings))

@@ -1,0 +1,193 @@
+"""The staged transformer of a `Genotype`, as As-ViT finds and grows it (Chen et al., ICLR 2022, arXiv 2202.11921).
+
+Four stages, each at half the resolution of the one before it. Attention sees
+one window of its stage. A stage keeps its tokens window by window from its
+first block to its last: windows do not shift, and all else in a block treats
+every token alike.
+
+The names of the parameters are those of the released implementation.
+
+Shape suffixes: B images, W windows, N tokens of a window, H heads, d dims of a
+head, D dims of a stage, R tokens along a side of the image, P numbers that a
+token of the next stage is projected from.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from vitas.space.genotype import STAGE_STRIDE, STEM_STRIDE, Genotype
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows; the heads' dims are rounded down to whole numbers."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        head_dim = dim // heads
+        self.heads = heads
+        self.scale = head_dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * head_dim * heads)
+        self.proj = nn.Linear(head_dim * heads, dim)
+
+    def forward(self, x_BWND: Tensor) -> Tensor:
+        qkv = self.qkv(x_BWND).flatten(0, 1).unflatten(-1, (3, self.heads, -1))
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+        out_HNd = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj(out_HNd.transpose(1, 2).flatten(2).unflatten(0, x_BWND.shape[:2]))
+
+
+class StagedBlock(nn.Module):
+    """Pre-norm window attention and MLP, each on the residual stream with stochastic depth."""
+
+    def __init__(self, dim: int, heads: int, expansion: int, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads)
+        # A list of one: the released names leave room for several MLPs.
+        self.mlps = nn.ModuleList([nn.Sequential(nn.LayerNorm(dim), Mlp(dim, expansion * dim))])
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x_BWND: Tensor) -> Tensor:
+        x_BWND = x_BWND + self.drop_path(self.attn(self.norm1(x_BWND)))
+        return x_BWND + self.drop_path(self.mlps[0](x_BWND))
+
+
+class Stem(nn.Module):
+    """Images [B, 3, height, width] -> normalised tokens [B, R, R, D], by a convolution of stride 4."""
+
+    def __init__(self, kernel: int, dim: int) -> None:
+        super().__init__()
+        self.padding = _padding(kernel, STEM_STRIDE)
+        self.proj = nn.Conv2d(3, dim, kernel, STEM_STRIDE)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.proj(F.pad(images, 2 * self.padding)).permute(0, 2, 3, 1))
+
+
+class Downsample(nn.Module):
+    """Tokens [B, R, R, D] of a stage -> [B, R/2, R/2, D'] of the next, from overlapping patches of tokens."""
+
+    def __init__(self, kernel: int, dim: int, next_dim: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.padding = _padding(kernel, STAGE_STRIDE)
+        self.norm = nn.LayerNorm(kernel**2 * dim)
+        self.reduction = nn.Linear(kernel**2 * dim, next_dim, bias=False)
+
+    def forward(self, x_BRRD: Tensor) -> Tensor:
+        x_BRRD = F.pad(x_BRRD, (0, 0) + 2 * self.padding)
+        patches = x_BRRD.unfold(1, self.kernel, STAGE_STRIDE).unfold(2, self.kernel, STAGE_STRIDE)
+        return self.reduction(self.norm(patches.flatten(3)))
+
+
+class TransformerStage(nn.Module):
+    """The blocks of one resolution, and the way to the next."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        split: int,
+        expansion: int,
+        drop_path_rates: list[float],
+        downsample: Downsample | None,
+    ) -> None:
+        super().__init__()
+        self.split = split
+        self.blocks = nn.ModuleList(StagedBlock(dim, heads, expansion, rate) for rate in drop_path_rates)
+        self.downsample = downsample
+
+    def forward(self, x_BRRD: Tensor) -> Tensor:
+        x_BWND = _windows(x_BRRD, self.split)
+        for block in self.blocks:
+            x_BWND = block(x_BWND)
+        x_BRRD = _image(x_BWND, self.split)
+        return x_BRRD if self.downsample is None else self.downsample(x_BRRD)
+
+
+class StagedTransformer(nn.Module):
+    """The network of a genotype.
+
+    genotype: what to build.
+    num_classes: outputs of the classifier.
+    image_size: side of the square input images; every window must tile its stage.
+    drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+
+    Images [B, 3, image_size, image_size] -> logits [B, num_classes].
+    Raises `UserError` where the image size does not fit.
+    """
+
+    def __init__(
+        self, genotype: Genotype, num_classes: int = 1000, image_size: int = 224, drop_path_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        genotype.check_image_size(image_size)
+        self.genotype = genotype
+        self.num_classes = num_classes
+        self.image_size = image_size
+        dims, kernels = genotype.dims, [stage.kernel for stage in genotype.stages]
+        self.patch_embed = Stem(kernels[0], dims[0])
+        downsamples = [Downsample(*sizes) for sizes in zip(kernels[1:], dims[:-1], dims[1:], strict=True)] + [None]
+        rates = torch.linspace(0, drop_path_rate, genotype.depth, device="cpu")
+        self.layers = nn.ModuleList(
+            TransformerStage(dim, heads, stage.split, stage.expansion, part.tolist(), downsample)
+            for dim, heads, stage, part, downsample in zip(
+                dims,
+                genotype.stage_heads,
+                genotype.stages,
+                rates.split([stage.layers for stage in genotype.stages]),
+                downsamples,
+                strict=True,
+            )
+        )
+        self.norm = nn.LayerNorm(dims[-1])
+        self.head = nn.Sequential(nn.Linear(dims[-1], dims[-1]), nn.Tanh(), nn.Linear(dims[-1], num_classes))
+        self.apply(_init_weights)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters of more than one dimension that are no matrices (timm's convention): none."""
+        return set()
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The average over the tokens of the last stage, before the last norm: [B, dim]. The scores are of these."""
+        return self._tokens(images).mean(dim=(1, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self._tokens(images)).mean(dim=(1, 2)))
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        x_BRRD = self.patch_embed(images)
+        for stage in self.layers:
+            x_BRRD = stage(x_BRRD)
+        return x_BRRD
+
+
+def _padding(kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after, so that kernels of any size give resolution / stride tokens; odd ones go after."""
+    return (kernel - stride) // 2, (kernel - stride + 1) // 2
+
+
+def _windows(x_BRRD: Tensor, split: int) -> Tensor:
+    """[B, R, R, D] -> [B, split^2, (R / split)^2, D]"""
+    parts = x_BRRD.unflatten(2, (split, -1)).unflatten(1, (split, -1))
+    return parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _image(x_BWND: Tensor, split: int) -> Tensor:
+    """[B, split^2, N, D] -> [B, R, R, D], the inverse of `_windows`."""
+    side = round(x_BWND.shape[2] ** 0.5)
+    parts = x_BWND.unflatten(2, (side, side)).unflatten(1, (split, split))
+    return parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Truncated normal 0.02 for matrices, zero biases; the stem's convolution keeps its own default, as released."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
