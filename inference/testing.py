@@ -14,9 +14,9 @@ from vitas.distributed import World, gather
 from vitas.engine import evaluate
 from vitas.errors import UserError
 from vitas.files import write_text
-from vitas.models import VisionTransformer
+from vitas.models import create_model
 from vitas.report import Report, shown_path
-from vitas.space import Architecture
+from vitas.space import Network, costs, parse_network
 
 # While a checkpoint that is not written yet is waited for: between looks, and between lines that say so.
 POLL_SECONDS, TELL_SECONDS = 10.0, 600.0
@@ -40,7 +40,7 @@ def test(config: RunConfig, world: World) -> None:
     for path in paths:
         wait_for(path, report, world)
         architecture = architecture_of(path, config)
-        network = VisionTransformer(architecture, model.num_classes, model.image_size)
+        network = create_model(architecture, model.num_classes, model.image_size)
         checkpoint.load_weights(network, path, settings.weights)
         network.to(world.device).eval()
         score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
@@ -51,9 +51,7 @@ def test(config: RunConfig, world: World) -> None:
             "top1": score.top1,
             "top5": score.top5,
             "loss": score.loss,
-            "macs": architecture.macs(model.image_size, model.num_classes),
-            "macs_released": architecture.macs(model.image_size, model.num_classes, "released"),
-            "parameters": architecture.parameters(model.image_size, model.num_classes),
+            **costs(architecture, model.image_size, model.num_classes),
             "images_per_second": score.images_per_second,
             "images": images.total,
             "device": str(world.device.type),
@@ -61,7 +59,7 @@ def test(config: RunConfig, world: World) -> None:
         rows.append(row)
         report.line(
             f"{shown_path(path)}: top-1 {score.top1:.2f}%  top-5 {score.top5:.2f}%  loss {score.loss:.4f}  "
-            f"{row['macs']:,} MACs ({row['macs_released']:,} released)  {row['parameters']:,} parameters  "
+            f"{row['macs']:,} MACs{_released(row)}  {row['parameters']:,} parameters  "
             f"{score.images_per_second:,.0f} images/s"
         )
         epoch = CheckpointFolder.epoch_of(path)
@@ -71,6 +69,10 @@ def test(config: RunConfig, world: World) -> None:
     if world.is_main:
         report.line(f"results are in {shown_path(config.folder.results)}")
     report.close()
+
+
+def _released(row: dict) -> str:
+    return "" if row["macs_released"] is None else f" ({row['macs_released']:,} released)"
 
 
 def checkpoints_to_test(config: RunConfig) -> list[Path]:
@@ -115,13 +117,13 @@ def wait_for(path: Path, report: Report, world: World) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def architecture_of(path: Path, config: RunConfig) -> Architecture:
+def architecture_of(path: Path, config: RunConfig) -> Network:
     """What `test.architecture` says, else what the checkpoint says, else what `retrain.architecture` says."""
     if config.test.architecture is not None:
         return config.architecture(config.test.architecture)
     text = checkpoint.read(path).get("architecture")
     if isinstance(text, str):
-        return Architecture.parse(text)
+        return parse_network(text)
     if config.retrain is None:
         raise UserError(f"{path} does not say its architecture; set test.architecture")
     return config.architecture(config.retrain.architecture)

@@ -13,9 +13,9 @@ from vitas.data import TrainingLoader
 from vitas.distributed import World, stream_seed
 from vitas.engine import Task, train
 from vitas.errors import UserError
-from vitas.models import SuperNet, VisionTransformer
+from vitas.models import SuperNet, VisionTransformer, create_model
 from vitas.report import Report, shown_path
-from vitas.space import Architecture
+from vitas.space import Network
 
 
 def retrain(config: RunConfig, world: World) -> None:
@@ -25,7 +25,7 @@ def retrain(config: RunConfig, world: World) -> None:
     checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
     architecture = architecture_of(config, checkpoints)
     torch.manual_seed(stream_seed(config.seed, "weights"))
-    network = VisionTransformer(architecture, model.num_classes, model.image_size, settings.drop_path_rate)
+    network = create_model(architecture, model.num_classes, model.image_size, settings.drop_path_rate)
     # A run that goes on has weights of its own.
     if settings.from_supernet and checkpoints.newest() is None:
         inherit(network, config, report)
@@ -63,7 +63,7 @@ def retrain(config: RunConfig, world: World) -> None:
     report.close()
 
 
-def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> Architecture:
+def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> Network:
     """What `retrain.architecture` says; else what the checkpoint says that the run starts from; else the best found."""
     settings = config.retrain
     if settings.architecture is not None or settings.from_checkpoint is None:
@@ -77,7 +77,7 @@ def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> Archite
 
 def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:
     """Give a network the weights that the run's trained supernet has for it."""
-    architecture: Architecture = network.architecture.shifted()
+    architecture = network.architecture.shifted()
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
     model = config.model
     supernet = SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode)

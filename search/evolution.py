@@ -34,7 +34,7 @@ from vitas.engine import evaluate
 from vitas.errors import UserError
 from vitas.models import SuperNet
 from vitas.report import Report, shown_path
-from vitas.space import Architecture
+from vitas.space import Architecture, costs
 from vitas.space.found import Found, write_found
 
 # Random genomes that are drawn for each wanted member of the initial population before the rest is moved in.
@@ -148,11 +148,7 @@ class Scorer:
 
 def _facts(config: RunConfig, architecture: Architecture) -> dict:
     image, classes = config.model.image_size, config.model.num_classes
-    facts = {
-        "macs": architecture.macs(image, classes),
-        "macs_released": architecture.macs(image, classes, "released"),
-        "parameters": architecture.parameters(image, classes),
-    }
+    facts = costs(architecture, image, classes)
     return facts if config.space.shared_blocks else facts | {"net_id": config.space.to_net_id(architecture)}
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from vitas.errors import UserError, exit_on_user_error
 from vitas.files import RunFolder, read_text
 from vitas.launch import command as launch_command
-from vitas.space import Architecture, check_patch_size, counts
+from vitas.space import Architecture, Genotype, costs, counts
 from vitas.space.found import architectures_of
 
 
@@ -115,14 +115,16 @@ def convert(path: Path) -> None:
 
 def describe(name_or_file: str, image_size: int, num_classes: int) -> None:
     """Print an architecture, or each one of a file, block by block with its costs."""
-    console = _wide_console()
+    console = _wide_console(120)
     for name, architecture in architectures_of(name_or_file).items():
-        check_patch_size(architecture.patch_size, image_size)
-        console.print(_table(name, architecture, image_size, num_classes))
-        size = (image_size, num_classes)
+        architecture.check_image_size(image_size)
+        table = _stages_table if isinstance(architecture, Genotype) else _table
+        console.print(table(name, architecture, image_size, num_classes))
+        found = costs(architecture, image_size, num_classes)
+        released = found["macs_released"]
         console.print(
-            f"{architecture.macs(*size):,} MACs, {architecture.macs(*size, 'released'):,} in the released convention, "
-            f"{architecture.parameters(*size):,} parameters\n{architecture}\n",
+            f"{found['macs']:,} MACs, {'' if released is None else f'{released:,} in the released convention, '}"
+            f"{found['parameters']:,} parameters\n{architecture}\n",
             highlight=False,
             soft_wrap=True,
         )
@@ -192,7 +194,7 @@ def compare(save_paths: list[Path]) -> None:
             str(save_path),
             f"{results['top1']:.2f}",
             f"{results['top5']:.2f}",
-            *(f"{results[key]:,}" for key in ("macs", "macs_released", "parameters")),
+            *("" if results[key] is None else f"{results[key]:,}" for key in ("macs", "macs_released", "parameters")),
             f"{results['images_per_second']:,.0f}",
         )
     _wide_console().print(table)
@@ -249,6 +251,28 @@ def _table(name: str, architecture: Architecture, image_size: int, num_classes: 
     row(f"classifier ({architecture.classifier})", nothing, head_macs, head_parameters)
     table.add_section()
     row("total", nothing, total_macs, total_parameters)
+    return table
+
+
+def _stages_table(name: str, genotype: Genotype, image_size: int, num_classes: int) -> Table:
+    table = Table(title=name, title_justify="left", box=box.SIMPLE)
+    for column in ("stage", "tokens", "dim", "kernel", "window", "heads", "MLP", "blocks", "MACs", "%", "parameters"):
+        table.add_column(column, justify="right", no_wrap=True)
+    total = genotype.macs(image_size, num_classes)
+    rows = genotype.stage_costs(image_size)
+    for i, (stage, side) in enumerate(zip(genotype.stages, genotype.resolutions(image_size), strict=True)):
+        window = side // stage.split
+        macs, parameters = rows[i]
+        table.add_row(
+            *map(str, (i + 1, f"{side}x{side}", genotype.dims[i], stage.kernel, f"{window}x{window}")),
+            *map(str, (genotype.stage_heads[i], stage.expansion * genotype.dims[i], stage.layers)),
+            f"{macs:,}",
+            f"{100 * macs / total:.1f}",
+            f"{parameters:,}",
+        )
+    macs = total - sum(macs for macs, _ in rows)
+    parameters = genotype.parameters(image_size, num_classes) - sum(parameters for _, parameters in rows)
+    table.add_row("head", *[""] * 7, f"{macs:,}", f"{100 * macs / total:.1f}", f"{parameters:,}")
     return table
 
 

@@ -19,7 +19,7 @@ from vitas.errors import UserError
 from vitas.files import RunFolder, read_text
 from vitas.released import Configuration, read_configuration
 from vitas.settings import Settings, explain
-from vitas.space import Architecture, SearchSpace, check_patch_size
+from vitas.space import Architecture, Network, SearchSpace, check_patch_size, network_from_dict
 from vitas.space.found import read_found
 from vitas.space.published import resolve_architecture
 
@@ -254,7 +254,7 @@ class RunConfig(Settings):
         convention = budget.convention if budget and not budget.is_speed else "released"
         return cost.SpaceCosts(self.space, self.model.image_size, self.model.num_classes, convention)
 
-    def architecture(self, value: str | dict | None) -> Architecture:
+    def architecture(self, value: str | dict | None) -> Network:
         """The architecture that a `retrain.architecture` or `test.architecture` means; null is `best`.
 
         Raises `UserError` for one that does not exist, does not parse or does
@@ -267,7 +267,7 @@ class RunConfig(Settings):
                     raise UserError(f"found {value!r}; net_id stands alone, its space is model.space")
                 found = self.space.from_net_id(value["net_id"])
             else:
-                found = Architecture.from_dict(value)
+                found = network_from_dict(value)
         else:
             listed = read_found(self.folder.architectures) if self.folder.architectures.exists() else {}
             if value in listed:
@@ -278,7 +278,7 @@ class RunConfig(Settings):
                 found = next(iter(listed.values()))
             else:
                 found = resolve_architecture(value, also=listed)
-        check_patch_size(found.patch_size, self.model.image_size)
+        found.check_image_size(self.model.image_size)
         return found
 
 
@@ -382,7 +382,7 @@ def _check(config: RunConfig, stages: Sequence[str]):
     ):
         yield from _attempt(
             "retrain.from_supernet: ",
-            lambda: config.space.encode(config.architecture(config.retrain.architecture).shifted()),
+            lambda: config.space.encode(_of_a_supernet(config.architecture(config.retrain.architecture))),
         )
     for name in flagged:
         data = getattr(config, name).data
@@ -398,6 +398,12 @@ def _never_written(test: Test, retrain: Retrain):
                 f"is {retrain.epochs}, retrain.checkpoint_epochs is {retrain.checkpoint_epochs}"
             )
             return
+
+
+def _of_a_supernet(network: Network) -> Architecture:
+    if not isinstance(network, Architecture):
+        raise UserError(f"found true, and {network} is a genotype, which no supernet has weights for")
+    return network.shifted()
 
 
 def _is_found(architecture: str | dict) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vitas import released
 from vitas.errors import UserError
-from vitas.space import Architecture
+from vitas.space import Architecture, Network
 from vitas.space.found import architectures_of
 from vitas.space.published import resolve_architecture, zoo
 
@@ -51,7 +51,13 @@ def register(name: str, architecture: Architecture | str) -> None:
         if len(found) != 1:
             raise UserError(f"{architecture} holds {', '.join(found) or 'nothing'}; name one of them, as FILE:NAME")
         (architecture,) = found.values()
-    _register(name, architecture, {})
+    _register(name, _vitas(name, architecture), {})
+
+
+def _vitas(name: str, network: Network) -> Architecture:
+    if not isinstance(network, Architecture):
+        raise UserError(f"{name}: found the genotype {network}; timm is given ViTAS's architectures alone")
+    return network
 
 
 def register_published() -> None:
@@ -84,7 +90,7 @@ def _entry_point(name: str, architecture: Architecture | None) -> Callable[..., 
         def create(pretrained: bool = False, architecture: Architecture | str | None = None, **kwargs) -> nn.Module:
             if architecture is None:
                 raise UserError(f"{name}: say which network, as architecture='p16-e230-token-h3q432m720x12'")
-            return _create(name, resolve_architecture(architecture), pretrained, **kwargs)
+            return _create(name, _vitas(name, resolve_architecture(architecture)), pretrained, **kwargs)
     else:
 
         def create(pretrained: bool = False, **kwargs) -> nn.Module:

@@ -160,7 +160,7 @@ def test_weights_begin_as_released():
 def test_create_model_takes_a_genotype_or_its_text(what):
     network = create_model(what, num_classes=5, image_size=32, drop_path_rate=0.1)
     assert isinstance(network, StagedTransformer)
-    assert (network.genotype, network.num_classes, network.image_size) == (Genotype.parse(REFERENCE), 5, 32)
+    assert (network.architecture, network.num_classes, network.image_size) == (Genotype.parse(REFERENCE), 5, 32)
     assert network.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.1)
 
 

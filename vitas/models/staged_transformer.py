@@ -127,7 +127,7 @@ class StagedTransformer(nn.Module):
     ) -> None:
         super().__init__()
         genotype.check_image_size(image_size)
-        self.genotype = genotype
+        self.architecture = genotype
         self.num_classes = num_classes
         self.image_size = image_size
         dims, kernels = genotype.dims, [stage.kernel for stage in genotype.stages]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from vitas.models.staged_transformer import StagedTransformer
 from vitas.models.vision_transformer import VisionTransformer
-from vitas.space import Architecture, Genotype
+from vitas.space import Genotype, Network
 from vitas.space.published import resolve_architecture, zoo
 
 __all__ = ["create_model", "resolve_architecture", "zoo"]
 
 
 def create_model(
-    name_or_architecture: str | Architecture | Genotype,
+    name_or_architecture: str | Network,
     num_classes: int = 1000,
     image_size: int = 224,
     drop_path_rate: float = 0.0,
@@ -21,8 +21,6 @@ def create_model(
     A zoo name, an architecture's canonical text or an `Architecture` give a
     `VisionTransformer`; a `Genotype` or its text gives a `StagedTransformer`.
     """
-    if isinstance(name_or_architecture, str) and "|" in name_or_architecture:
-        name_or_architecture = Genotype.parse(name_or_architecture)
-    if isinstance(name_or_architecture, Genotype):
-        return StagedTransformer(name_or_architecture, num_classes, image_size, drop_path_rate)
-    return VisionTransformer(resolve_architecture(name_or_architecture), num_classes, image_size, drop_path_rate)
+    architecture = resolve_architecture(name_or_architecture)
+    kind = StagedTransformer if isinstance(architecture, Genotype) else VisionTransformer
+    return kind(architecture, num_classes, image_size, drop_path_rate)

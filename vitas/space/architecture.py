@@ -87,6 +87,10 @@ class Architecture:
                 # The attention scale is (embed_dim // heads) ** -0.5.
                 raise UserError(f"{block.heads} heads are more than the embedding dim {self.embed_dim}")
 
+    def check_image_size(self, image_size: int) -> None:
+        """Raise `UserError` unless patches tile the image."""
+        check_patch_size(self.patch_size, image_size)
+
     @property
     def active_blocks(self) -> tuple[Block, ...]:
         """The blocks that compute something, in order."""

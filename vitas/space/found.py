@@ -10,7 +10,7 @@ import yaml
 
 from vitas.errors import UserError
 from vitas.files import read_yaml, write_text
-from vitas.space.architecture import Architecture
+from vitas.space.network import Network, network_from_dict
 from vitas.space.published import resolve_architecture
 
 
@@ -19,7 +19,7 @@ class Found:
     """One entry. facts: plain data about it (score, costs), for people."""
 
     name: str
-    architecture: Architecture
+    architecture: Network
     facts: Mapping
 
 
@@ -32,7 +32,7 @@ def write_found(path: Path, entries: Sequence[Found]) -> None:
     write_text(path, yaml.safe_dump({"architectures": rows}, sort_keys=False, width=120))
 
 
-def read_found(path: Path) -> dict[str, Architecture]:
+def read_found(path: Path) -> dict[str, Network]:
     """Names and architectures, best first. Raises `UserError` for a file that is not of this form."""
     data = read_yaml(path)
     rows = data.get("architectures") if isinstance(data, Mapping) else None
@@ -43,13 +43,13 @@ def read_found(path: Path) -> dict[str, Architecture]:
         if "name" not in row or not isinstance(row.get("architecture"), Mapping):
             raise UserError(f"{path}: entry {i} must have a name and an architecture")
         try:
-            found[str(row["name"])] = Architecture.from_dict(row["architecture"])
+            found[str(row["name"])] = network_from_dict(row["architecture"])
         except UserError as error:
             raise UserError(f"{path}: {row['name']}: {error}") from None
     return found
 
 
-def architectures_of(name_or_file: str) -> dict[str, Architecture]:
+def architectures_of(name_or_file: str) -> dict[str, Network]:
     """What a NAME_OR_FILE names: a zoo name, a canonical text, FILE.yaml or FILE.yaml:NAME.
 
     A file is a run's `architectures.yaml`, or the YAML form of one architecture.
@@ -59,8 +59,8 @@ def architectures_of(name_or_file: str) -> dict[str, Architecture]:
     if not path.endswith((".yaml", ".yml")):
         return {name_or_file: resolve_architecture(name_or_file)}
     data = read_yaml(Path(path))
-    if isinstance(data, dict) and "blocks" in data:
-        return {path: Architecture.from_dict(data)}
+    if isinstance(data, dict) and {"blocks", "stages"} & set(data):
+        return {path: network_from_dict(data)}
     found = read_found(Path(path))
     if not entry:
         return found

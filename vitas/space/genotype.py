@@ -127,28 +127,35 @@ class Genotype:
                 f"convention: found {convention!r}; multiply-adds of a genotype are counted in the true convention "
                 "alone (released is that of ViTAS's budgets)"
             )
-        total = 0
+        stages = sum(macs for macs, _ in self.stage_costs(image_size))
+        return stages + self.dims[-1] ** 2 + self.dims[-1] * num_classes
+
+    def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:
+        """Parameters of the network. They do not depend on the image size: there is no position embedding."""
+        dim = self.dims[-1]
+        stages = sum(self._stage_parameters(i) for i in range(STAGES))
+        return stages + 2 * dim + dim * (dim + 1) + (dim + 1) * num_classes
+
+    def stage_costs(self, image_size: int = 224) -> list[tuple[int, int]]:
+        """Multiply-adds and parameters of each stage, with the projection into it. Raises as `macs` does."""
+        found = []
         for i, (stage, resolution) in enumerate(zip(self.stages, self.resolutions(image_size), strict=True)):
             dim, attention_dim = self.dims[i], self.attention_dims[i]
             window_tokens = (resolution // stage.split) ** 2
             projections = 4 * dim * attention_dim
             products = 2 * attention_dim * window_tokens
             block = projections + products + 2 * stage.expansion * dim**2
-            total += resolution**2 * (self._patch_values(i) * dim + stage.layers * block)
-        return total + self.dims[-1] ** 2 + self.dims[-1] * num_classes
+            macs = resolution**2 * (self._patch_values(i) * dim + stage.layers * block)
+            found.append((macs, self._stage_parameters(i)))
+        return found
 
-    def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:
-        """Parameters of the network. They do not depend on the image size: there is no position embedding."""
-        total = 0
-        for i, stage in enumerate(self.stages):
-            dim, attention_dim = self.dims[i], self.attention_dims[i]
-            # The stem has a bias and normalises what it gives; a reduction has none, and normalises what it reads.
-            total += self._patch_values(i) * dim + (3 * dim if i == 0 else 2 * self._patch_values(i))
-            attention = 3 * attention_dim * (dim + 1) + dim * (attention_dim + 1)
-            mlp = 2 * stage.expansion * dim**2 + stage.expansion * dim + dim
-            total += stage.layers * (attention + mlp + 4 * dim)
-        dim = self.dims[-1]
-        return total + 2 * dim + dim * (dim + 1) + (dim + 1) * num_classes
+    def _stage_parameters(self, i: int) -> int:
+        stage, dim, attention_dim = self.stages[i], self.dims[i], self.attention_dims[i]
+        # The stem has a bias and normalises what it gives; a reduction has none, and normalises what it reads.
+        projection = self._patch_values(i) * dim + (3 * dim if i == 0 else 2 * self._patch_values(i))
+        attention = 3 * attention_dim * (dim + 1) + dim * (attention_dim + 1)
+        mlp = 2 * stage.expansion * dim**2 + stage.expansion * dim + dim
+        return projection + stage.layers * (attention + mlp + 4 * dim)
 
     def _patch_values(self, i: int) -> int:
         """Numbers that one token of a stage is projected from."""

@@ -8,6 +8,7 @@ from functools import cache
 
 from vitas.errors import UserError
 from vitas.space.architecture import Architecture, Block
+from vitas.space.network import Network, is_genotype, parse_network
 from vitas.space.search_space import SearchSpace
 
 _RATIOS = tuple(i / 10 for i in range(1, 11))
@@ -66,19 +67,19 @@ def zoo() -> dict[str, Architecture]:
     return dict(_zoo())
 
 
-def resolve_architecture(name_or_architecture: str | Architecture, also: Iterable[str] = ()) -> Architecture:
-    """An architecture from itself, its name in the zoo, or its canonical text.
+def resolve_architecture(name_or_architecture: str | Network, also: Iterable[str] = ()) -> Network:
+    """An architecture or a genotype from itself or its canonical text, or an architecture from its name in the zoo.
 
     Raises `UserError` where it is neither, with the near names; `also` are
     names that the caller knows besides.
     """
-    if isinstance(name_or_architecture, Architecture):
+    if not isinstance(name_or_architecture, str):
         return name_or_architecture
     name = name_or_architecture.strip()
     if name in _zoo():
         return _zoo()[name]
-    if name.count("-") >= 3:
-        return Architecture.parse(name)
+    if name.count("-") >= 3 or is_genotype(name):
+        return parse_network(name)
     names = [*also, *_zoo()]
     near = get_close_matches(name, names)
     hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(names)}"
