@@ -34,9 +34,7 @@ def test(config: RunConfig, world: World) -> None:
     for path, architecture in zip(paths, architectures, strict=True):
         if reason := interruption.requested(world, at_once=True):
             raise interruption.Interrupted(reason)
-        network = VisionTransformer(architecture, model.num_classes, model.image_size)
-        checkpoint.load_weights(network, path, settings.weights)
-        network.to(world.device).eval()
+        network = load_network(path, architecture, config).to(world.device)
         score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
         row = {
             "checkpoint": str(path),
@@ -93,3 +91,10 @@ def architecture_of(path: Path, config: RunConfig) -> Architecture:
     if config.retrain is None:
         raise UserError(f"{path} does not say its architecture; set test.architecture")
     return config.architecture(config.retrain.architecture)
+
+
+def load_network(path: Path, architecture: Architecture, config: RunConfig) -> VisionTransformer:
+    """The network of a checkpoint, with the weights that `test.weights` chooses, in eval mode on the CPU."""
+    network = VisionTransformer(architecture, config.model.num_classes, config.model.image_size)
+    checkpoint.load_weights(network, path, config.test.weights)
+    return network.eval()
