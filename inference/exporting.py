@@ -16,7 +16,6 @@ from vitas.errors import UserError
 from vitas.files import make_folder, write_atomically
 from vitas.report import shown_path
 
-FOLDER_FORMAT = "hf"
 IMAGES = 16
 
 

@@ -24,6 +24,7 @@ from vitas.files import make_folder, write_text
 from vitas.report import shown_path
 
 STDOUT = "-"
+_COLUMNS = ("class", "probability")
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,6 @@ def as_csv(predictions: Sequence[Prediction], class_names: Sequence[str]) -> str
         cells = [cell for label, probability in named for cell in (class_names[label], f"{probability:.6f}")]
         writer.writerow([prediction.path, *cells])
     return text.getvalue()
-
-
-_COLUMNS = ("class", "probability")
 
 
 def _print_table(predictions: Sequence[Prediction], class_names: Sequence[str]) -> None:

@@ -1,7 +1,10 @@
 """Training batches that depend on seed and step alone, evaluation images in memory, and the digits."""
 
+import multiprocessing
 import random
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,3 +267,14 @@ def test_pictures_are_decoded_as_the_evaluation_set_decodes_its_own(few_images, 
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
     assert [list(batch.refused) for batch in batches] == [[], [broken], [], [], [], []]
     assert batches[1].refused[broken].startswith(("is no whole image", "cannot be read"))
+
+
+def test_workers_that_decode_end_when_they_are_told_to(few_images):
+    before = multiprocessing.active_children()
+    batches = decode(find_pictures([few_images]), 16, 1.0, 2, workers=1)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - set(before)
+    status = dict(line.split(":\t") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+    batches.close()
+    ignored = int(status["SigIgn"], 16)
+    assert not ignored & (1 << (signal.SIGTERM - 1) | 1 << (signal.SIGINT - 1))

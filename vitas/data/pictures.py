@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 from torchvision.transforms import Compose
 
-from vitas import interruption
 from vitas.data.evaluation import evaluation_transform
 from vitas.errors import UserError
 
@@ -57,12 +56,12 @@ def decode(
 
     One batch alone is decoded in this process, where that is done before workers would have started.
     """
+    # The workers of a stage ignore signals; these serve no stage, and must not outlive an interrupted program.
     yield from DataLoader(
         _Pictures(paths, evaluation_transform(image_size, crop_fraction)),
         batch_size=batch_size,
         num_workers=workers if len(paths) > batch_size else 0,
         collate_fn=_collate,
-        worker_init_fn=interruption.ignore,
     )
 
 
