@@ -2,6 +2,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+
 setup(
     name="vitas",
     version="0.1.0",
@@ -28,7 +30,8 @@ setup(
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.4"],
-        "test": ["scikit-learn>=1.4", "pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+        "export": EXPORT,
+        "test": ["scikit-learn>=1.4", "pytest>=8", "hypothesis>=6.100", "ruff>=0.6", *EXPORT],
     },
     entry_points={"console_scripts": ["vitas = vitas.cli:main"]},
 )

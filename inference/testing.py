@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+from torch import nn
+
 from vitas import checkpoint, interruption
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
@@ -40,9 +42,7 @@ def test(config: RunConfig, world: World) -> None:
     for path in paths:
         wait_for(path, report, world)
         architecture = architecture_of(path, config)
-        network = create_model(architecture, model.num_classes, model.image_size)
-        checkpoint.load_weights(network, path, settings.weights)
-        network.to(world.device).eval()
+        network = load_network(path, architecture, config).to(world.device)
         score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
         row = {
             "checkpoint": str(path),
@@ -127,3 +127,10 @@ def architecture_of(path: Path, config: RunConfig) -> Network:
     if config.retrain is None:
         raise UserError(f"{path} does not say its architecture; set test.architecture")
     return config.architecture(config.retrain.architecture)
+
+
+def load_network(path: Path, architecture: Network, config: RunConfig) -> nn.Module:
+    """The network of a checkpoint, with the weights that `test.weights` chooses, in eval mode on the CPU."""
+    network = create_model(architecture, config.model.num_classes, config.model.image_size)
+    checkpoint.load_weights(network, path, config.test.weights)
+    return network.eval()

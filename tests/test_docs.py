@@ -157,7 +157,16 @@ def test_architecture_forms_of_the_page_parse(repository):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/configuration.md", "docs/design.md", "docs/slurm.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/configuration.md",
+        "docs/design.md",
+        "docs/export.md",
+        "docs/slurm.md",
+    ],
 )
 def test_links_between_pages_lead_somewhere(page, repository):
     path = repository / page

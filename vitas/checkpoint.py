@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
@@ -85,12 +86,18 @@ class CheckpointFolder:
         for path in (self.folder / load_name, Path(load_name)):
             if path.is_file():
                 return path
-        held = ", ".join(sorted(path.name for path in self.folder.glob("*.pth*"))) or "no checkpoint"
+        paths = [*self.folder.glob("*.pth*"), *self.folder.glob("*.safetensors")]
+        held = ", ".join(sorted(path.name for path in paths)) or "no checkpoint"
         raise UserError(f"load_name: found {load_name!r}, which is no file; {self.folder} holds {held}")
 
 
 def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
-    """The dict of a checkpoint, as weights only. Raises `UserError` for what is no such file."""
+    """The dict of a checkpoint, as weights only. Raises `UserError` for what is no such file.
+
+    Of a safetensors file: its tensors as `model`, and `architecture` where its metadata says that.
+    """
+    if _is_safetensors(path):
+        return _read_safetensors(path, device)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
@@ -108,11 +115,31 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
     return dict(state)
 
 
+def _is_safetensors(path: Path | str) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, which is less than 2^32, and JSON."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return head[4:] == b"\0\0\0\0{"
+
+
+def _read_safetensors(path: Path | str, device: torch.device | str) -> dict:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            state = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no whole safetensors file ({error})") from None
+    return state | {name: metadata[name] for name in ("architecture",) if name in metadata}
+
+
 def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> None:
     """Load a checkpoint's weights into a model.
 
     path: one of ours (`weights` chooses `model` or `ema`), a released ViTAS
-        file, or a plain state dict.
+        file, a plain state dict, or a safetensors file.
 
     Raises `UserError` for a file that is no checkpoint, holds no such weights,
     or holds weights of another architecture (naming the first that differ).
@@ -159,7 +186,10 @@ def _weights_of(path: Path | str, weights: str = "model") -> dict:
     """The weights of a checkpoint under our names; `UserError` for what holds none."""
     state = read(path)
     if weights == "ema" and state.get("ema") is None:
-        raise UserError(f"{path} holds no averaged weights (ema); it was trained without retrain.ema_decay")
+        raise UserError(
+            f"{path} holds no averaged weights (ema): it was trained without retrain.ema_decay, or it holds "
+            "one set of weights alone, which test.weights=model takes"
+        )
     chosen = state.get(weights, state)
     if not isinstance(chosen, Mapping):
         raise UserError(f"{path}: its {weights!r} is a {type(chosen).__name__}; it must be a dict of weights")

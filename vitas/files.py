@@ -49,12 +49,11 @@ class RunFolder:
 
     def check_writable(self) -> None:
         """Make the folder. Raises `UserError` where it cannot be made, or not be written to."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"save_path: found {str(self.root)!r}, which cannot be made: {error.strerror}") from None
-        if not os.access(self.root, os.W_OK):
-            raise UserError(f"save_path: found {str(self.root)!r}, which cannot be written to")
+        make_folder(self.root, "save_path")
+
+    @property
+    def exports(self) -> Path:
+        return self.root / "export"
 
     @property
     def population(self) -> Path:
@@ -76,6 +75,16 @@ class RunFolder:
 
 def _of_job(name: str, job: str | None) -> str:
     return f"{name}-{job}" if job else name
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Make a folder that files can be written to. Raises `UserError`, which begins with `key`, where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: found {str(folder)!r}, which cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{key}: found {str(folder)!r}, which cannot be written to")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

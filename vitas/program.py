@@ -26,17 +26,23 @@ MISTAKE = 2
 OUTCOME_VARIABLE = "VITAS_OUTCOME"
 
 
-def run_stages(program: str, description: str, stages: Mapping[str, str]) -> None:
+def run_stages(program: str, description: str, stages: Mapping[str, str], epilog: str | None = None) -> None:
     """Run those of `stages` that the configuration on the command line flags, in order.
 
     stages: the module of each; its function of the stage's name takes (RunConfig, World).
+    epilog: what --help says at its end.
 
     The program ends with exit code 0; with 2 and one message for a `UserError`;
     with 75 where it was interrupted, and the same command goes on; else with 1.
     """
     # Before torch is loaded, which takes seconds in which a signal would kill.
     interruption.listen()
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("config", help="a YAML file (see configs/)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of it, as search.epochs=10")
     arguments = parser.parse_args()

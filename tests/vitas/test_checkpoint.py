@@ -2,17 +2,20 @@
 
 import os
 import pickle
+import re
 from contextlib import suppress
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from vitas import Architecture, Block, VisionTransformer, create_model, load_weights
 from vitas.checkpoint import RECENT, CheckpointFolder, read, start_from
 from vitas.errors import UserError
+from vitas.released import released_keys, rename_keys
 
 # Files of a run
 
@@ -147,6 +150,28 @@ def test_a_truncated_file_is_refused_by_path(tmp_path, whole_file, share):
         read(path)
 
 
+@pytest.mark.parametrize("share", [0, 0.003, 0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_safetensors_file_is_refused_by_path(tmp_path, share):
+    path = tmp_path / "torn.safetensors"
+    save_file(nn.Linear(30, 30).state_dict(), path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"torn\.safetensors is no whole (safetensors|checkpoint) file"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["file.safetensors", "file.pth", "file"])
+def test_a_safetensors_file_is_known_by_what_it_holds(tmp_path, name):
+    save_file(filled(1), tmp_path / name, metadata={"architecture": "p8-e32-token", "epoch": "3"})
+    state = read(tmp_path / name)
+    assert set(state) == {"model", "architecture"}
+    assert state["architecture"] == "p8-e32-token"
+    layer = nn.Linear(3, 2)
+    load_weights(layer, tmp_path / name)
+    assert all((p == 1).all() for p in layer.parameters())
+    with pytest.raises(UserError, match="no averaged weights"):
+        load_weights(layer, tmp_path / name, "ema")
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"<!DOCTYPE html><html>404</html>", b"\x80", b"PK\x03\x04", b"b", b".", bytes(9)]
 )
@@ -216,6 +241,30 @@ def test_released_names_count_positions_and_ours_count_blocks(reference):
     for ours, theirs in ((0, 0), (1, 2), (2, 3)):
         weight = released[f"module.net.backbone_Block_Block_{theirs}.0.mlp.fc1.weight"]
         assert torch.equal(network.blocks[ours].mlp.fc1.weight, weight)
+
+
+def test_our_names_become_the_released_ones_in_their_order(reference):
+    released = torch.load(reference / "vitas_tiny.pth", weights_only=True)["model"]
+    network = create_model("p16-e96-token-h3q144m288-id-h12q288m288-h3q144m144", 10)
+    load_weights(network, reference / "vitas_tiny.pth")
+    back = released_keys(network.state_dict(), network.architecture)
+    assert list(back) == list(released)
+    assert all(torch.equal(back[key], value) for key, value in released.items())
+
+
+@pytest.mark.parametrize(
+    "text", ["p8-e32-token-idx2-h2q96m64x2-id-h4q48m32-id", "p8-e32-mean-h2q96m64x12", "p8-e32-token-idx3"]
+)
+def test_released_names_and_back_are_the_same_state(text):
+    architecture = Architecture.parse(text)
+    state = VisionTransformer(architecture, 10, 32).state_dict()
+    released = released_keys(state, architecture)
+    assert all(key.startswith("module.net.") for key in released)
+    positions = {int(match[1]) for key in released if (match := re.search(r"_Block_Block_(\d+)\.0\.", key))}
+    assert positions == {i for i, block in enumerate(architecture.blocks) if not block.is_identity}
+    back = rename_keys(released)
+    assert list(back) == list(state)
+    assert all(back[key] is value for key, value in state.items())
 
 
 def test_weights_of_another_architecture_are_refused_by_the_first_keys_that_differ(tmp_path, small_space):

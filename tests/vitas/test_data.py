@@ -1,7 +1,10 @@
 """Training batches that depend on seed and step alone, evaluation images in memory, and the digits."""
 
+import multiprocessing
 import random
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from vitas.data import (
     TrainingLoader,
     WeakAugmentation,
     check_image_folder,
+    decode,
+    find_pictures,
 )
 from vitas.data.digits import write_digits
 from vitas.data.training import posterize
@@ -239,3 +244,47 @@ def test_digits_that_are_there_are_left_as_they_are(tmp_path):
     (folder / "mine").touch()
     write_digits(folder)
     assert sorted(tmp_path.rglob("*")) == [folder, folder / "mine"]
+
+
+# Pictures from anywhere
+
+
+def test_pictures_are_found_below_folders_by_extension_sorted_and_once(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a/deep/er/3.webp", "b/notes.txt", "c/picture.data", "0.jpeg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    below = ["0.jpeg", "a/deep/er/3.webp", "b/1.png", "b/2.JPG", "linked/deep/er/3.webp"]
+    assert find_pictures([tmp_path]) == [tmp_path / name for name in below]
+    # A file is taken at its word, whatever its name.
+    places = [tmp_path / "b" / "2.JPG", tmp_path / "c" / "picture.data", tmp_path / "b"]
+    assert find_pictures(places) == [*places[:2], tmp_path / "b" / "1.png"]
+    with pytest.raises(UserError, match="which is not there"):
+        find_pictures([tmp_path, tmp_path / "gone.png"])
+    with pytest.raises(UserError, match="holds no image"):
+        find_pictures([tmp_path, tmp_path / "c"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_are_decoded_as_the_evaluation_set_decodes_its_own(few_images, tmp_path, workers):
+    settings = EvaluationData(data_dir=str(few_images), workers=0, crop_fraction=0.8)
+    expected = EvaluationSet.load(settings, 16, MEAN, STD, World(), everything=True).images
+    paths = find_pictures([few_images])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(paths[0].read_bytes()[:200])
+    batches = list(decode([*paths[:7], broken, *paths[7:]], 16, 0.8, 4, workers))
+    assert [path for batch in batches for path in batch.paths] == paths
+    assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
+    assert [list(batch.refused) for batch in batches] == [[], [broken], [], [], [], []]
+    assert batches[1].refused[broken].startswith(("is no whole image", "cannot be read"))
+
+
+def test_workers_that_decode_end_when_they_are_told_to(few_images):
+    before = multiprocessing.active_children()
+    batches = decode(find_pictures([few_images]), 16, 1.0, 2, workers=1)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - set(before)
+    status = dict(line.split(":\t") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+    batches.close()
+    ignored = int(status["SigIgn"], 16)
+    assert not ignored & (1 << (signal.SIGTERM - 1) | 1 << (signal.SIGINT - 1))

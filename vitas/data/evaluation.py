@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,6 +19,8 @@ from vitas.data.folders import open_image_folder
 from vitas.distributed import World
 from vitas.settings import Settings
 
+INTERPOLATION = InterpolationMode.BICUBIC
+
 
 class EvaluationData(Settings):
     """Where evaluation images lie.
@@ -30,6 +32,21 @@ class EvaluationData(Settings):
     data_dir: str
     workers: Annotated[int, Field(ge=0)] = 8
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.875
+
+
+def evaluation_transform(image_size: int, crop_fraction: float) -> Compose:
+    """A picture -> uint8 [3, image_size, image_size]: resized so that the central `crop_fraction` of it is cut out."""
+    return Compose([Resize(round(image_size / crop_fraction), INTERPOLATION), CenterCrop(image_size), PILToTensor()])
+
+
+def channels(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
+    """A mean or std of the three channels, [1, 3, 1, 1]."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images uint8 [b, 3, H, W] -> the float ones that networks see; mean and std as `channels` gives them."""
+    return (images.float() / 255 - mean) / std
 
 
 @dataclass(frozen=True)
@@ -57,33 +74,20 @@ class EvaluationSet:
     ) -> EvaluationSet:
         """Decode a folder: each rank its share, which it then sends to all if they want `everything`."""
         folder = open_image_folder(settings.data_dir)
-        folder.transform = Compose(
-            [
-                Resize(round(image_size / settings.crop_fraction), InterpolationMode.BICUBIC),
-                CenterCrop(image_size),
-                PILToTensor(),
-            ]
-        )
+        folder.transform = evaluation_transform(image_size, settings.crop_fraction)
         images, labels = _decode(folder, image_size, world.share(len(folder)), settings.workers)
         if everything and world.size > 1:
             images, labels = (_from_all_ranks(part, len(folder), world) for part in (images, labels))
         device = world.device
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
-        shape = (1, 3, 1, 1)
-        return cls(
-            images,
-            labels.to(device),
-            torch.tensor(mean, device=device).view(shape),
-            torch.tensor(std, device=device).view(shape),
-            len(folder),
-        )
+        return cls(images, labels.to(device), channels(mean, device), channels(std, device), len(folder))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised float images [b, 3, H, W] and labels [b], in the folder's order, on the device."""
         for start in range(0, len(self.images), batch_size):
             images = self.images[start : start + batch_size].to(self.mean.device, non_blocking=True)
-            yield (images.float() / 255 - self.mean) / self.std, self.labels[start : start + batch_size]
+            yield normalize(images, self.mean, self.std), self.labels[start : start + batch_size]
 
 
 def _decode(folder: ImageFolder, image_size: int, part: slice, workers: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from vitas.errors import UserError
+from vitas.space import Architecture
 
 PREFIX = "module.net."
 
@@ -40,3 +41,25 @@ def rename_keys(state: Mapping) -> dict:
         else:
             raise UserError(f"key {key!r} has a name that no released ViTAS file has")
     return ours
+
+
+def released_keys(state: Mapping, architecture: Architecture) -> dict:
+    """A state dict of `vitas.VisionTransformer` under the released names, in its order: the inverse of `rename_keys`.
+
+    architecture: the network's, whose identities say at which position each block stands.
+    """
+    positions = [position for position, block in enumerate(architecture.blocks) if not block.is_identity]
+    theirs = {}
+    for key, value in state.items():
+        part, _, rest = key.partition(".")
+        if part == "blocks":
+            index, _, rest = rest.partition(".")
+            name = f"backbone_Block_Block_{positions[int(index)]}.0.{rest}"
+        elif part == "norm":
+            name = _NORM + rest
+        elif part == "head":
+            name = _HEAD + rest
+        else:
+            name = _STEM + key
+        theirs[PREFIX + name] = value
+    return theirs

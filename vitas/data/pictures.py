@@ -1,0 +1,94 @@
+"""Pictures from anywhere, decoded as the evaluation set decodes its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+from torchvision.transforms import Compose
+
+from vitas.data.evaluation import evaluation_transform
+from vitas.errors import UserError
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch. images: uint8 [b, 3, H, W], one for each of `paths`. refused: what could not be decoded, and why."""
+
+    paths: list[Path]
+    images: Tensor
+    refused: dict[Path, str]
+
+
+def find_pictures(places: Sequence[str | Path]) -> list[Path]:
+    """The files among `places`, and the image files below the folders among them (by extension, sorted), each once.
+
+    Raises `UserError` for a place that is not there, and for a folder without images.
+    """
+    found: dict[Path, None] = {}
+    for place in map(Path, places):
+        if not place.exists():
+            raise UserError(f"found {str(place)!r}, which is not there; give image files, or folders of them")
+        pictures = _below(place) if place.is_dir() else [place]
+        if not pictures:
+            raise UserError(f"found {str(place)!r}, which holds no image ({', '.join(IMG_EXTENSIONS)})")
+        found |= dict.fromkeys(pictures)
+    return list(found)
+
+
+def _below(folder: Path) -> list[Path]:
+    walked = os.walk(folder, followlinks=True)
+    names = (Path(parent, name) for parent, _, files in walked for name in files)
+    return sorted(path for path in names if path.name.lower().endswith(IMG_EXTENSIONS))
+
+
+def decode(
+    paths: Sequence[Path], image_size: int, crop_fraction: float, batch_size: int, workers: int
+) -> Iterator[Decoded]:
+    """Decode files in batches of `batch_size`, in their order, with as many processes as `workers` says.
+
+    One batch alone is decoded in this process, where that is done before workers would have started.
+    """
+    # The workers of a stage ignore signals; these serve no stage, and must not outlive an interrupted program.
+    yield from DataLoader(
+        _Pictures(paths, evaluation_transform(image_size, crop_fraction)),
+        batch_size=batch_size,
+        num_workers=workers if len(paths) > batch_size else 0,
+        collate_fn=_collate,
+    )
+
+
+class _Pictures(Dataset):
+    """Items are a path and its image uint8 [3, H, W], or the reason why there is none."""
+
+    def __init__(self, paths: Sequence[Path], transform: Compose) -> None:
+        self._paths, self._transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
+        path = self._paths[index]
+        try:
+            return path, self._transform(default_loader(path))
+        except UnidentifiedImageError:
+            return path, "is no image"
+        except OSError as error:
+            return path, f"cannot be read ({error.strerror or error})"
+        except Exception as error:
+            # What is no whole image breaks PIL's readers in many ways.
+            return path, f"is no whole image ({error})"
+
+
+def _collate(items: list[tuple[Path, Tensor | str]]) -> Decoded:
+    good = [(path, image) for path, image in items if isinstance(image, Tensor)]
+    refused = {path: reason for path, reason in items if isinstance(reason, str)}
+    images = torch.stack([image for _, image in good]) if good else torch.empty(0, dtype=torch.uint8)
+    return Decoded([path for path, _ in good], images, refused)
