@@ -90,16 +90,16 @@ def score_once(
     genotype.check_image_size(image_size)
     if points < 1:
         raise UserError(f"points: found {points}; a circle needs at least 1")
-    if images is None and batch_size > 1:
-        generator = torch.Generator().manual_seed(stream_seed(seed, "score images", index))
-        images = torch.randn(batch_size, 3, image_size, image_size, generator=generator)
     found = batch_size if images is None else len(images)
     if found < 2:
         raise UserError(f"batch_size: found {found}; a condition number needs at least 2 images")
-    if images.shape[1:] != (3, image_size, image_size):
+    if images is None:
+        generator = torch.Generator().manual_seed(stream_seed(seed, "score images", index))
+        images = torch.randn(batch_size, 3, image_size, image_size, generator=generator)
+    elif images.shape[1:] != (3, image_size, image_size):
         raise UserError(f"images: found {list(images.shape)}; they must be [images, 3, {image_size}, {image_size}]")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "score weights", index))
+        torch.default_generator.manual_seed(stream_seed(seed, "score weights", index))
         # Neither score reads the classifier.
         network = StagedTransformer(genotype, num_classes=1, image_size=image_size)
     network = network.to(device)

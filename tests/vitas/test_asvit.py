@@ -266,6 +266,9 @@ def test_scores_are_a_function_of_genotype_seed_and_index():
         changed = score_once(UNEVEN, 32, **({"seed": 3, "index": 1} | other), batch_size=4, points=3)
         assert changed.length_distortion != first.length_distortion
         assert changed.ntk_condition != first.ntk_condition
+    # On given images, the weights alone can make the difference.
+    given = [score_once(UNEVEN, 32, index=i, images=random_images(4, 32), points=3).ntk_condition for i in range(2)]
+    assert given[0] != given[1]
 
 
 def test_score_is_the_mean_over_initialisations():
