@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 import vitas
 from vitas import config
-from vitas.config import BudgetRange, Model, Retrain, RunConfig, Sample, Search, Space, Training
+from vitas.config import BudgetRange, Model, Retrain, RunConfig, Sample, Search, Space, TokenPhase, Training
 from vitas.data import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.files import parse_yaml
 from vitas.launch.cluster import Cluster, load_cluster
@@ -27,6 +27,7 @@ SECTIONS = {
     "`search` and `retrain`: the recipe": Training,
     "`search` only": Search,
     "`retrain` only": Retrain,
+    "`retrain.tokens`": TokenPhase,
     "Data of `search` and `retrain`": TrainingData,
     "`augmentation`": Augmentation,
     "`sample`": Sample,
