@@ -7,11 +7,12 @@ anything is built: every message has the key, what it held and what is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator
 
 from vitas import cost
 from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
@@ -19,7 +20,16 @@ from vitas.errors import UserError
 from vitas.files import RunFolder, read_text
 from vitas.released import Configuration, read_configuration
 from vitas.settings import Settings, explain
-from vitas.space import Architecture, Network, SearchSpace, check_patch_size, network_from_dict
+from vitas.space import (
+    Architecture,
+    Genotype,
+    GenotypeSpace,
+    Network,
+    SearchSpace,
+    check_patch_size,
+    costs,
+    network_from_dict,
+)
 from vitas.space.found import read_found
 from vitas.space.published import resolve_architecture
 
@@ -112,12 +122,72 @@ class SearchData(TrainingData):
 class Search(Training):
     """The supernet's training.
 
+    method: what the stage does; `asvit` takes the keys of `AsvitSearch`.
     identity_probability: of each position; null has it searched, so that
         random subnets cost the middle of `sample.budget` on average.
     """
 
+    method: Literal["supernet"] = "supernet"
     data: SearchData
     identity_probability: Fraction | None = None
+
+
+class Growth(Settings):
+    """From a topology to larger and larger networks.
+
+    parameters, macs: the budget of a network, at full width; one of them at least.
+    hidden_dim: of the network that it starts from, with a block in each stage.
+    widen: by which shares a step may raise the hidden dim.
+    score_width: the share of the hidden dim at which networks are scored.
+    """
+
+    parameters: Positive | None = None
+    macs: Positive | None = None
+    hidden_dim: Positive = 32
+    widen: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.05, 0.1, 0.15, 0.2]
+    score_width: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """The budget by the names of costs."""
+        return {"parameters": self.parameters, "macs": self.macs}
+
+
+class AsvitSearch(Settings):
+    """As-ViT's search without training (arXiv 2202.11921); the defaults are the published settings.
+
+    data: images of the NTK, the same `batch_size` for every network; null is noise.
+    algorithm: how the topology is found.
+    steps: topologies that are scored on the way.
+    repeat: initialisations that a score is the mean of.
+    batch_size: images of the NTK. points: of the circle of images that is distorted.
+    lr: of the policy's Adam. baseline_decay: of the mean reward that a reward is compared with.
+    population: of nsga2.
+    topology: grow this one, and search none.
+    growth: when a network is large enough, and how one gets there.
+    """
+
+    method: Literal["asvit"]
+    flag: bool = False
+    data: EvaluationData | None = None
+    algorithm: Literal["reinforce", "nsga2"] = "reinforce"
+    steps: Positive = 500
+    repeat: Positive = 5
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    points: Positive = 10
+    lr: Annotated[float, Field(gt=0)] = 0.08
+    baseline_decay: Fraction = 0.9
+    population: Positive = 25
+    topology: str | None = None
+    growth: Growth
+
+
+def _method(section: object) -> object:
+    return section.get("method", "supernet") if isinstance(section, Mapping) else getattr(section, "method", "supernet")
+
+
+# What the stage `search` is told, by its method.
+AnySearch = Annotated[Annotated[Search, Tag("supernet")] | Annotated[AsvitSearch, Tag("asvit")], Discriminator(_method)]
 
 
 class BudgetRange(Settings):
@@ -224,7 +294,7 @@ class RunConfig(Settings):
     save_path: str
     seed: Count = 0
     port: Annotated[int, Field(ge=1024, le=65535)] | None = None
-    search: Search | None = None
+    search: AnySearch | None = None
     sample: Sample | None = None
     retrain: Retrain | None = None
     test: Test | None = None
@@ -332,8 +402,10 @@ def _check(config: RunConfig, stages: Sequence[str]):
             yield f"model.space.{error}"
         for patch_size in model.space.patch_sizes if searches else ():
             yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
-    elif {"search", "sample"} & set(flagged):
+    elif "sample" in flagged or ("search" in flagged and isinstance(config.search, Search)):
         yield "model.space: is missing; it says what may be searched"
+    if isinstance(config.search, AsvitSearch):
+        yield from _check_asvit(config)
     if config.sample is not None:
         budget = config.sample.budget
         if budget.minimum > budget.maximum:
@@ -343,7 +415,7 @@ def _check(config: RunConfig, stages: Sequence[str]):
         if "error" not in config.sample.objectives:
             yield f"sample.objectives: found {config.sample.objectives}; error must be among them"
     for name, section in (("search", config.search), ("retrain", config.retrain)):
-        if section is None:
+        if not isinstance(section, Training):
             continue
         if section.warmup_epochs >= section.epochs:
             yield (
@@ -386,6 +458,8 @@ def _check(config: RunConfig, stages: Sequence[str]):
         )
     for name in flagged:
         data = getattr(config, name).data
+        if data is None:
+            continue
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
     yield from _differing_classes(config)
 
@@ -400,6 +474,43 @@ def _never_written(test: Test, retrain: Retrain):
             return
 
 
+def _check_asvit(config: RunConfig):
+    search, growth, model = config.search, config.search.growth, config.model
+    space = GenotypeSpace()
+    if config.sample is not None and config.sample.flag:
+        yield "sample.flag: found true; with search.method asvit there is no supernet to sample from, so leave it out"
+    if search.topology is not None:
+        try:
+            genotype = Genotype.parse(search.topology)
+            genotype.check_image_size(model.image_size)
+        except UserError as error:
+            yield f"search.topology: {error}"
+            return
+        smallest = [genotype]
+    else:
+        try:
+            space.check_image_size(model.image_size)
+        except UserError as error:
+            yield f"model.image_size: {error}"
+            return
+        smallest = [space.decode([0] * (len(space.gene_counts) - 1) + [i]) for i in range(len(space.heads))]
+    if growth.parameters is None and growth.macs is None:
+        yield "search.growth: found neither parameters nor macs; one of them must say when a network is large enough"
+    for genotype in smallest:
+        stages = tuple(replace(stage, layers=1) for stage in genotype.stages)
+        try:
+            first = replace(genotype, stages=stages, hidden_dim=growth.hidden_dim)
+            first.scaled(growth.score_width)
+        except UserError as error:
+            yield f"search.growth.hidden_dim: found {growth.hidden_dim}; scored at {growth.score_width} of it, {error}"
+            return
+        for name, limit in growth.limits.items():
+            least = costs(first, model.image_size, model.num_classes)[name]
+            if limit is not None and limit < least:
+                yield f"search.growth.{name}: found {limit:,}; the smallest network that can be grown has {least:,}"
+                return
+
+
 def _of_a_supernet(network: Network) -> Architecture:
     if not isinstance(network, Architecture):
         raise UserError(f"found true, and {network} is a genotype, which no supernet has weights for")
@@ -408,13 +519,13 @@ def _of_a_supernet(network: Network) -> Architecture:
 
 def _is_found(architecture: str | dict) -> bool:
     """Whether an architecture is named by its place in architectures.yaml."""
-    return isinstance(architecture, str) and re.fullmatch(rf"{BEST}|subnet_\d+", architecture) is not None
+    return isinstance(architecture, str) and re.fullmatch(rf"{BEST}|(subnet|grown)_\d+", architecture) is not None
 
 
 def _differing_classes(config: RunConfig):
     """Labels are positions in the sorted names of the class folders: all stages must have the same names."""
     sections = {name: getattr(config, name) for name in ("search", "sample", "retrain", "test")}
-    folders = {name: section.data.data_dir for name, section in sections.items() if section}
+    folders = {name: section.data.data_dir for name, section in sections.items() if section and section.data}
     names = {name: class_names(folder) for name, folder in folders.items() if Path(folder).is_dir()}
     for name in list(names)[1:]:
         first = next(iter(names))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -53,10 +53,16 @@ def score(
     """
     if repeat < 1:
         raise UserError(f"repeat: found {repeat}; it must be at least 1")
-    parts = [score_once(genotype, image_size, seed, i, batch_size, points, images, device) for i in range(repeat)]
+    return mean_scores(
+        [score_once(genotype, image_size, seed, i, batch_size, points, images, device) for i in range(repeat)]
+    )
+
+
+def mean_scores(parts: Sequence[Scores]) -> Scores:
+    """The mean of each score."""
     return Scores(
-        math.fsum(part.length_distortion for part in parts) / repeat,
-        math.fsum(part.ntk_condition for part in parts) / repeat,
+        math.fsum(part.length_distortion for part in parts) / len(parts),
+        math.fsum(part.ntk_condition for part in parts) / len(parts),
     )
 
 
