@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -142,7 +143,9 @@ def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> floa
                 setattr(module, name, nn.Identity())
     first, second = basis.reshape(2, 1, 3, network.image_size, network.image_size)
     cos, sin = (f(thetas).reshape(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
-    with torch.no_grad(), forward_ad.dual_level(), _ForwardModeAttention():
+    with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level(), _ForwardModeAttention():
+        # The first use of forward mode loads a part of torch that warns of torch's own past.
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
         images = forward_ad.make_dual(cos * first + sin * second, cos * second - sin * first)
         speed_TO = forward_ad.unpack_dual(network.forward_features(images)).tangent
     return speed_TO.double().norm(dim=1).sum().item()
