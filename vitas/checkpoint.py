@@ -109,6 +109,9 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
                 f"{path} holds more than weights: reading it would run code of its own, so it is refused"
             ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "central directory" in reason:
+            # torch writes zip archives, which end with a table of their parts.
+            reason = "it is cut short; download or copy it again"
         raise UserError(f"{path} is no whole checkpoint file ({reason})") from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of weights")
