@@ -395,12 +395,12 @@ def _check(config: RunConfig, stages: Sequence[str]):
     # Leftovers of stages that do not run should not keep another one from running.
     searches = any(section is not None and section.flag for section in (config.search, config.sample))
     space = None
-    if model.space is not None:
+    if model.space is not None and searches:
         try:
             space = model.space.build()
         except UserError as error:
             yield f"model.space.{error}"
-        for patch_size in model.space.patch_sizes if searches else ():
+        for patch_size in model.space.patch_sizes:
             yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
     elif "sample" in flagged or ("search" in flagged and isinstance(config.search, Search)):
         yield "model.space: is missing; it says what may be searched"
@@ -410,7 +410,7 @@ def _check(config: RunConfig, stages: Sequence[str]):
         budget = config.sample.budget
         if budget.minimum > budget.maximum:
             yield f"sample.budget.minimum: found {budget.minimum}; it must be at most the maximum, {budget.maximum}"
-        elif searches and space is not None and not budget.build().is_speed:
+        elif space is not None and not budget.build().is_speed:
             yield from _attempt("sample.budget: ", lambda: config.costs.require(budget.build()))
         if "error" not in config.sample.objectives:
             yield f"sample.objectives: found {config.sample.objectives}; error must be among them"
