@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from retrain.tokens import TokenSchedule
 from vitas import checkpoint
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
@@ -24,6 +25,8 @@ def retrain(config: RunConfig, world: World) -> None:
     report = Report("retrain", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
     architecture = architecture_of(config, checkpoints)
+    for mistake in settings.token_mistakes(architecture, model.image_size):
+        raise UserError(mistake)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     network = create_model(architecture, model.num_classes, model.image_size, settings.drop_path_rate)
     # A run that goes on has weights of its own.
@@ -44,9 +47,30 @@ def retrain(config: RunConfig, world: World) -> None:
     trained: nn.Module = network
     if world.size > 1:
         trained = DistributedDataParallel(network, [world.device] if world.device.type == "cuda" else None)
+    schedule = TokenSchedule.of(settings.tokens, settings.epochs * loader.steps_per_epoch)
+    macs = {r: architecture.macs(model.image_size, model.num_classes, reduce=r) for r in schedule.reductions}
+    if settings.tokens:
+        ours, full = schedule.training_macs(macs, settings.batch_size), schedule.total * settings.batch_size * macs[1]
+        report.line(
+            f"{schedule}; forward passes take {ours:,} MACs over the training, "
+            f"{1 - ours / full:.1%} less than the {full:,} of full tokens"
+        )
+
+    def forward(images: Tensor, step: int) -> Tensor:
+        reduce = schedule.reduction(step)
+        if reduce != network.token_reduction:
+            # The wrapper of several processes sees nothing of it: it knows parameters, and all of them stay in use.
+            network.set_token_reduction(reduce)
+            side = architecture.tokens_per_side(model.image_size, reduce)
+            report.line(
+                f"from step {step:,} on {side} x {side} tokens: "
+                f"{macs[reduce]:,} MACs an image, {macs[reduce] * settings.batch_size:,} a step (forward)"
+            )
+        return trained(images)
+
     task = Task(
         network,
-        lambda images, step: trained(images),
+        forward,
         model.num_classes,
         ema_decay=settings.ema_decay,
         about={

@@ -7,8 +7,10 @@ anything is built: every message has the key, what it held and what is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -240,6 +242,17 @@ class Sample(Settings):
     load_name: str | None = None
 
 
+class TokenPhase(Settings):
+    """A part of a training that sees coarser tokens (As-ViT's progressive tokenisation).
+
+    until: where it ends, as a fraction of the epochs; it begins where the one before ends.
+    reduce: by how much there are fewer tokens along a side of the image.
+    """
+
+    until: Annotated[float, Field(gt=0, lt=1)]
+    reduce: Annotated[int, Field(ge=2)]
+
+
 class Retrain(Training):
     """The training of one architecture, from scratch, or from weights that are there.
 
@@ -251,6 +264,7 @@ class Retrain(Training):
     from_checkpoint: start from the weights of a file (fine-tuning); class count
         and image size may be others than it was trained with.
     ema_decay: of an average of the weights; 0 is off.
+    tokens: phases of coarser tokens at the beginning; after them, and without any, tokens are full.
     """
 
     architecture: str | dict[str, Any] | None = None
@@ -258,6 +272,14 @@ class Retrain(Training):
     from_supernet: bool = False
     from_checkpoint: str | None = None
     ema_decay: Fraction = 0.0
+    tokens: list[TokenPhase] = []
+
+    def token_mistakes(self, network: Network, image_size: int) -> Iterator[str]:
+        """A line for every phase of `tokens` that this network cannot have with images of this size."""
+        for i, phase in enumerate(self.tokens):
+            yield from _attempt(
+                f"retrain.tokens.{i}.reduce: ", lambda p=phase: network.check_token_reduction(image_size, p.reduce)
+            )
 
 
 class Test(Settings):
@@ -440,22 +462,25 @@ def _check(config: RunConfig, stages: Sequence[str]):
             yield from _never_written(test, config.retrain)
     if config.retrain is not None and config.retrain.from_supernet and config.retrain.from_checkpoint is not None:
         yield "retrain.from_supernet, retrain.from_checkpoint: found both; a network starts from one of them"
+    finds = _finds(config, flagged)
     for name in ("retrain", "test"):
         value = getattr(config, name).architecture if name in flagged else None
         if name == "retrain" and name in flagged and value is None and config.retrain.from_checkpoint is None:
             value = BEST
         # What an earlier one of these stages will find cannot be looked up yet.
-        if value is not None and not ("sample" in flagged and _is_found(value)):
+        if value is not None and not (finds and _is_found(value)):
             yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
     if (
         "retrain" in flagged
         and config.retrain.from_supernet
-        and not ("sample" in flagged and _is_found(config.retrain.architecture or BEST))
+        and not (finds and _is_found(config.retrain.architecture or BEST))
     ):
         yield from _attempt(
             "retrain.from_supernet: ",
             lambda: config.space.encode(_of_a_supernet(config.architecture(config.retrain.architecture))),
         )
+    if config.retrain is not None:
+        yield from _coarse_tokens(config, flagged)
     for name in flagged:
         data = getattr(config, name).data
         if data is None:
@@ -511,10 +536,30 @@ def _check_asvit(config: RunConfig):
                 return
 
 
+def _coarse_tokens(config: RunConfig, flagged: Sequence[str]):
+    retrain = config.retrain
+    for i, (before, phase) in enumerate(pairwise(retrain.tokens), 1):
+        if phase.until <= before.until:
+            yield f"retrain.tokens.{i}.until: found {phase.until}; it must be more than the one before, {before.until}"
+    value = retrain.architecture
+    if value is None and retrain.from_checkpoint is None:
+        value = BEST
+    if "retrain" not in flagged or value is None or (_finds(config, flagged) and _is_found(value)):
+        return
+    # An architecture that is not there has been told of.
+    with suppress(UserError):
+        yield from retrain.token_mistakes(config.architecture(value), config.model.image_size)
+
+
 def _of_a_supernet(network: Network) -> Architecture:
     if not isinstance(network, Architecture):
         raise UserError(f"found true, and {network} is a genotype, which no supernet has weights for")
     return network.shifted()
+
+
+def _finds(config: RunConfig, flagged: Sequence[str]) -> bool:
+    """Whether one of the flagged stages writes architectures.yaml."""
+    return "sample" in flagged or ("search" in flagged and isinstance(config.search, AsvitSearch))
 
 
 def _is_found(architecture: str | dict) -> bool:

@@ -222,7 +222,8 @@ class _State:
         self._per_epoch = per_epoch
         # An architecture may be given in several forms; what it means is in `about`.
         given = settings.model_dump(exclude={"architecture"})
-        decisive = {key: value for key, value in _flat(given) if key not in _FREE_KEYS}
+        # An empty list is left out, so that checkpoints from before there was such a key go on.
+        decisive = {key: value for key, value in _flat(given) if key not in _FREE_KEYS and value != []}
         self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(_flat(task.about))}
 
     def at(self, step: int) -> dict:

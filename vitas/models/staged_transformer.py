@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
+from vitas.models.tokens import coarser_images
 from vitas.space.genotype import STAGE_STRIDE, STEM_STRIDE, Genotype
 
 
@@ -70,7 +71,10 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Tokens [B, R, R, D] of a stage -> [B, R/2, R/2, D'] of the next, from overlapping patches of tokens."""
+    """Tokens [B, R, R, D] of a stage -> [B, R/2, R/2, D'] of the next, from overlapping patches of tokens.
+
+    R is odd only where tokens are reduced; then one more row and column of zeros makes it even.
+    """
 
     def __init__(self, kernel: int, dim: int, next_dim: int) -> None:
         super().__init__()
@@ -80,7 +84,8 @@ class Downsample(nn.Module):
         self.reduction = nn.Linear(kernel**2 * dim, next_dim, bias=False)
 
     def forward(self, x_BRRD: Tensor) -> Tensor:
-        x_BRRD = F.pad(x_BRRD, (0, 0) + 2 * self.padding)
+        before, after = self.padding
+        x_BRRD = F.pad(x_BRRD, (0, 0) + 2 * (before, after + x_BRRD.shape[1] % STAGE_STRIDE))
         patches = x_BRRD.unfold(1, self.kernel, STAGE_STRIDE).unfold(2, self.kernel, STAGE_STRIDE)
         return self.reduction(self.norm(patches.flatten(3)))
 
@@ -130,6 +135,7 @@ class StagedTransformer(nn.Module):
         self.architecture = genotype
         self.num_classes = num_classes
         self.image_size = image_size
+        self.token_reduction = 1
         dims, kernels = genotype.dims, [stage.kernel for stage in genotype.stages]
         self.patch_embed = Stem(kernels[0], dims[0])
         downsamples = [Downsample(*sizes) for sizes in zip(kernels[1:], dims[:-1], dims[1:], strict=True)] + [None]
@@ -149,6 +155,22 @@ class StagedTransformer(nn.Module):
         self.head = nn.Sequential(nn.Linear(dims[-1], dims[-1]), nn.Tanh(), nn.Linear(dims[-1], num_classes))
         self.apply(_init_weights)
 
+    def set_token_reduction(self, reduce: int = 1) -> None:
+        """Make coarser tokens of the images from now on, with the same weights; 1 is full tokens again.
+
+        Stride, dilation and padding of the stem are `reduce` times larger, so
+        its first stage has ceil(image_size / 4 / reduce) tokens along a side,
+        and each other one half of those before it, rounded up. A stage keeps its
+        split, or the next smaller one that divides its tokens: `Genotype.splits`.
+        As-ViT's progressive tokenisation (Chen et al., ICLR 2022).
+
+        Raises `UserError` for a reduction that there are too few tokens for.
+        """
+        splits = self.architecture.splits(self.image_size, reduce)
+        self.token_reduction = reduce
+        for stage, split in zip(self.layers, splits, strict=True):
+            stage.split = split
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters of more than one dimension that are no matrices (timm's convention): none."""
         return set()
@@ -161,6 +183,8 @@ class StagedTransformer(nn.Module):
         return self.head(self.norm(self._tokens(images)).mean(dim=(1, 2)))
 
     def _tokens(self, images: Tensor) -> Tensor:
+        if self.token_reduction > 1:
+            images = coarser_images(images, self.token_reduction, STEM_STRIDE)
         x_BRRD = self.patch_embed(images)
         for stage in self.layers:
             x_BRRD = stage(x_BRRD)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitas.errors import UserError
+from vitas.models.tokens import coarser_images, coarser_positions
 from vitas.space import Architecture, Block, check_patch_size
+from vitas.space.tokens import check_token_reduction, coarser
 
 BLOCK_NORM_EPS = 1e-6
 LAST_NORM_EPS = 1e-5
@@ -100,6 +102,7 @@ class VisionTransformer(nn.Module):
         self.in_chans = in_chans
         self.global_pool = POOL_OF_CLASSIFIER[architecture.classifier] if global_pool is None else _pool(global_pool)
         self.grad_checkpointing = False
+        self.token_reduction = 1
         dim = architecture.embed_dim
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.patch_embed = PatchEmbed(image_size, architecture.patch_size, in_chans, dim)
@@ -181,7 +184,8 @@ class VisionTransformer(nn.Module):
                 tokens = self.norm(x_BND) if norm else x_BND
                 class_token, patches = tokens[:, :1], tokens[:, 1:]
                 if output_fmt == "NCHW":
-                    patches = patches.transpose(1, 2).unflatten(-1, self.patch_embed.grid_size).contiguous()
+                    side = coarser(self.patch_embed.grid_size[0], self.token_reduction)
+                    patches = patches.transpose(1, 2).unflatten(-1, (side, side)).contiguous()
                 outputs.append((patches, class_token) if return_prefix_tokens else patches)
         return outputs if intermediates_only else (self.norm(x_BND), outputs)
 
@@ -241,6 +245,19 @@ class VisionTransformer(nn.Module):
         """Keep only the inputs of blocks for the backward pass, which computes the rest again."""
         self.grad_checkpointing = enable
 
+    def set_token_reduction(self, reduce: int = 1) -> None:
+        """Make coarser tokens of the images from now on, with the same weights; 1 is full tokens again.
+
+        The stride of the patch projection is `reduce` times the patch size and
+        its dilation `reduce`, so there are ceil(image_size / patch_size / reduce)
+        tokens along a side; each has the mean of the position embeddings whose
+        places it takes. As-ViT's progressive tokenisation (Chen et al., ICLR 2022).
+
+        Raises `UserError` for a reduction that there are too few tokens for.
+        """
+        check_token_reduction(self.patch_embed.grid_size[0], reduce)
+        self.token_reduction = reduce
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters of more than one dimension that are no matrices (timm's convention)."""
         return {"cls_token", "pos_embed"}
@@ -254,8 +271,15 @@ class VisionTransformer(nn.Module):
         }
 
     def _embed(self, images: Tensor) -> Tensor:
-        x_BND = self.patch_embed(images)
-        return torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.pos_embed
+        reduce = self.token_reduction
+        if reduce == 1:
+            x_BND = self.patch_embed(images)
+        else:
+            images = coarser_images(images, reduce, self._architecture.patch_size)
+            x_BND = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
+        x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+        # Last, as of full tokens: gradients are then ready in the same order, in which several processes reduce them.
+        return x_BND + (self.pos_embed if reduce == 1 else coarser_positions(self.pos_embed, reduce))
 
     def _run(self, block: nn.Module, x_BND: Tensor) -> Tensor:
         return checkpoint(block, x_BND, use_reentrant=False) if self.grad_checkpointing else block(x_BND)

@@ -14,6 +14,7 @@ from itertools import groupby
 
 from vitas.errors import UserError
 from vitas.space import counts
+from vitas.space.tokens import check_token_reduction, coarser
 
 CLASSIFIERS = ("token", "mean")
 
@@ -91,6 +92,14 @@ class Architecture:
         """Raise `UserError` unless patches tile the image."""
         check_patch_size(self.patch_size, image_size)
 
+    def tokens_per_side(self, image_size: int, reduce: int = 1) -> int:
+        """Patch tokens along a side of the image, where the patches' stride and dilation are `reduce` times larger."""
+        return coarser(image_size // self.patch_size, reduce)
+
+    def check_token_reduction(self, image_size: int, reduce: int) -> None:
+        """Raise `UserError` for a reduction that images of this size have too few tokens for, or that is no integer."""
+        check_token_reduction(self.tokens_per_side(image_size), reduce)
+
     @property
     def active_blocks(self) -> tuple[Block, ...]:
         """The blocks that compute something, in order."""
@@ -106,10 +115,17 @@ class Architecture:
         active = self.active_blocks
         return replace(self, blocks=active + (IDENTITY,) * (len(self.blocks) - len(active)))
 
-    def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true") -> int:
-        """Multiply-adds of one image; `convention` is `true` or `released` (see `vitas.space.counts.macs`)."""
+    def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true", *, reduce: int = 1) -> int:
+        """Multiply-adds of one image; `convention` is `true` or `released` (see `vitas.space.counts.macs`).
+
+        reduce: of the tokens along a side (see `tokens_per_side`). Raises
+            `UserError` as `check_token_reduction` does.
+        """
+        self.check_token_reduction(image_size, reduce)
+        # As many patches as a smaller image has.
+        size = self.patch_size * self.tokens_per_side(image_size, reduce)
         return counts.as_int(
-            counts.macs(self.patch_size, self.embed_dim, *self._totals(), image_size, num_classes, convention)
+            counts.macs(self.patch_size, self.embed_dim, *self._totals(), size, num_classes, convention)
         )
 
     def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:

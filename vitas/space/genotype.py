@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from vitas.errors import UserError
+from vitas.space.tokens import check_token_reduction, coarser
 
 STAGES = 4
 STEM_STRIDE = 4
@@ -105,29 +106,62 @@ class Genotype:
         """Blocks of all stages."""
         return sum(stage.layers for stage in self.stages)
 
-    def resolutions(self, image_size: int) -> tuple[int, ...]:
-        """Tokens along a side, in each stage. Raises `UserError` as `check_image_size` does."""
+    def resolutions(self, image_size: int, reduce: int = 1) -> tuple[int, ...]:
+        """Tokens along a side, in each stage.
+
+        reduce: how many times larger the stem's stride and dilation are. A
+            stage that has an odd number of tokens to halve gives the next one
+            the larger half.
+
+        Raises `UserError` as `check_image_size` and `check_token_reduction` do.
+        """
+        self.check_token_reduction(image_size, reduce)
+        found = [coarser(image_size // STEM_STRIDE, reduce)]
+        for _ in range(STAGES - 1):
+            found.append(coarser(found[-1], STAGE_STRIDE))
+        return tuple(found)
+
+    def splits(self, image_size: int, reduce: int = 1) -> tuple[int, ...]:
+        """Attention windows along a side, in each stage; arguments and errors as of `resolutions`.
+
+        A stage's own split wherever it divides the tokens, so that a window
+        sees the same part of the image; else the next smaller one that does.
+        """
+        return tuple(
+            max(split for split in range(1, stage.split + 1) if resolution % split == 0)
+            for stage, resolution in zip(self.stages, self.resolutions(image_size, reduce), strict=True)
+        )
+
+    def tokens_per_side(self, image_size: int, reduce: int = 1) -> int:
+        """Tokens along a side of the first stage. Raises as `resolutions`."""
+        return self.resolutions(image_size, reduce)[0]
+
+    def check_token_reduction(self, image_size: int, reduce: int) -> None:
+        """Raise `UserError` for a reduction that images of this size have too few tokens for, or that is no integer."""
         self.check_image_size(image_size)
-        return tuple(image_size // (STEM_STRIDE * STAGE_STRIDE**i) for i in range(STAGES))
+        check_token_reduction(image_size // STEM_STRIDE, reduce)
 
     def check_image_size(self, image_size: int) -> None:
         """Raise `UserError` unless every stage halves the tokens evenly and the windows tile them."""
         _check_image_size(image_size, _image_step(stage.split for stage in self.stages), f"genotype {self}")
 
-    def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true") -> int:
+    def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true", *, reduce: int = 1) -> int:
         """Multiply-adds of one image: of the projections, of attention's two products, of the MLPs and the head.
 
         `true` is the one convention: `released` names the count that ViTAS's
         budgets are in, and no As-ViT number is in that. Norms, GELU and
         softmax are not counted, as they are not for an `Architecture`.
-        Raises `UserError` for another convention or images that do not fit.
+
+        reduce: of the tokens along a side (see `resolutions`).
+
+        Raises `UserError` for another convention, and as `resolutions` does.
         """
         if convention != "true":
             raise UserError(
                 f"convention: found {convention!r}; multiply-adds of a genotype are counted in the true convention "
                 "alone (released is that of ViTAS's budgets)"
             )
-        stages = sum(macs for macs, _ in self.stage_costs(image_size))
+        stages = sum(macs for macs, _ in self.stage_costs(image_size, reduce))
         return stages + self.dims[-1] ** 2 + self.dims[-1] * num_classes
 
     def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:
@@ -136,12 +170,13 @@ class Genotype:
         stages = sum(self._stage_parameters(i) for i in range(STAGES))
         return stages + 2 * dim + dim * (dim + 1) + (dim + 1) * num_classes
 
-    def stage_costs(self, image_size: int = 224) -> list[tuple[int, int]]:
+    def stage_costs(self, image_size: int = 224, reduce: int = 1) -> list[tuple[int, int]]:
         """Multiply-adds and parameters of each stage, with the projection into it. Raises as `macs` does."""
         found = []
-        for i, (stage, resolution) in enumerate(zip(self.stages, self.resolutions(image_size), strict=True)):
+        sides = zip(self.resolutions(image_size, reduce), self.splits(image_size, reduce), strict=True)
+        for i, (stage, (resolution, split)) in enumerate(zip(self.stages, sides, strict=True)):
             dim, attention_dim = self.dims[i], self.attention_dims[i]
-            window_tokens = (resolution // stage.split) ** 2
+            window_tokens = (resolution // split) ** 2
             projections = 4 * dim * attention_dim
             products = 2 * attention_dim * window_tokens
             block = projections + products + 2 * stage.expansion * dim**2
