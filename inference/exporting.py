@@ -11,7 +11,7 @@ from torch import Tensor
 from inference.chosen import Chosen, choose
 from inference.formats import FORMATS, Format, Forward
 from vitas.config import RunConfig
-from vitas.data import channels, decode, normalize, open_image_folder
+from vitas.data import channels, normalize, spread_images
 from vitas.errors import UserError
 from vitas.files import make_folder, write_atomically
 from vitas.report import shown_path
@@ -70,13 +70,11 @@ def images_to_compare(chosen: Chosen) -> tuple[Tensor, str]:
     if not Path(data.data_dir).is_dir():
         noise = torch.randn(IMAGES, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
         return noise, f"images of noise ({data.data_dir} is not there)"
-    paths = [Path(path) for path, _ in open_image_folder(data.data_dir).samples]
-    # Neighbours are of one class.
-    spread = [paths[i * len(paths) // IMAGES] for i in range(IMAGES)] if len(paths) > IMAGES else paths
-    (batch,) = decode(spread, model.image_size, data.crop_fraction, IMAGES, workers=0)
-    for path, reason in batch.refused.items():
-        raise UserError(f"test.data.data_dir: {path} {reason}")
-    return normalize(batch.images, channels(model.mean), channels(model.std)), f"images of {data.data_dir}"
+    try:
+        images = spread_images(data.data_dir, IMAGES, model.image_size, data.crop_fraction)
+    except UserError as error:
+        raise UserError(f"test.data.data_dir: {error}") from None
+    return normalize(images, channels(model.mean), channels(model.std)), f"images of {data.data_dir}"
 
 
 def write_file(chosen: Chosen, form: Format, path: Path, images: Tensor) -> float:

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from retrain.tokens import TokenSchedule
 from vitas import checkpoint
 from vitas.checkpoint import CheckpointFolder
-from vitas.config import RunConfig
+from vitas.config import RunConfig, token_mistakes
 from vitas.data import TrainingLoader
 from vitas.distributed import World, stream_seed
 from vitas.engine import Task, train
@@ -25,7 +25,7 @@ def retrain(config: RunConfig, world: World) -> None:
     report = Report("retrain", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
     architecture = architecture_of(config, checkpoints)
-    for mistake in settings.token_mistakes(architecture, model.image_size):
+    for mistake in token_mistakes(settings.tokens, architecture, model.image_size):
         raise UserError(mistake)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     network = create_model(architecture, model.num_classes, model.image_size, settings.drop_path_rate)

@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# All four stages on scikit-learn's handwritten digits, from configs/quickstart.yaml, on this machine.
+# From images to a tested network on scikit-learn's handwritten digits, on this machine, in minutes:
+#   ./script/quickstart.sh          ViTAS: all four stages, from configs/quickstart.yaml
+#   ./script/quickstart.sh asvit    As-ViT: search without training, retrain, test, from configs/quickstart_asvit.yaml
 # Run again, it goes on where it was. Arguments are overrides: ./script/quickstart.sh save_path=runs/other
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-config=configs/quickstart.yaml
-save_path=runs/quickstart
+name=quickstart found=subnet_1
+if [ "${1:-}" = asvit ]; then
+    name=quickstart_asvit found=""
+    shift
+fi
+config="configs/$name.yaml"
+save_path="runs/$name"
 for argument in "$@"; do
     case "$argument" in
-        -h | --help) sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"; exit ;;
+        -h | --help) print_help "${BASH_SOURCE[0]}"; exit ;;
         save_path=*) save_path="${argument#save_path=}" ;;
     esac
 done
@@ -22,7 +29,11 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 say "1/5 the digits, as image folders in runs/digits"
 vitas digits runs/digits
-say "2/5 train the supernet on train images, then evolve architectures with it on val images"
+if [ "$name" = quickstart ]; then
+    say "2/5 train the supernet on train images, then evolve architectures with it on val images"
+else
+    say "2/5 score topologies at initialisation, then grow the best"
+fi
 python -m search "$config" "$@"
 say "3/5 retrain the best architecture on train images"
 python -m retrain "$config" "$@"
@@ -32,16 +43,24 @@ say "5/5 the same recipe for a DeiT-shaped baseline"
 python -m retrain "$config" "$@" save_path="$save_path/baseline" retrain.architecture="$baseline"
 python -m inference "$config" "$@" save_path="$save_path/baseline"
 
+# As-ViT's best is the last that it grew.
+[ -n "$found" ] || found="$(sed -n 's/^- name: //p' "$save_path/search/architectures.yaml" | head -1)"
 say "The architecture that was found:"
-vitas describe "$save_path/search/architectures.yaml:subnet_1" --image-size 32 --num-classes 10
+vitas describe "$save_path/search/architectures.yaml:$found" --image-size 32 --num-classes 10
 say "Beside the baseline, on the test images:"
 vitas compare "$save_path" "$save_path/baseline"
+if [ "$name" = quickstart ]; then
+    written="  search/checkpoint/         the supernet
+  search/population.jsonl    every architecture that was scored"
+else
+    written="  search/topologies.jsonl    every topology that was scored
+  search/growth.jsonl        every network that growth chose among"
+fi
 cat <<END
 
 Written to $save_path:
-  search/checkpoint/         the supernet
-  search/population.jsonl    every architecture that was scored
-  search/architectures.yaml  the best of them
+$written
+  search/architectures.yaml  what was found
   retrain/checkpoint/        the retrained network
   retrain/results.json       its test results
   baseline/                  the same for the baseline

@@ -25,4 +25,4 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -f "$(dirname "$script")/stages.bash" ]; th
     script="${script%" $*"}"
 fi
 source "$(dirname "$script")/stages.bash"
-search_stages ordinal ViTAS_1G_AutoSlim.yaml "$@"
+search_stages model.sharing=ordinal ViTAS_1G_AutoSlim.yaml "$@"

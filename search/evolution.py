@@ -116,7 +116,14 @@ class Scorer:
             "images": images.total,
             "data": config.sample.data.model_dump(exclude={"data_dir", "workers"}),
         }
-        self._measured = Measurements(config.folder.population, origin, "top1", "scores", report, world)
+        self._measured = Measurements(
+            config.folder.population,
+            origin,
+            lambda line: (Architecture.parse(line["architecture"]), line["top1"]),
+            "scores",
+            report,
+            world,
+        )
 
     @property
     def scores(self) -> dict[Architecture, float]:
@@ -126,11 +133,14 @@ class Scorer:
         """The scores of architectures, in order."""
         # Subnets of a wave run side by side, so they should cost the same.
         model = self._config.model
-        ordered = sorted(architectures, key=lambda a: a.macs(model.image_size, model.num_classes))
+        networks = [architecture.shifted() for architecture in architectures]
         self._measured.of(
-            ordered, self._top1, lambda a: {"generation": generation, **_facts(self._config, a)}, self._world.size
+            sorted(networks, key=lambda a: a.macs(model.image_size, model.num_classes)),
+            self._top1,
+            lambda a, top1: {"architecture": str(a), "top1": top1, "generation": generation, **_facts(self._config, a)},
+            self._world.size,
         )
-        return [self.scores[a.shifted()] for a in architectures]
+        return [self.scores[a] for a in networks]
 
     def _top1(self, architecture: Architecture) -> float:
         settings = self._config.sample

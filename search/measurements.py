@@ -1,9 +1,10 @@
-"""Numbers that are measured of architectures, each once, by all ranks together, and journalled before they are used."""
+"""What is measured of candidates, each once, by all ranks together, and journalled before it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from vitas import interruption
 from vitas.distributed import World, barrier, broadcast, gather
@@ -11,24 +12,34 @@ from vitas.errors import UserError
 from vitas.files import Journal
 from vitas.interruption import Interrupted
 from vitas.report import Report, shown_path
-from vitas.space import Architecture
+
+Candidate = TypeVar("Candidate", bound=Hashable)
+Value = TypeVar("Value")
 
 
-class Measurements:
-    """One number of each architecture, in a journal that a restart goes on from.
+class Measurements(Generic[Candidate, Value]):
+    """One value of each candidate, in a journal that a restart goes on from.
 
-    path: the journal. Its first line is `origin`, each other one the record of an architecture.
-    origin: plain data about what the numbers depend on.
-    key: of the number in a record.
-    noun: what the numbers are called, as in "goes on from 12 scores".
+    path: the journal. Its first line is `origin`, each other one the record of a candidate.
+    origin: plain data about what the values depend on.
+    read: record -> candidate and value.
+    noun: what the values are called, as in "goes on from 12 scores".
 
-    values: the numbers, by architecture (identities last: one network is one entry).
+    values: by candidate.
 
     Raises `UserError` for a journal of another origin.
     """
 
-    def __init__(self, path: Path, origin: dict, key: str, noun: str, report: Report, world: World) -> None:
-        self._key, self._noun, self._report, self._world = key, noun, report, world
+    def __init__(
+        self,
+        path: Path,
+        origin: dict,
+        read: Callable[[dict], tuple[Candidate, Value]],
+        noun: str,
+        report: Report,
+        world: World,
+    ) -> None:
+        self._noun, self._report, self._world = noun, report, world
         self._journal = Journal(path) if world.is_main else None
         lines = broadcast(self._journal.lines if self._journal else None, world)
         if not lines:
@@ -40,38 +51,35 @@ class Measurements:
                 f"{path} holds {noun} made with another {' and another '.join(differing)}; "
                 "move it away, or choose another save_path"
             )
-        self.values = {Architecture.parse(line["architecture"]): line[key] for line in lines[1:]}
+        self.values: dict[Candidate, Value] = dict(map(read, lines[1:]))
         if self.values:
             report.line(f"goes on from {len(self.values)} {noun} in {shown_path(path)}")
 
     def of(
         self,
-        architectures: Sequence[Architecture],
-        measure: Callable[[Architecture], float],
-        facts: Callable[[Architecture], dict],
+        candidates: Sequence[Candidate],
+        measure: Callable[[Candidate], Value],
+        record: Callable[[Candidate, Value], dict],
         ranks: int,
-    ) -> list[float]:
-        """The numbers of architectures, in order; new ones are measured, whole ones on `ranks` ranks in waves.
+    ) -> list[Value]:
+        """The values of candidates, in order; new ones are measured, whole ones on `ranks` ranks in waves.
 
-        facts: more of what a record tells.
+        record: what the journal holds of a candidate; `read` is its inverse.
 
         Raises `Interrupted` after a wave, which is then in the journal.
         """
-        architectures = [architecture.shifted() for architecture in architectures]
-        new = [a for a in dict.fromkeys(architectures) if a not in self.values]
+        new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self.values]
         for start in range(0, len(new), ranks):
             wave = new[start : start + ranks]
-            own = wave[self._world.rank] if self._world.rank < len(wave) else None
-            numbers = gather(measure(own) if own else None, self._world)[: len(wave)]
+            own = measure(wave[self._world.rank]) if self._world.rank < len(wave) else None
+            values = gather(own, self._world)[: len(wave)]
             if self._journal:
-                # Before anything may stop this process: no number is lost, and none is measured twice.
-                self._journal.append(
-                    *({"architecture": str(a), self._key: n} | facts(a) for a, n in zip(wave, numbers, strict=True))
-                )
-            self.values |= dict(zip(wave, numbers, strict=True))
+                # Before anything may stop this process: no value is lost, and none is measured twice.
+                self._journal.append(*(record(*pair) for pair in zip(wave, values, strict=True)))
+            self.values |= dict(zip(wave, values, strict=True))
             if reason := interruption.requested(self._world, at_once=True):
                 self._report.line(f"stops after {len(self.values)} {self._noun}, which are saved ({reason})")
                 self._report.close()
                 barrier(self._world)
                 raise Interrupted(reason)
-        return [self.values[a] for a in architectures]
+        return [self.values[candidate] for candidate in candidates]

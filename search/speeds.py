@@ -39,7 +39,12 @@ class Speeds:
             "num_classes": config.model.num_classes,
         }
         self._measured = Measurements(
-            config.folder.speeds, origin, "images_per_second", "measured speeds", report, world
+            config.folder.speeds,
+            origin,
+            lambda line: (Architecture.parse(line["architecture"]), line["images_per_second"]),
+            "measured speeds",
+            report,
+            world,
         )
         self._report = report
 
@@ -50,7 +55,12 @@ class Speeds:
 
     def of(self, architectures: list[Architecture]) -> np.ndarray:
         """Images per second [architectures], in order."""
-        return np.array(self._measured.of(architectures, self._measure, lambda architecture: {}, self._ranks))
+        networks = [architecture.shifted() for architecture in architectures]
+
+        def record(architecture: Architecture, speed: float) -> dict:
+            return {"architecture": str(architecture), "images_per_second": speed}
+
+        return np.array(self._measured.of(networks, self._measure, record, self._ranks))
 
     def model(self) -> SpeedModel:
         """What predicts the speed of any genome, fitted to the same random subnets at every call."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -14,7 +15,19 @@ from pydantic_core import PydanticUndefined
 
 import vitas
 from vitas import config
-from vitas.config import BudgetRange, Model, Retrain, RunConfig, Sample, Search, Space, TokenPhase, Training
+from vitas.config import (
+    AsvitSearch,
+    BudgetRange,
+    Growth,
+    Model,
+    Retrain,
+    RunConfig,
+    Sample,
+    Search,
+    Space,
+    TokenPhase,
+    Training,
+)
 from vitas.data import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.files import parse_yaml
 from vitas.launch.cluster import Cluster, load_cluster
@@ -26,6 +39,8 @@ SECTIONS = {
     "`model.space`": Space,
     "`search` and `retrain`: the recipe": Training,
     "`search` only": Search,
+    "`search` with `method: asvit`": AsvitSearch,
+    "`search.growth`": Growth,
     "`retrain` only": Retrain,
     "`retrain.tokens`": TokenPhase,
     "Data of `search` and `retrain`": TrainingData,
@@ -47,7 +62,9 @@ def tables(text: str) -> list[list[dict[str, str]]]:
     """Every Markdown table: a list of rows, each {column: cell}."""
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        # A bar inside a cell is escaped.
+        rows = [re.split(r"(?<!\\)\|", line.strip("|")) for line in block.splitlines()]
+        lines = [[cell.strip().replace(r"\|", "|") for cell in row] for row in rows]
         found.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
     return found
 
@@ -59,10 +76,14 @@ def fenced(text: str, language: str) -> list[str]:
 def models_within(model: type[BaseModel]) -> set[type[BaseModel]]:
     found = {model}
     for field in model.model_fields.values():
-        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        for part in parts_of(field.annotation):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 found |= models_within(part)
     return found
+
+
+def parts_of(annotation: object) -> list:
+    return [annotation, *(inner for part in get_args(annotation) for inner in parts_of(part))]
 
 
 def keys_of(heading: str) -> dict[str, dict[str, str]]:
@@ -152,6 +173,7 @@ def test_architecture_forms_of_the_page_parse(repository):
     rows = {row["form"]: row["example"].strip("`") for row in tables(text)[0]}
     assert vitas.Architecture.from_dict(mapping).shifted().active_blocks
     assert vitas.Architecture.parse(rows["text"]).depth == 12
+    assert vitas.Genotype.parse(rows["a genotype"]).depth == 14
     assert rows["a published name"] in vitas.zoo()
     (names,) = (row["meaning"] for row in tables(text)[0] if row["form"] == "a published name")
     assert re.findall(r"`(\w+)`", names) == list(vitas.zoo())

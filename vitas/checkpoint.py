@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +111,8 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
                 f"{path} holds more than weights: reading it would run code of its own, so it is refused"
             ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if _is_cut_short(Path(path)):
+            reason = "it is cut short; download or copy it again"
         raise UserError(f"{path} is no whole checkpoint file ({reason})") from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of weights")
@@ -123,6 +127,13 @@ def _is_safetensors(path: Path | str) -> bool:
     except OSError:
         return False
     return head[4:] == b"\0\0\0\0{"
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether a file begins as torch's do, which are zip archives, but lacks the table that those end with."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
+    return False
 
 
 def _read_safetensors(path: Path | str, device: torch.device | str) -> dict:

@@ -60,6 +60,16 @@ class RunFolder:
         return self.root / "search" / "population.jsonl"
 
     @property
+    def topologies(self) -> Path:
+        """As-ViT's scores of topologies."""
+        return self.root / "search" / "topologies.jsonl"
+
+    @property
+    def growth(self) -> Path:
+        """As-ViT's scores of the networks that growth chose among."""
+        return self.root / "search" / "growth.jsonl"
+
+    @property
     def speeds(self) -> Path:
         """Measured images per second, where the budget is in them."""
         return self.root / "search" / "speeds.jsonl"

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -53,10 +54,16 @@ def score(
     """
     if repeat < 1:
         raise UserError(f"repeat: found {repeat}; it must be at least 1")
-    parts = [score_once(genotype, image_size, seed, i, batch_size, points, images, device) for i in range(repeat)]
+    return mean_scores(
+        [score_once(genotype, image_size, seed, i, batch_size, points, images, device) for i in range(repeat)]
+    )
+
+
+def mean_scores(parts: Sequence[Scores]) -> Scores:
+    """The mean of each score."""
     return Scores(
-        math.fsum(part.length_distortion for part in parts) / repeat,
-        math.fsum(part.ntk_condition for part in parts) / repeat,
+        math.fsum(part.length_distortion for part in parts) / len(parts),
+        math.fsum(part.ntk_condition for part in parts) / len(parts),
     )
 
 
@@ -136,7 +143,9 @@ def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> floa
                 setattr(module, name, nn.Identity())
     first, second = basis.reshape(2, 1, 3, network.image_size, network.image_size)
     cos, sin = (f(thetas).reshape(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
-    with torch.no_grad(), forward_ad.dual_level(), _ForwardModeAttention():
+    with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level(), _ForwardModeAttention():
+        # The first use of forward mode loads a part of torch that warns of torch's own past.
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
         images = forward_ad.make_dual(cos * first + sin * second, cos * second - sin * first)
         speed_TO = forward_ad.unpack_dual(network.forward_features(images)).tangent
     return speed_TO.double().norm(dim=1).sum().item()

@@ -2,7 +2,7 @@
 
 from vitas.data.evaluation import INTERPOLATION, EvaluationData, EvaluationSet, channels, normalize
 from vitas.data.folders import check_image_folder, class_names, open_image_folder
-from vitas.data.pictures import Decoded, decode, find_pictures
+from vitas.data.pictures import Decoded, decode, find_pictures, spread_images
 from vitas.data.training import Augmentation, TrainingData, TrainingLoader, WeakAugmentation
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "find_pictures",
     "normalize",
     "open_image_folder",
+    "spread_images",
 ]

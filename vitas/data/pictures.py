@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 from torchvision.transforms import Compose
 
 from vitas.data.evaluation import evaluation_transform
+from vitas.data.folders import open_image_folder
 from vitas.errors import UserError
 
 
@@ -63,6 +64,20 @@ def decode(
         num_workers=workers if len(paths) > batch_size else 0,
         collate_fn=_collate,
     )
+
+
+def spread_images(data_dir: str, count: int, image_size: int, crop_fraction: float) -> Tensor:
+    """Up to `count` images of a folder of classes, from end to end of it, uint8 [n, 3, image_size, image_size].
+
+    Raises `UserError` for a folder without images, and for a file that is none.
+    """
+    paths = [Path(path) for path, _ in open_image_folder(data_dir).samples]
+    # Neighbours are of one class.
+    spread = [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
+    (batch,) = decode(spread, image_size, crop_fraction, count, workers=0)
+    for path, reason in batch.refused.items():
+        raise UserError(f"{path} {reason}")
+    return batch.images
 
 
 class _Pictures(Dataset):

@@ -1,27 +1,23 @@
-"""YAML -> typed, checked configuration.
-
-One file drives the four stages. `load` refuses what cannot work before
-anything is built: every message has the key, what it held and what is allowed.
-"""
+"""The sections of the YAML, typed."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator
 
 from vitas import cost
-from vitas.data import EvaluationData, TrainingData, WeakAugmentation, check_image_folder, class_names
+from vitas.data import EvaluationData, TrainingData, WeakAugmentation
 from vitas.errors import UserError
-from vitas.files import RunFolder, read_text
-from vitas.released import Configuration, read_configuration
-from vitas.settings import Settings, explain
-from vitas.space import Architecture, Network, SearchSpace, check_patch_size, network_from_dict
+from vitas.files import RunFolder
+from vitas.settings import Settings
+from vitas.space import (
+    Network,
+    SearchSpace,
+    network_from_dict,
+)
 from vitas.space.found import read_found
 from vitas.space.published import resolve_architecture
 
@@ -114,12 +110,72 @@ class SearchData(TrainingData):
 class Search(Training):
     """The supernet's training.
 
+    method: what the stage does; `asvit` takes the keys of `AsvitSearch`.
     identity_probability: of each position; null has it searched, so that
         random subnets cost the middle of `sample.budget` on average.
     """
 
+    method: Literal["supernet"] = "supernet"
     data: SearchData
     identity_probability: Fraction | None = None
+
+
+class Growth(Settings):
+    """From a topology to larger and larger networks.
+
+    parameters, macs: the budget of a network, at full width; one of them at least.
+    hidden_dim: of the network that it starts from, with a block in each stage.
+    widen: by which shares a step may raise the hidden dim.
+    score_width: the share of the hidden dim at which networks are scored.
+    """
+
+    parameters: Positive | None = None
+    macs: Positive | None = None
+    hidden_dim: Positive = 32
+    widen: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.05, 0.1, 0.15, 0.2]
+    score_width: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """The budget by the names of costs."""
+        return {"parameters": self.parameters, "macs": self.macs}
+
+
+class AsvitSearch(Settings):
+    """As-ViT's search without training (arXiv 2202.11921); the defaults are the published settings.
+
+    data: images of the NTK, the same `batch_size` for every network; null is noise.
+    algorithm: how the topology is found.
+    steps: topologies that are scored on the way.
+    repeat: initialisations that a score is the mean of.
+    batch_size: images of the NTK. points: of the circle of images that is distorted.
+    lr: of the policy's Adam. baseline_decay: of the mean reward that a reward is compared with.
+    population: of nsga2.
+    topology: grow this one, and search none.
+    growth: when a network is large enough, and how one gets there.
+    """
+
+    method: Literal["asvit"]
+    flag: bool = False
+    data: EvaluationData | None = None
+    algorithm: Literal["reinforce", "nsga2"] = "reinforce"
+    steps: Positive = 500
+    repeat: Positive = 5
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    points: Positive = 10
+    lr: Annotated[float, Field(gt=0)] = 0.08
+    baseline_decay: Fraction = 0.9
+    population: Positive = 25
+    topology: str | None = None
+    growth: Growth
+
+
+def _method(section: object) -> object:
+    return section.get("method", "supernet") if isinstance(section, Mapping) else getattr(section, "method", "supernet")
+
+
+# What the stage `search` is told, by its method.
+AnySearch = Annotated[Annotated[Search, Tag("supernet")] | Annotated[AsvitSearch, Tag("asvit")], Discriminator(_method)]
 
 
 class BudgetRange(Settings):
@@ -204,13 +260,6 @@ class Retrain(Training):
     ema_decay: Fraction = 0.0
     tokens: list[TokenPhase] = []
 
-    def token_mistakes(self, network: Network, image_size: int) -> Iterator[str]:
-        """A line for every phase of `tokens` that this network cannot have with images of this size."""
-        for i, phase in enumerate(self.tokens):
-            yield from _attempt(
-                f"retrain.tokens.{i}.reduce: ", lambda p=phase: network.check_token_reduction(image_size, p.reduce)
-            )
-
 
 class Test(Settings):
     """The measurement.
@@ -246,7 +295,7 @@ class RunConfig(Settings):
     save_path: str
     seed: Count = 0
     port: Annotated[int, Field(ge=1024, le=65535)] | None = None
-    search: Search | None = None
+    search: AnySearch | None = None
     sample: Sample | None = None
     retrain: Retrain | None = None
     test: Test | None = None
@@ -302,171 +351,3 @@ class RunConfig(Settings):
                 found = resolve_architecture(value, also=listed)
         found.check_image_size(self.model.image_size)
         return found
-
-
-def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a YAML file with `key=value` overrides.
-
-    stages: those that the caller could run; of these, the flagged ones are
-        checked against the file system too.
-
-    The file may be a released ViTAS one; `warning` of the result then says what of it has no effect.
-
-    Raises `UserError` with every mistake that it found.
-    """
-    source = read_configuration(read_text(Path(path)), str(path), overrides)
-    try:
-        config = RunConfig.model_validate(source.data)
-    except ValidationError as error:
-        raise _mistakes(path, source, explain(error, RunConfig)) from None
-    mistakes = list(_check(config, stages))
-    if mistakes:
-        raise _mistakes(path, source, mistakes)
-    if source.is_released:
-        config._warning = _released_warning(path, source)
-    return config
-
-
-def _released_warning(path: str | Path, source: Configuration) -> str:
-    without_effect = "\n  ".join(source.told_without_effect())
-    return (
-        f"{path} is a released ViTAS file (`vitas convert {path}` prints what it means here). "
-        f"Of its keys, these have no effect:\n  {without_effect}"
-    )
-
-
-def _mistakes(path: str | Path, source: Configuration, lines: list[str]) -> UserError:
-    lines = [source.in_its_words(line) for line in lines]
-    return UserError(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
-
-
-def _check(config: RunConfig, stages: Sequence[str]):
-    """What types cannot say, one line a mistake."""
-    model = config.model
-    flagged = [name for name in stages if (section := getattr(config, name)) and section.flag]
-    # Leftovers of stages that do not run should not keep another one from running.
-    searches = any(section is not None and section.flag for section in (config.search, config.sample))
-    space = None
-    if model.space is not None:
-        try:
-            space = model.space.build()
-        except UserError as error:
-            yield f"model.space.{error}"
-        for patch_size in model.space.patch_sizes if searches else ():
-            yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
-    elif {"search", "sample"} & set(flagged):
-        yield "model.space: is missing; it says what may be searched"
-    if config.sample is not None:
-        budget = config.sample.budget
-        if budget.minimum > budget.maximum:
-            yield f"sample.budget.minimum: found {budget.minimum}; it must be at most the maximum, {budget.maximum}"
-        elif searches and space is not None and not budget.build().is_speed:
-            yield from _attempt("sample.budget: ", lambda: config.costs.require(budget.build()))
-        if "error" not in config.sample.objectives:
-            yield f"sample.objectives: found {config.sample.objectives}; error must be among them"
-    for name, section in (("search", config.search), ("retrain", config.retrain)):
-        if section is None:
-            continue
-        if section.warmup_epochs >= section.epochs:
-            yield (
-                f"{name}.warmup_epochs: found {section.warmup_epochs}; "
-                f"it must be less than {name}.epochs, {section.epochs}"
-            )
-        if section.min_lr > section.lr:
-            yield f"{name}.min_lr: found {section.min_lr}; it must be at most {name}.lr, {section.lr}"
-        if (section.mixup or section.cutmix) and section.batch_size % 2:
-            yield f"{name}.batch_size: found {section.batch_size}; mixup and cutmix pair images, so it must be even"
-    test = config.test
-    if test is not None:
-        if (test.start is None) != (test.end is None):
-            yield "test.start, test.end: found one of the two; a range of epochs needs both"
-        elif test.start is not None and test.start > test.end:
-            yield f"test.start: found {test.start}; it must be at most test.end, {test.end}"
-        if test.start is not None and test.load_name is not None:
-            yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
-        if test.wait and test.start is None:
-            yield "test.wait: found true without a range; it waits for the epochs of test.start to test.end"
-        if test.wait and test.start is not None and config.retrain is not None:
-            yield from _never_written(test, config.retrain)
-    if config.retrain is not None and config.retrain.from_supernet and config.retrain.from_checkpoint is not None:
-        yield "retrain.from_supernet, retrain.from_checkpoint: found both; a network starts from one of them"
-    for name in ("retrain", "test"):
-        value = getattr(config, name).architecture if name in flagged else None
-        if name == "retrain" and name in flagged and value is None and config.retrain.from_checkpoint is None:
-            value = BEST
-        # What an earlier one of these stages will find cannot be looked up yet.
-        if value is not None and not ("sample" in flagged and _is_found(value)):
-            yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
-    if (
-        "retrain" in flagged
-        and config.retrain.from_supernet
-        and not ("sample" in flagged and _is_found(config.retrain.architecture or BEST))
-    ):
-        yield from _attempt(
-            "retrain.from_supernet: ",
-            lambda: config.space.encode(_of_a_supernet(config.architecture(config.retrain.architecture))),
-        )
-    if config.retrain is not None:
-        yield from _coarse_tokens(config, flagged)
-    for name in flagged:
-        data = getattr(config, name).data
-        yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
-    yield from _differing_classes(config)
-
-
-def _never_written(test: Test, retrain: Retrain):
-    for epoch in range(test.start, test.end + 1, test.strip):
-        if epoch > retrain.epochs or (epoch % retrain.checkpoint_epochs and epoch != retrain.epochs):
-            yield (
-                f"test.end: found {test.end}; it would wait for epoch {epoch}, which is never written: retrain.epochs "
-                f"is {retrain.epochs}, retrain.checkpoint_epochs is {retrain.checkpoint_epochs}"
-            )
-            return
-
-
-def _coarse_tokens(config: RunConfig, flagged: Sequence[str]):
-    retrain = config.retrain
-    for i, (before, phase) in enumerate(pairwise(retrain.tokens), 1):
-        if phase.until <= before.until:
-            yield f"retrain.tokens.{i}.until: found {phase.until}; it must be more than the one before, {before.until}"
-    value = retrain.architecture
-    if value is None and retrain.from_checkpoint is None:
-        value = BEST
-    if "retrain" not in flagged or value is None or ("sample" in flagged and _is_found(value)):
-        return
-    # An architecture that is not there has been told of.
-    with suppress(UserError):
-        yield from retrain.token_mistakes(config.architecture(value), config.model.image_size)
-
-
-def _of_a_supernet(network: Network) -> Architecture:
-    if not isinstance(network, Architecture):
-        raise UserError(f"found true, and {network} is a genotype, which no supernet has weights for")
-    return network.shifted()
-
-
-def _is_found(architecture: str | dict) -> bool:
-    """Whether an architecture is named by its place in architectures.yaml."""
-    return isinstance(architecture, str) and re.fullmatch(rf"{BEST}|subnet_\d+", architecture) is not None
-
-
-def _differing_classes(config: RunConfig):
-    """Labels are positions in the sorted names of the class folders: all stages must have the same names."""
-    sections = {name: getattr(config, name) for name in ("search", "sample", "retrain", "test")}
-    folders = {name: section.data.data_dir for name, section in sections.items() if section}
-    names = {name: class_names(folder) for name, folder in folders.items() if Path(folder).is_dir()}
-    for name in list(names)[1:]:
-        first = next(iter(names))
-        differing = sorted(set(names[name]) ^ set(names[first]))
-        if differing and len(names[name]) == len(names[first]):
-            yield (
-                f"{name}.data.data_dir: found {folders[name]!r}, whose class folders differ from those of "
-                f"{first}.data.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only"
-            )
-
-
-def _attempt(prefix: str, check: Callable[[], object]):
-    try:
-        check()
-    except UserError as error:
-        yield f"{prefix}{error}"

@@ -1,0 +1,101 @@
+"""Scores of genotypes, each initialisation journalled on its own and spread over the ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from search.measurements import Measurements
+from vitas.config import RunConfig
+from vitas.data import channels, normalize, spread_images
+from vitas.distributed import World
+from vitas.errors import UserError
+from vitas.report import Report
+from vitas.scores import Scores, mean_scores, score_once
+from vitas.space import Genotype
+
+
+class GenotypeScorer:
+    """Scores genotypes as the section `search` says, each initialisation once; what is known is in a journal.
+
+    path: the journal, one line an initialisation.
+    images: those of the NTK, as `ntk_images` gives them.
+    """
+
+    def __init__(self, config: RunConfig, path: Path, images: Tensor | None, report: Report, world: World) -> None:
+        self._config, self._images, self._world = config, images, world
+        settings = config.search
+        origin = {
+            "seed": config.seed,
+            "image_size": config.model.image_size,
+            "points": settings.points,
+            "batch_size": settings.batch_size,
+            "images": "noise" if images is None else hashlib.blake2b(images.numpy(), digest_size=16).hexdigest(),
+        }
+        self._measured = Measurements(path, origin, _read, "scored initialisations", report, world)
+
+    @property
+    def count(self) -> int:
+        """How many initialisations have been scored."""
+        return len(self._measured.values)
+
+    def of(self, genotypes: Sequence[Genotype]) -> list[Scores]:
+        """The mean scores of genotypes over `search.repeat` initialisations, in order."""
+        repeat = self._config.search.repeat
+        units = [(genotype, index) for genotype in genotypes for index in range(repeat)]
+        found = self._measured.of(units, self._score, _record, self._world.size)
+        return [mean_scores(found[i : i + repeat]) for i in range(0, len(found), repeat)]
+
+    def _score(self, unit: tuple[Genotype, int]) -> Scores:
+        config, settings = self._config, self._config.search
+        genotype, index = unit
+        return score_once(
+            genotype,
+            config.model.image_size,
+            config.seed,
+            index,
+            settings.batch_size,
+            settings.points,
+            self._images,
+            self._world.device,
+        )
+
+
+def _record(unit: tuple[Genotype, int], scores: Scores) -> dict:
+    genotype, index = unit
+    return {
+        "architecture": str(genotype),
+        "initialisation": index,
+        "length_distortion": scores.length_distortion,
+        # JSON has no infinity.
+        "ntk_condition": scores.ntk_condition if math.isfinite(scores.ntk_condition) else None,
+    }
+
+
+def _read(line: dict) -> tuple[tuple[Genotype, int], Scores]:
+    condition = math.inf if line["ntk_condition"] is None else line["ntk_condition"]
+    return (Genotype.parse(line["architecture"]), line["initialisation"]), Scores(line["length_distortion"], condition)
+
+
+def ntk_images(config: RunConfig) -> Tensor | None:
+    """The images [batch_size, 3, H, W] that the NTK is of, normalised, on the CPU; None is noise.
+
+    From end to end of `search.data`, the same for every genotype, as published.
+    """
+    settings, model = config.search, config.model
+    if settings.data is None:
+        return None
+    folder = settings.data.data_dir
+    try:
+        images = spread_images(folder, settings.batch_size, model.image_size, settings.data.crop_fraction)
+    except UserError as error:
+        raise UserError(f"search.data.data_dir: {error}") from None
+    if len(images) < settings.batch_size:
+        raise UserError(
+            f"search.batch_size: found {settings.batch_size}, more than the {len(images)} images of {folder!r}"
+        )
+    return normalize(images, channels(model.mean), channels(model.std))

@@ -1,0 +1,184 @@
+"""The topology: REINFORCE over independent choices, as published, or NSGA-II on the two scores.
+
+Both are functions of the seed and the scores, which are journalled before they
+are used. So a restart replays the search over the journal and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.problem import Problem
+from pymoo.operators.crossover.ux import UniformCrossover
+from pymoo.problems.static import StaticProblem
+from torch.distributions import Categorical
+
+from search.asvit.scoring import GenotypeScorer
+from search.evolution import DrawGenesAnew, OnlyNew
+from vitas.config import RunConfig
+from vitas.distributed import World, broadcast, stream_seed
+from vitas.report import Report
+from vitas.scores import Scores
+from vitas.space import Genotype, GenotypeSpace
+
+# Steps over whose scores the range is taken that a change is measured in.
+WINDOW = 20
+
+
+class Policy:
+    """Independent categoricals over the values of each gene, uniform at first, moved by REINFORCE with Adam."""
+
+    def __init__(self, gene_counts: Sequence[int], lr: float) -> None:
+        self._logits = [torch.zeros(int(count), requires_grad=True) for count in gene_counts]
+        self._optimizer = torch.optim.Adam(self._logits, lr=lr)
+
+    def _choices(self) -> list[Categorical]:
+        return [Categorical(logits=logits) for logits in self._logits]
+
+    def sample(self, rng: np.random.Generator) -> np.ndarray:
+        """A genome [genes]."""
+        with torch.no_grad():
+            probabilities = [choice.probs.double().numpy() for choice in self._choices()]
+        return np.array([rng.choice(len(p), p=p / p.sum()) for p in probabilities])
+
+    def update(self, genome: np.ndarray, advantage: float) -> None:
+        """Make a genome likelier where its advantage is positive, and less likely where it is negative."""
+        genes = torch.from_numpy(np.asarray(genome))
+        log_probability = sum(choice.log_prob(gene) for choice, gene in zip(self._choices(), genes, strict=True))
+        self._optimizer.zero_grad()
+        (-log_probability * advantage).backward()
+        self._optimizer.step()
+
+    @property
+    def entropy(self) -> float:
+        """Of all genes together, in nats."""
+        with torch.no_grad():
+            return sum(choice.entropy().item() for choice in self._choices())
+
+    @property
+    def likeliest(self) -> np.ndarray:
+        """The likeliest value of each gene [genes]; of equal ones the first."""
+        return np.array([logits.argmax().item() for logits in self._logits])
+
+
+def reward(history: Sequence[Scores]) -> float:
+    """How much better the last scores are than those before, each change over its range in the last `WINDOW` steps.
+
+    Length distortion is to rise, the NTK condition number to fall. A change to
+    or from a condition number that is not finite counts as a whole range. 0 for
+    the first step.
+    """
+    if len(history) < 2:
+        return 0.0
+    window = history[-WINDOW:]
+    rise = _change([scores.length_distortion for scores in window])
+    return rise - _change([scores.ntk_condition for scores in window])
+
+
+def _change(values: Sequence[float]) -> float:
+    before, now = values[-2:]
+    if math.isinf(before) or math.isinf(now):
+        return float(now > before) - float(now < before)
+    finite = [value for value in values if math.isfinite(value)]
+    spread = max(finite) - min(finite)
+    return (now - before) / spread if spread > 0 else 0.0
+
+
+def reinforce(
+    config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, report: Report, world: World
+) -> Genotype:
+    """The likeliest topology of a policy that has learnt from `search.steps` topologies of its own."""
+    settings = config.search
+    policy = Policy(space.gene_counts, settings.lr)
+    history: list[Scores] = []
+    baseline = 0.0
+    with report.progress(settings.steps, 0, "steps") as update:
+        for step in range(settings.steps):
+            rng = np.random.default_rng(stream_seed(config.seed, "topology", step))
+            # Rank 0 alone draws: probabilities may differ in their last bit from machine to machine.
+            genome = broadcast(policy.sample(rng) if world.is_main else None, world)
+            (scores,) = scorer.of([space.decode(genome)])
+            history.append(scores)
+            gained = reward(history)
+            baseline = settings.baseline_decay * baseline + (1 - settings.baseline_decay) * gained
+            policy.update(genome, gained - baseline)
+            told = f"entropy {policy.entropy:.2f}"
+            update(step + 1, told)
+            if (step + 1) % WINDOW == 0 or step + 1 == settings.steps:
+                _tell(step + 1, settings.steps, history, told, report)
+            learnt = {"reward": gained, "baseline": baseline, "entropy": policy.entropy}
+            report.scalars(step, _scalars(scores) | learnt)
+    return space.decode(broadcast(policy.likeliest if world.is_main else None, world))
+
+
+def nsga2(config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, report: Report, world: World) -> Genotype:
+    """Of `search.steps` different topologies, evolved on both scores, the one with the least sum of ranks."""
+    steps, counts = config.search.steps, space.gene_counts
+    size = min(config.search.population, steps)
+    algorithm = NSGA2(
+        pop_size=size,
+        sampling=space.sample_genomes(np.random.default_rng(stream_seed(config.seed, "first topologies")), size),
+        crossover=UniformCrossover(),
+        mutation=DrawGenesAnew(counts, 1 / np.count_nonzero(counts > 1)),
+        eliminate_duplicates=OnlyNew(),
+    )
+    problem = Problem(n_var=counts.size, n_obj=2, xl=0, xu=counts - 1, vtype=int)
+    seed = stream_seed(config.seed, "evolution of topologies") % 2**32
+    algorithm.setup(problem, termination=("n_eval", steps), seed=seed)
+    known: dict[Genotype, Scores] = {}
+    with report.progress(steps, 0, "topologies") as update:
+        while len(known) < steps:
+            proposed = algorithm.ask() if world.is_main else None
+            genomes = broadcast(proposed.get("X").astype(np.int64) if world.is_main else None, world)
+            genotypes = [space.decode(genome) for genome in genomes][: steps - len(known)]
+            if not genotypes:
+                report.line("there is no topology that was not proposed before")
+                break
+            for genotype, scores in zip(genotypes, scorer.of(genotypes), strict=True):
+                report.scalars(len(known), _scalars(scores))
+                known[genotype] = scores
+            update(len(known), "")
+            _tell(len(known), steps, list(known.values()), "", report)
+            if world.is_main and len(genotypes) == len(genomes):
+                values = [[-s.length_distortion, min(s.ntk_condition, 1e30)] for s in map(known.get, genotypes)]
+                Evaluator().eval(StaticProblem(algorithm.problem, F=np.array(values)), proposed)
+                algorithm.tell(infills=proposed)
+    return list(known)[best_of_ranks(list(known.values()))]
+
+
+def best_of_ranks(scores: Sequence[Scores]) -> int:
+    """The index with the least sum of ranks by both scores; of equal ones, the best by the score that tells more.
+
+    That is the one with the larger range relative to its mean, as published for the growth.
+    """
+    columns = [np.array([-s.length_distortion for s in scores]), np.array([s.ntk_condition for s in scores])]
+    ranks = [np.searchsorted(np.sort(column), column) for column in columns]
+    deciding = max(range(2), key=lambda i: _relative_range(columns[i]))
+    return min(range(len(scores)), key=lambda i: (ranks[0][i] + ranks[1][i], ranks[deciding][i]))
+
+
+def _relative_range(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.ptp(finite) / abs(finite.mean())) if finite.size and finite.mean() else 0.0
+
+
+def _scalars(scores: Scores) -> dict[str, float]:
+    return {"length_distortion": scores.length_distortion, "ntk_condition": scores.ntk_condition}
+
+
+def _tell(done: int, total: int, history: Sequence[Scores], told: str, report: Report) -> None:
+    window = history[-WINDOW:]
+    distortion = sum(scores.length_distortion for scores in window) / len(window)
+    condition = sum(scores.ntk_condition for scores in window) / len(window)
+    report.log_only(
+        f"{done}/{total} topologies  of the last {len(window)}: length distortion {distortion:.3f}  "
+        f"NTK condition {condition:.1f}  {told}".rstrip()
+    )
+
+
+ALGORITHMS = {"reinforce": reinforce, "nsga2": nsga2}

@@ -1,0 +1,259 @@
+"""As-ViT's search: what REINFORCE rewards, how networks grow, and that a killed search goes on."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from inference.testing import test as measure
+from retrain.training import retrain
+from search.asvit import scoring, topology
+from search.asvit.growth import larger
+from search.asvit.stage import search
+from search.asvit.topology import Policy, best_of_ranks, reward
+from tests.processes import run
+from vitas import config as configuration
+from vitas import interruption
+from vitas.distributed import World
+from vitas.errors import UserError
+from vitas.interruption import Interrupted
+from vitas.scores import Scores
+from vitas.space import Genotype, GenotypeSpace
+from vitas.space.found import read_found
+
+TOPOLOGY = "8,2,3|4,1,2|4,1,4|4,1,6|32"
+
+
+@pytest.fixture
+def asvit(make_config, digits):
+    """(overrides by dotted key) -> the YAML of a small As-ViT search with retrain and test after it."""
+
+    def make(**overrides):
+        section = {
+            "flag": True,
+            "method": "asvit",
+            "data": {"data_dir": str(digits / "train"), "workers": 0, "crop_fraction": 1.0},
+            "steps": 6,
+            "repeat": 2,
+            "batch_size": 4,
+            "points": 3,
+            "growth": {"parameters": 300_000, "hidden_dim": 8, "score_width": 1.0},
+        }
+        growth = section["growth"] | overrides.pop("growth", {})
+        return make_config({"search": section | overrides | {"growth": growth}, "sample": None, "model.space": None})
+
+    return make
+
+
+@pytest.fixture
+def formula(monkeypatch):
+    """Scores from a formula in place of networks: wide kernels and small expansions are good. Counts what is asked."""
+    asked = []
+
+    def score_once(genotype, image_size, seed, index, *_):
+        asked.append((genotype, index))
+        kernels = sum(stage.kernel for stage in genotype.stages)
+        expansions = sum(stage.expansion for stage in genotype.stages)
+        return Scores(kernels + 0.01 * index, 10.0 * expansions - 0.01 * index + 100 / genotype.hidden_dim)
+
+    monkeypatch.setattr(scoring, "score_once", score_once)
+    return asked
+
+
+def found(config):
+    return read_found(config.folder.architectures)
+
+
+# Rewards and ranks
+
+
+def test_a_reward_is_the_change_of_both_scores_over_their_ranges():
+    history = [Scores(1.0, 100.0), Scores(3.0, 300.0), Scores(2.0, 250.0)]
+    assert reward(history[:1]) == 0
+    assert reward(history[:2]) == pytest.approx(1 - 1)
+    assert reward(history) == pytest.approx(-1 / 2 + 50 / 200)
+    assert reward([Scores(1.0, 5.0)] * 2) == 0
+
+
+def test_a_range_is_that_of_the_last_steps_alone():
+    history = [Scores(1000.0, 1.0)] + [Scores(float(i % 2), 1.0) for i in range(topology.WINDOW)]
+    assert reward(history) == pytest.approx(1.0)
+
+
+def test_a_condition_number_that_is_not_finite_counts_as_a_whole_range():
+    assert reward([Scores(1.0, 5.0), Scores(1.0, math.inf)]) == -1
+    assert reward([Scores(1.0, math.inf), Scores(1.0, 5.0)]) == 1
+    assert reward([Scores(1.0, math.inf), Scores(1.0, math.inf)]) == 0
+
+
+def test_the_least_sum_of_ranks_wins_and_ties_go_by_the_score_that_tells_more():
+    assert best_of_ranks([Scores(1.0, 9.0), Scores(3.0, 5.0), Scores(2.0, 7.0)]) == 1
+    # Both have ranks 0 and 1. Of the first pair condition numbers differ more, of the second distortions.
+    assert best_of_ranks([Scores(1.1, 90.0), Scores(1.0, 10.0)]) == 1
+    assert best_of_ranks([Scores(9.0, 11.0), Scores(1.0, 10.0)]) == 0
+    assert best_of_ranks([Scores(1.0, math.inf), Scores(0.9, 4.0)]) == 0
+
+
+def test_a_policy_learns_what_is_rewarded():
+    policy, rng = Policy([3, 1, 4], lr=0.1), np.random.default_rng(0)
+    assert policy.entropy == pytest.approx(math.log(3) + math.log(4), rel=1e-6)
+    for _ in range(300):
+        genome = policy.sample(rng)
+        policy.update(genome, float(genome[0] == 2) + float(genome[2] == 1) - 0.5)
+    assert policy.likeliest.tolist() == [2, 0, 1]
+    assert policy.entropy < 1.0
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "nsga2"])
+def test_both_algorithms_find_what_the_scores_call_good(asvit, formula, algorithm):
+    """Beside as many random topologies, by the scores' own standard."""
+    config = configuration.load(asvit(steps=300, repeat=1, algorithm=algorithm))
+    search(config, World())
+    best = found(config)["grown_0"]
+    rng = np.random.default_rng(1)
+
+    def quality(genotype):
+        return sum(stage.kernel - stage.expansion for stage in genotype.stages)
+
+    space = GenotypeSpace()
+    drawn = [quality(space.sample(rng)) for _ in range(300)]
+    assert quality(best) >= np.quantile(drawn, 0.98)
+
+
+# Growth
+
+
+def test_a_step_tries_one_more_block_in_each_stage_with_each_width():
+    genotype = replace(Genotype.parse(TOPOLOGY), hidden_dim=100)
+    choices = larger(genotype, [0.05, 0.1, 0.15, 0.2])
+    assert len(choices) == 16
+    assert {choice.hidden_dim for choice in choices} == {105, 110, 115, 120}
+    layers = {tuple(stage.layers for stage in choice.stages) for choice in choices}
+    assert layers == {(2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2)}
+    assert all(choice.topology == genotype.topology for choice in choices)
+    assert {choice.hidden_dim for choice in larger(replace(genotype, hidden_dim=8), [0.05, 0.2])} == {9, 10}
+
+
+def test_the_series_grows_to_the_budget_and_any_of_it_can_be_named(asvit, formula):
+    config = configuration.load(asvit(topology=TOPOLOGY, growth={"parameters": 600_000, "macs": 3_000_000}))
+    search(config, World())
+    series = found(config)
+    names = list(series)
+    assert names == [f"grown_{i}" for i in reversed(range(len(names)))]
+    assert len(names) > 3
+    assert config.architecture("best") == series[names[0]]
+    costs = [(g.parameters(32, 10), g.macs(32, 10)) for g in reversed(series.values())]
+    assert costs == sorted(costs)
+    assert costs[-1][0] <= 600_000
+    assert costs[-1][1] <= 3_000_000
+    last = series[names[0]]
+    bigger = larger(last, config.search.growth.widen)
+    assert all(g.parameters(32, 10) > 600_000 or g.macs(32, 10) > 3_000_000 for g in bigger)
+    entries = yaml.safe_load(config.folder.architectures.read_text())["architectures"]
+    assert {"length_distortion", "ntk_condition", "macs", "parameters"} <= set(entries[0])
+
+
+def test_scores_are_taken_at_a_part_of_the_width(asvit, formula):
+    growth = {"hidden_dim": 32, "score_width": 0.25, "parameters": 3_000_000}
+    config = configuration.load(asvit(topology=TOPOLOGY, growth=growth))
+    search(config, World())
+    widths = {genotype.hidden_dim for genotype, _ in formula}
+    assert min(widths) == 8
+    assert max(widths) <= max(round(g.hidden_dim * 1.2 * 0.25) for g in found(config).values())
+    assert all(genotype.hidden_dim >= 32 for genotype in found(config).values())
+
+
+# Going on
+
+
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(asvit, formula, monkeypatch, tmp_path):
+    path = asvit()
+    whole = configuration.load(path, [f"save_path={tmp_path / 'whole'}"])
+    search(whole, World())
+    count = len(formula)
+    stopped = configuration.load(path, [f"save_path={tmp_path / 'stopped'}"])
+    asked = iter([None] * 4 + ["SIGTERM"] + [None] * 8 + ["SIGTERM"])
+    with monkeypatch.context() as patched:
+        patched.setattr(interruption, "requested", lambda world, at_once: next(asked))
+        for _ in range(2):
+            with pytest.raises(Interrupted):
+                search(stopped, World())
+    search(stopped, World())
+    assert len(formula) == 2 * count
+    for name in ("topologies", "growth", "architectures"):
+        assert getattr(stopped.folder, name).read_bytes() == getattr(whole.folder, name).read_bytes()
+
+
+def test_scores_of_other_images_are_refused(asvit, formula, digits):
+    path = asvit()
+    search(configuration.load(path), World())
+    other = configuration.load(path, [f"search.data.data_dir={digits / 'val'}"])
+    with pytest.raises(UserError, match=r"topologies\.jsonl holds scored initialisations made with another images"):
+        search(other, World())
+    with pytest.raises(UserError, match="made with another points"):
+        search(configuration.load(path, ["search.points=5"]), World())
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(asvit, tmp_path):
+    path = asvit(steps=3, growth={"parameters": 200_000})
+    run("search", path, f"save_path={tmp_path / 'one'}")
+    run("search", path, f"save_path={tmp_path / 'two'}", processes=2)
+    for name in ("topologies.jsonl", "growth.jsonl", "architectures.yaml"):
+        one, two = ((tmp_path / part / "search" / name).read_text() for part in ("one", "two"))
+        assert one == two
+    record = json.loads((tmp_path / "one" / "search" / "topologies.jsonl").read_text().splitlines()[1])
+    assert set(record) == {"architecture", "initialisation", "length_distortion", "ntk_condition"}
+
+
+def test_what_was_grown_is_retrained_and_measured_by_name(asvit):
+    config = configuration.load(
+        asvit(topology=TOPOLOGY, repeat=1),
+        ["retrain.architecture=grown_0", "retrain.epochs=1", "retrain.warmup_epochs=0"],
+    )
+    search(config, World())
+    retrain(config, World())
+    measure(config, World())
+    results = json.loads(config.folder.results.read_text())
+    assert results["architecture"] == str(found(config)["grown_0"])
+    assert results["macs_released"] is None
+    assert results["parameters"] == found(config)["grown_0"].parameters(32, 10)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.method=evolve", "search.method: found 'evolve'; it must be supernet or asvit"),
+        ("search.step=3", "search.step: unknown key; did you mean steps?"),
+        ("search.epochs=3", "search.epochs: unknown key"),
+        ("search.growth.macs_=3", "search.growth.macs_: unknown key; did you mean macs?"),
+        ("search.growth.parameters=null", "search.growth: found neither parameters nor macs"),
+        ("search.growth.parameters=1000", "search.growth.parameters: found 1,000; the smallest network"),
+        ("search.growth.hidden_dim=4", "search.growth.hidden_dim: found 4; scored at 1.0 of it"),
+        ("search.topology=8,2,3|4,1,2|4,1,4|4,1|32", "search.topology: genotype '8,2,3|4,1,2|4,1,4|4,1|32': stage 4"),
+        ("search.topology=8,2,3|4,1,2|4,1,4|4,1,6|33", "heads are 33; they halve from the last stage"),
+        ("model.image_size=48", "model.image_size: image size 48 does not fit this space"),
+        ("search.batch_size=1", "search.batch_size: found 1"),
+        (
+            "sample={flag: true, data: {data_dir: x}, budget: {minimum: 1, maximum: 2}}",
+            "sample.flag: found true; with search.method asvit there is no supernet",
+        ),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_scored(asvit, override, message):
+    with pytest.raises(UserError) as error:
+        configuration.load(asvit(), [override])
+    assert message in str(error.value)
+
+
+def test_a_budget_below_the_topology_that_was_found_is_told(asvit, formula, monkeypatch):
+    monkeypatch.setitem(topology.ALGORITHMS, "reinforce", lambda *_: Genotype.parse("8,2,6|4,1,6|4,1,6|4,1,6|64"))
+    config = configuration.load(asvit(growth={"parameters": 100_000}))
+    with pytest.raises(UserError, match=r"search\.growth: 8,2,6,1\|.* more than the budget"):
+        search(config, World())

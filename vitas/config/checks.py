@@ -1,0 +1,209 @@
+"""What the types of a configuration cannot say: keys that depend on each other, and on what is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from vitas.config.sections import BEST, AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
+from vitas.data import check_image_folder, class_names
+from vitas.errors import UserError
+from vitas.space import (
+    Architecture,
+    Genotype,
+    GenotypeSpace,
+    Network,
+    check_patch_size,
+    costs,
+)
+
+
+def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
+    """A line for every mistake that types cannot say; of flagged ones of `stages`, in the file system too."""
+    model = config.model
+    flagged = [name for name in stages if (section := getattr(config, name)) and section.flag]
+    # Leftovers of stages that do not run should not keep another one from running.
+    searches = any(section is not None and section.flag for section in (config.search, config.sample))
+    space = None
+    if model.space is not None and searches:
+        try:
+            space = model.space.build()
+        except UserError as error:
+            yield f"model.space.{error}"
+        for patch_size in model.space.patch_sizes:
+            yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
+    elif "sample" in flagged or ("search" in flagged and isinstance(config.search, Search)):
+        yield "model.space: is missing; it says what may be searched"
+    if isinstance(config.search, AsvitSearch):
+        yield from _check_asvit(config)
+    if config.sample is not None:
+        budget = config.sample.budget
+        if budget.minimum > budget.maximum:
+            yield f"sample.budget.minimum: found {budget.minimum}; it must be at most the maximum, {budget.maximum}"
+        elif space is not None and not budget.build().is_speed:
+            yield from _attempt("sample.budget: ", lambda: config.costs.require(budget.build()))
+        if "error" not in config.sample.objectives:
+            yield f"sample.objectives: found {config.sample.objectives}; error must be among them"
+    for name, section in (("search", config.search), ("retrain", config.retrain)):
+        if not isinstance(section, Training):
+            continue
+        if section.warmup_epochs >= section.epochs:
+            yield (
+                f"{name}.warmup_epochs: found {section.warmup_epochs}; "
+                f"it must be less than {name}.epochs, {section.epochs}"
+            )
+        if section.min_lr > section.lr:
+            yield f"{name}.min_lr: found {section.min_lr}; it must be at most {name}.lr, {section.lr}"
+        if (section.mixup or section.cutmix) and section.batch_size % 2:
+            yield f"{name}.batch_size: found {section.batch_size}; mixup and cutmix pair images, so it must be even"
+    test = config.test
+    if test is not None:
+        if (test.start is None) != (test.end is None):
+            yield "test.start, test.end: found one of the two; a range of epochs needs both"
+        elif test.start is not None and test.start > test.end:
+            yield f"test.start: found {test.start}; it must be at most test.end, {test.end}"
+        if test.start is not None and test.load_name is not None:
+            yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
+        if test.wait and test.start is None:
+            yield "test.wait: found true without a range; it waits for the epochs of test.start to test.end"
+        if test.wait and test.start is not None and config.retrain is not None:
+            yield from _never_written(test, config.retrain)
+    if config.retrain is not None and config.retrain.from_supernet and config.retrain.from_checkpoint is not None:
+        yield "retrain.from_supernet, retrain.from_checkpoint: found both; a network starts from one of them"
+    finds = _finds(config, flagged)
+    for name in ("retrain", "test"):
+        value = getattr(config, name).architecture if name in flagged else None
+        if name == "retrain" and name in flagged and value is None and config.retrain.from_checkpoint is None:
+            value = BEST
+        # What an earlier one of these stages will find cannot be looked up yet.
+        if value is not None and not (finds and _is_found(value)):
+            yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
+    if (
+        "retrain" in flagged
+        and config.retrain.from_supernet
+        and not (finds and _is_found(config.retrain.architecture or BEST))
+    ):
+        yield from _attempt(
+            "retrain.from_supernet: ",
+            lambda: config.space.encode(_of_a_supernet(config.architecture(config.retrain.architecture))),
+        )
+    if config.retrain is not None:
+        yield from _coarse_tokens(config, flagged)
+    for name in flagged:
+        data = getattr(config, name).data
+        if data is None:
+            continue
+        yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
+    yield from _differing_classes(config)
+
+
+def _never_written(test: Test, retrain: Retrain):
+    for epoch in range(test.start, test.end + 1, test.strip):
+        if epoch > retrain.epochs or (epoch % retrain.checkpoint_epochs and epoch != retrain.epochs):
+            yield (
+                f"test.end: found {test.end}; it would wait for epoch {epoch}, which is never written: retrain.epochs "
+                f"is {retrain.epochs}, retrain.checkpoint_epochs is {retrain.checkpoint_epochs}"
+            )
+            return
+
+
+def _check_asvit(config: RunConfig):
+    search, growth, model = config.search, config.search.growth, config.model
+    space = GenotypeSpace()
+    if config.sample is not None and config.sample.flag:
+        yield "sample.flag: found true; with search.method asvit there is no supernet to sample from, so leave it out"
+    if search.topology is not None:
+        try:
+            genotype = Genotype.parse(search.topology)
+            genotype.check_image_size(model.image_size)
+        except UserError as error:
+            yield f"search.topology: {error}"
+            return
+        smallest = [genotype]
+    else:
+        try:
+            space.check_image_size(model.image_size)
+        except UserError as error:
+            yield f"model.image_size: {error}"
+            return
+        smallest = [space.decode([0] * (len(space.gene_counts) - 1) + [i]) for i in range(len(space.heads))]
+    if growth.parameters is None and growth.macs is None:
+        yield "search.growth: found neither parameters nor macs; one of them must say when a network is large enough"
+    for genotype in smallest:
+        stages = tuple(replace(stage, layers=1) for stage in genotype.stages)
+        try:
+            first = replace(genotype, stages=stages, hidden_dim=growth.hidden_dim)
+            first.scaled(growth.score_width)
+        except UserError as error:
+            yield f"search.growth.hidden_dim: found {growth.hidden_dim}; scored at {growth.score_width} of it, {error}"
+            return
+        for name, limit in growth.limits.items():
+            least = costs(first, model.image_size, model.num_classes)[name]
+            if limit is not None and limit < least:
+                yield f"search.growth.{name}: found {limit:,}; the smallest network that can be grown has {least:,}"
+                return
+
+
+def _coarse_tokens(config: RunConfig, flagged: Sequence[str]):
+    retrain = config.retrain
+    for i, (before, phase) in enumerate(pairwise(retrain.tokens), 1):
+        if phase.until <= before.until:
+            yield f"retrain.tokens.{i}.until: found {phase.until}; it must be more than the one before, {before.until}"
+    value = retrain.architecture
+    if value is None and retrain.from_checkpoint is None:
+        value = BEST
+    if "retrain" not in flagged or value is None or (_finds(config, flagged) and _is_found(value)):
+        return
+    # An architecture that is not there has been told of.
+    with suppress(UserError):
+        yield from token_mistakes(retrain.tokens, config.architecture(value), config.model.image_size)
+
+
+def _of_a_supernet(network: Network) -> Architecture:
+    if not isinstance(network, Architecture):
+        raise UserError(f"found true, and {network} is a genotype, which no supernet has weights for")
+    return network.shifted()
+
+
+def _finds(config: RunConfig, flagged: Sequence[str]) -> bool:
+    """Whether one of the flagged stages writes architectures.yaml."""
+    return "sample" in flagged or ("search" in flagged and isinstance(config.search, AsvitSearch))
+
+
+def _is_found(architecture: str | dict) -> bool:
+    """Whether an architecture is named by its place in architectures.yaml."""
+    return isinstance(architecture, str) and re.fullmatch(rf"{BEST}|(subnet|grown)_\d+", architecture) is not None
+
+
+def _differing_classes(config: RunConfig):
+    """Labels are positions in the sorted names of the class folders: all stages must have the same names."""
+    sections = {name: getattr(config, name) for name in ("search", "sample", "retrain", "test")}
+    folders = {name: section.data.data_dir for name, section in sections.items() if section and section.data}
+    names = {name: class_names(folder) for name, folder in folders.items() if Path(folder).is_dir()}
+    for name in list(names)[1:]:
+        first = next(iter(names))
+        differing = sorted(set(names[name]) ^ set(names[first]))
+        if differing and len(names[name]) == len(names[first]):
+            yield (
+                f"{name}.data.data_dir: found {folders[name]!r}, whose class folders differ from those of "
+                f"{first}.data.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only"
+            )
+
+
+def token_mistakes(tokens: Sequence[TokenPhase], network: Network, image_size: int) -> Iterator[str]:
+    """A line for every phase of `retrain.tokens` that a network cannot have with images of this size."""
+    for i, phase in enumerate(tokens):
+        yield from _attempt(
+            f"retrain.tokens.{i}.reduce: ", lambda p=phase: network.check_token_reduction(image_size, p.reduce)
+        )
+
+
+def _attempt(prefix: str, check: Callable[[], object]):
+    try:
+        check()
+    except UserError as error:
+        yield f"{prefix}{error}"
