@@ -1,19 +1,24 @@
 """Released ViTAS YAML: what it means here, what is refused, and that it drives every stage."""
 
 import json
+import re
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from tests.processes import run
 from vitas import cli
 from vitas import config as configuration
-from vitas.config import load
+from vitas.config import RunConfig, load
 from vitas.errors import UserError
 from vitas.released import read_configuration, read_model
+from vitas.released.schema import convert
+from vitas.settings import explain
 from vitas.space import IDENTITY, SearchSpace
 from vitas.space.published import zoo
 
@@ -257,6 +262,45 @@ def test_a_mistake_is_told_in_the_files_own_keys(edited, changes, message):
         load(path)
     assert str(error.value).startswith(str(path))
     assert message in str(error.value)
+
+
+JUNK = (None, True, -1, 0, 1.5, "x", [], [[]], {}, {"x": 1}, [1, 2], float("nan"))
+
+
+def test_any_value_anywhere_is_carried_or_refused_with_its_key(released):
+    """Every leaf and every section of the file, in turn, replaced by what does not belong there."""
+    whole = yaml.safe_load(released.read_text())
+
+    def places(data, path=()):
+        for key, value in data.items():
+            yield (*path, key)
+            if isinstance(value, dict):
+                yield from places(value, (*path, key))
+
+    found = list(places(whole))
+    assert len(found) > 100
+    for i, place in enumerate(found):
+        for j, junk in enumerate(JUNK):
+            data = deepcopy(whole)
+            section = data
+            for key in place[:-1]:
+                section = section[key]
+            section[place[-1]] = junk
+            told = mistakes(data, checks_types=(i + j) % 9 == 0)
+            assert all(re.match(r"[\w.]+", line) for line in told), told
+
+
+def mistakes(data: dict, checks_types: bool) -> list[str]:
+    try:
+        found = convert(data)
+    except UserError as error:
+        return [str(error)]
+    if checks_types:
+        try:
+            RunConfig.model_validate(found.config)
+        except ValidationError as error:
+            return explain(error, RunConfig)
+    return []
 
 
 def test_the_supervisor_reads_where_a_released_file_writes(released):

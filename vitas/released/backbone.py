@@ -19,9 +19,12 @@ def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, in
     if section.get("net_id") is None:
         architecture = _concrete(section, where)
     else:
-        if section.get("channel_percent") is None:
+        ratios = section.get("channel_percent")
+        if ratios is None:
             raise UserError(f"{where}.channel_percent: is missing; net_id counts in its ratios")
-        maxima, classes = read_space(section, section["channel_percent"], where)
+        if not isinstance(ratios, list) or not all(isinstance(ratio, int | float) for ratio in ratios):
+            raise UserError(f"{where}.channel_percent: found {ratios!r}; it must be a list of numbers")
+        maxima, classes = read_space(section, ratios, where)
         try:
             space = SearchSpace(**maxima)
         except UserError as error:

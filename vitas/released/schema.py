@@ -8,7 +8,7 @@ there; here is only what must be understood to be carried over.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -152,7 +152,7 @@ class _Released:
     def chosen(self, key: str, among: Mapping) -> object:
         """What one of the words that a key may hold stands for."""
         value = self.given(key)
-        if value not in among:
+        if not isinstance(value, Hashable) or value not in among:
             raise UserError(f"{key}: found {value!r}; it must be {' or '.join(repr(word) for word in among if word)}")
         return among[value]
 
