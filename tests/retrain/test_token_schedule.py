@@ -157,7 +157,7 @@ TRAIN_IN_TURN = """
 import sys
 
 from retrain.training import retrain
-from tests.retrain.test_tokens import keep_first_epoch
+from tests.retrain.test_token_schedule import keep_first_epoch
 from vitas import config, distributed
 
 world = distributed.init()
