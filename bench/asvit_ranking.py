@@ -208,6 +208,7 @@ class Results:
     scores: each score's name in the journal -> [initialisations, topologies].
     """
 
+    genotypes: list[Genotype]
     accuracy: np.ndarray
     loss: np.ndarray
     macs: np.ndarray
@@ -231,7 +232,8 @@ class Results:
             return np.array([[trained.get((seed, name), {}).get(key, np.nan) for name in names] for seed in seeds])
 
         scores = {key: column(key) for key in ("length_distortion", "ntk_condition", "ntk_condition_noise")}
-        return cls(outcome("top1"), outcome("loss"), column("macs"), column("parameters"), scores)
+        costs = column("macs"), column("parameters")
+        return cls([Genotype.parse(name) for name in names], outcome("top1"), outcome("loss"), *costs, scores)
 
     def over_seeds(self, outcome: np.ndarray) -> np.ndarray:
         """A mean for each topology, over the seeds that all were trained with: they are compared on equal terms."""
@@ -239,8 +241,9 @@ class Results:
 
     @property
     def twice(self) -> np.ndarray:
-        """The accuracy of two seeds [2, topologies], of the topologies that have both."""
-        return self.accuracy[:2, ~np.isnan(self.accuracy[:2]).any(axis=0)]
+        """The accuracy of the first two seeds [2, topologies], of the topologies that have both."""
+        has_both = (~np.isnan(self.accuracy[:2])).sum(axis=0) == 2
+        return self.accuracy[:2, has_both] if has_both.any() else np.empty((2, 0))
 
     def score(self, name: str, initialisations: slice = slice(REPEAT)) -> np.ndarray:
         """A score of each topology, averaged over some initialisations."""
@@ -309,16 +312,18 @@ def tell(results: Results) -> None:
     console.print(table)
     console.print(f"similar: {pairs} of {count * (count - 1) // 2} pairs, whose MACs differ by at most {SIMILAR:.0%}")
     tell_repeats(results, accuracy, console)
+    tell_genes(results, accuracy, console)
 
 
 def tell_noise(results: Results, accuracy: np.ndarray, console: Console) -> None:
     """How much of the accuracies' spread is the topologies', and how well anything could rank them."""
-    repeated = results.accuracy[:, ~np.isnan(results.accuracy[:2]).any(axis=0)]
-    if repeated.shape[1] < 3:
+    first, second = results.twice
+    if len(first) < 3:
         return
-    noise = np.nanvar(repeated, axis=0, ddof=1).mean()
+    trained = ~np.isnan(results.accuracy)
+    noise = np.nanvar(results.accuracy[:, trained.sum(axis=0) > 1], axis=0, ddof=1).mean()
     spread = accuracy.var(ddof=1)
-    seeds = (~np.isnan(results.accuracy).any(axis=1)).sum()
+    seeds = trained.all(axis=1).sum()
     topologies_own = max(spread - noise / seeds, 0)
     # Of two normal variables, Kendall's tau is this function of their correlation.
     best = 2 / np.pi * np.arcsin((topologies_own / spread) ** 0.5)
@@ -326,7 +331,6 @@ def tell_noise(results: Results, accuracy: np.ndarray, console: Console) -> None
         f"standard deviation of a topology's seeds {noise**0.5:.2f} points, of the topologies without that noise "
         f"{topologies_own**0.5:.2f}: a perfect score would have tau {best:.2f} with the mean of {seeds} seed(s)"
     )
-    first, second = results.twice
     console.print(
         f"tau between two seeds of {len(first)} topologies {tau(first, second):.2f} {shown(interval(first, second))}"
     )
@@ -345,6 +349,18 @@ def tell_repeats(results: Results, accuracy: np.ndarray, console: Console) -> No
         agreements = [np.mean([tau(*pair) for pair in itertools.combinations(group, 2)]) for group in groups[:-1]]
         taus = [np.mean([tau(values, accuracy) for values in group]) for group in groups]
         table.add_row(name, *map("{:.2f}".format, [*agreements, *taus]))
+    console.print(table)
+
+
+def tell_genes(results: Results, accuracy: np.ndarray, console: Console) -> None:
+    """Which choices of the space the accuracy follows, and which the scores."""
+    table = table_of("tau of a choice with", "accuracy", "length distortion", "-NTK condition")
+    predictors = results.predictors()
+    genomes = np.array([GenotypeSpace().encode(genotype) for genotype in results.genotypes])
+    for name, gene in zip(GenotypeSpace().choices, genomes.T, strict=True):
+        if len(set(gene)) > 1:
+            others = (accuracy, predictors["length distortion"], predictors["-NTK condition"])
+            table.add_row(name, *(f"{tau(gene, values):.2f}" for values in others))
     console.print(table)
 
 
@@ -380,8 +396,8 @@ def draw(results: Results, path: Path) -> None:
         label, scale = axes[name]
         draw_pair(panel, name, values, accuracy, label, scale)
     draw_random(grid.flat[6], accuracy)
-    if results.twice.shape[-1] > 2:
-        first, second = results.twice
+    first, second = results.twice
+    if len(first) > 2:
         draw_pair(grid.flat[7], "one seed against another", first, second, "top-1 of the other seed, %")
     for panel in grid.flat:
         panel.tick_params(labelsize=8)
