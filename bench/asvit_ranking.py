@@ -69,6 +69,8 @@ AUGMENTATION = {"auto_augment": None, "color_jitter": 0.0, "random_erasing": 0.0
 BOOTSTRAPS, RANDOM_SCORES = 2000, 2000
 # Pairs of topologies that differ by no more than this share are taken to cost the same.
 SIMILAR = 0.05
+# Topologies with two seeds that it takes to speak of a tau between these.
+ENOUGH = 10
 
 
 def main() -> None:
@@ -318,22 +320,29 @@ def tell(results: Results) -> None:
 def tell_noise(results: Results, accuracy: np.ndarray, console: Console) -> None:
     """How much of the accuracies' spread is the topologies', and how well anything could rank them."""
     first, second = results.twice
-    if len(first) < 3:
+    if not len(first):
         return
     trained = ~np.isnan(results.accuracy)
-    noise = np.nanvar(results.accuracy[:, trained.sum(axis=0) > 1], axis=0, ddof=1).mean()
-    spread = accuracy.var(ddof=1)
+    noise, spread = seed_variance(results), accuracy.var(ddof=1)
     seeds = trained.all(axis=1).sum()
     topologies_own = max(spread - noise / seeds, 0)
     # Of two normal variables, Kendall's tau is this function of their correlation.
     best = 2 / np.pi * np.arcsin((topologies_own / spread) ** 0.5)
     console.print(
-        f"standard deviation of a topology's seeds {noise**0.5:.2f} points, of the topologies without that noise "
-        f"{topologies_own**0.5:.2f}: a perfect score would have tau {best:.2f} with the mean of {seeds} seed(s)"
+        f"standard deviation of a topology's seeds {noise**0.5:.2f} points ({trained.sum() - len(accuracy)} trainings "
+        f"with another seed), of the topologies without that noise {topologies_own**0.5:.2f}: "
+        f"a perfect score would have tau {best:.2f} with the mean of {seeds} seed(s)"
     )
-    console.print(
-        f"tau between two seeds of {len(first)} topologies {tau(first, second):.2f} {shown(interval(first, second))}"
-    )
+    if len(first) >= ENOUGH:
+        around = shown(interval(first, second))
+        console.print(f"tau between two seeds of {len(first)} topologies {tau(first, second):.2f}, {around}")
+
+
+def seed_variance(results: Results) -> float:
+    """Of the accuracy of one topology, over seeds; topologies that have several are pooled."""
+    repeated = results.accuracy[:, (~np.isnan(results.accuracy)).sum(axis=0) > 1]
+    freedom = (~np.isnan(repeated)).sum(axis=0) - 1
+    return (np.nanvar(repeated, axis=0, ddof=1) * freedom).sum() / freedom.sum()
 
 
 def tell_repeats(results: Results, accuracy: np.ndarray, console: Console) -> None:
@@ -396,9 +405,7 @@ def draw(results: Results, path: Path) -> None:
         label, scale = axes[name]
         draw_pair(panel, name, values, accuracy, label, scale)
     draw_random(grid.flat[6], accuracy)
-    first, second = results.twice
-    if len(first) > 2:
-        draw_pair(grid.flat[7], "one seed against another", first, second, "top-1 of the other seed, %")
+    draw_seeds(grid.flat[7], results, accuracy)
     for panel in grid.flat:
         panel.tick_params(labelsize=8)
     for row in grid:
@@ -415,6 +422,21 @@ def draw_pair(panel: Axes, name: str, x: np.ndarray, y: np.ndarray, label: str, 
     low, high = interval(x, y)
     panel.set_title(f"{name}\nτ = {tau(x, y):.2f}  [{low:.2f}, {high:.2f}]", fontsize=10)
     panel.set_xlabel(label, fontsize=9)
+
+
+def draw_seeds(panel: Axes, results: Results, accuracy: np.ndarray) -> None:
+    """The accuracy of two seeds, in the range of the other panels: what lies off the line is noise."""
+    first, second = results.twice
+    if not len(first):
+        panel.set_visible(False)
+        return
+    panel.axline((accuracy[0], accuracy[0]), slope=1, color="0.7", linewidth=1)
+    panel.plot(second, first, "o", markersize=4, color="tab:blue", alpha=0.8)
+    ends = accuracy.min() - 0.2, accuracy.max() + 0.2
+    panel.set(xlim=ends, ylim=ends)
+    said = f"τ = {tau(first, second):.2f}" if len(first) >= ENOUGH else f"{len(first)} topologies"
+    panel.set_title(f"two seeds, {said}\nnoise {seed_variance(results) ** 0.5:.2f} points", fontsize=10)
+    panel.set_xlabel("top-1 of another seed, %", fontsize=9)
 
 
 def draw_random(panel: Axes, accuracy: np.ndarray) -> None:
