@@ -1,0 +1,455 @@
+"""Do As-ViT's scores at initialisation rank topologies as their accuracy after training does?
+
+    python -m bench.asvit_ranking IMAGES [--topologies 32] [--seeds 2]
+    python -m bench.asvit_ranking --plot-only
+
+Random topologies of the published space, all at one hidden dim, are scored and
+then trained by the `retrain` stage with one recipe; the `test` stage measures
+them. Every number is journalled as it comes, so the same command goes on where
+it was stopped, and `--plot-only` needs nothing but the journal. IMAGES is the
+folder that bench/images.py writes; it is written where it is not there.
+
+Kendall's tau is between the accuracy, a mean over the seeds, and each
+predictor, turned so that more should be better. Its interval is a bootstrap
+over the topologies, with 95% of the taus inside. How well anything could rank
+is the tau between the accuracies of two seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import kendalltau, rankdata
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.images import IMAGE_SIZE, write_mnist
+from inference.testing import test
+from retrain.training import retrain
+from vitas import Genotype, GenotypeSpace
+from vitas.config import Model, RunConfig
+from vitas.data import EvaluationData, EvaluationSet
+from vitas.data.evaluation import normalize
+from vitas.distributed import World
+from vitas.errors import UserError
+from vitas.files import Journal
+from vitas.scores import score_once
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HIDDEN_DIM = 32
+CLASSES = 10
+# Twice the published five: the second five say how well five agree with five others.
+REPEAT, INITIALISATIONS = 5, 10
+NTK_IMAGES = 16
+# The networks are tested on both parts that they were not trained on, for a finer accuracy.
+TESTED = ("val", "test")
+RECIPE = {
+    "epochs": 6,
+    "batch_size": 50,
+    "lr": 1e-3,
+    "warmup_epochs": 1,
+    "clip_grad": 5.0,
+    "drop_path_rate": 0.0,
+}
+AUGMENTATION = {"auto_augment": None, "color_jitter": 0.0, "random_erasing": 0.0, "flip": 0.0, "scale": [0.7, 1.0]}
+BOOTSTRAPS, RANDOM_SCORES = 2000, 2000
+# Pairs of topologies that differ by no more than this share are taken to cost the same.
+SIMILAR = 0.05
+# Topologies with two seeds that it takes to speak of a tau between these.
+ENOUGH = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, nargs="?")
+    parser.add_argument("--topologies", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--journal", type=Path, default=REPOSITORY / "bench" / "results" / "asvit_ranking.jsonl")
+    parser.add_argument("--plot", type=Path, default=REPOSITORY / "docs" / "asvit_ranking.png")
+    parser.add_argument("--plot-only", action="store_true")
+    arguments = parser.parse_args()
+    journal = Journal(arguments.journal)
+    if not arguments.plot_only:
+        if arguments.images is None:
+            parser.error("images: is missing; say where bench/images.py wrote them, or may write them")
+        write_mnist(arguments.images)
+        measure(journal, arguments.images, topologies(arguments.topologies), arguments.seeds)
+    results = Results.of(journal)
+    tell(results)
+    draw(results, arguments.plot)
+
+
+def topologies(count: int) -> list[Genotype]:
+    """The first `count` of an endless series of different random topologies, at the hidden dim of this experiment."""
+    space, rng = GenotypeSpace(), np.random.default_rng(0)
+    found: dict[Genotype, None] = {}
+    while len(found) < count:
+        found[replace(space.sample(rng), hidden_dim=HIDDEN_DIM)] = None
+    return list(found)
+
+
+# Measuring
+
+
+def measure(journal: Journal, images: Path, genotypes: list[Genotype], seeds: int) -> None:
+    """Add to the journal what it lacks."""
+    setup = {"kind": "setup", "hidden_dim": HIDDEN_DIM, "image_size": IMAGE_SIZE} | RECIPE | AUGMENTATION
+    if not journal.lines:
+        journal.append(setup)
+    elif journal.lines[0] != setup:
+        raise UserError(f"{journal.path}: it was begun with another recipe; give a --journal that is not there")
+    scored = {line["genotype"] for line in of_kind(journal, "scores")}
+    batch = ntk_images(images)
+    for genotype in genotypes:
+        if str(genotype) not in scored:
+            journal.append(scores_of(genotype, batch))
+    done = {(line["genotype"], line["seed"]) for line in of_kind(journal, "training")}
+    # Seed by seed, so that a run that is stopped has compared as many topologies as it could.
+    todo = [(genotype, seed) for seed in range(seeds) for genotype in genotypes if (str(genotype), seed) not in done]
+    for number, (genotype, seed) in enumerate(todo, 1):
+        line = accuracy_of(genotype, seed, images)
+        journal.append(line)
+        print(
+            f"{number} of {len(todo)}: {genotype}, seed {seed}: top-1 {line['top1']:.2f}% in {line['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def of_kind(journal: Journal, kind: str) -> Iterator[dict]:
+    return (line for line in journal.lines if line["kind"] == kind)
+
+
+def ntk_images(images: Path) -> Tensor:
+    """The same random training images for every network, as the stages normalise them."""
+    model = Model()
+    data = EvaluationData(data_dir=str(images / "train"), workers=0, crop_fraction=1.0)
+    found = EvaluationSet.load(data, IMAGE_SIZE, model.mean, model.std, World(), everything=True)
+    chosen = np.random.default_rng(0).permutation(found.total)[:NTK_IMAGES]
+    return normalize(found.images[chosen], found.mean, found.std)
+
+
+def scores_of(genotype: Genotype, batch: Tensor) -> dict:
+    """Costs, and both scores for each initialisation: the mean of the first so many is what `vitas.scores.score` gives.
+
+    The NTK is that of the batch, and for comparison that of Gaussian noise.
+    """
+    start = time.perf_counter()
+    real = [score_once(genotype, IMAGE_SIZE, index=i, images=batch) for i in range(INITIALISATIONS)]
+    seconds = time.perf_counter() - start
+    noise = [score_once(genotype, IMAGE_SIZE, index=i, batch_size=len(batch)) for i in range(INITIALISATIONS)]
+    return {
+        "kind": "scores",
+        "genotype": str(genotype),
+        "macs": genotype.macs(IMAGE_SIZE, CLASSES),
+        "parameters": genotype.parameters(IMAGE_SIZE, CLASSES),
+        "length_distortion": [found.length_distortion for found in real],
+        "ntk_condition": [found.ntk_condition for found in real],
+        "ntk_condition_noise": [found.ntk_condition for found in noise],
+        "seconds": round(seconds / INITIALISATIONS, 3),
+    }
+
+
+def accuracy_of(genotype: Genotype, seed: int, images: Path) -> dict:
+    """Top-1 in percent and loss after training, means over the tested parts (which are of one size)."""
+    start = time.perf_counter()
+    rows = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        # On a CPU, fused attention is slower than plain products for windows of so few tokens.
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        retrain(configuration(genotype, seed, images, TESTED[0], folder), World())
+        for part in TESTED:
+            config = configuration(genotype, seed, images, part, folder)
+            test(config, World())
+            rows.append(json.loads(config.folder.results.read_text()))
+    means = {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in ("top1", "loss")}
+    seconds = round(time.perf_counter() - start, 1)
+    return {"kind": "training", "genotype": str(genotype), "seed": seed, **means, "seconds": seconds}
+
+
+def configuration(genotype: Genotype, seed: int, images: Path, part: str, save_path: str) -> RunConfig:
+    """Training with the one recipe, and testing on `part` of the images."""
+    retrain_data = {"data_dir": str(images / "train"), "workers": 0, "augmentation": AUGMENTATION}
+    test_data = {"data_dir": str(images / part), "workers": 0, "crop_fraction": 1.0}
+    only_last = {"checkpoint_epochs": RECIPE["epochs"]}
+    return RunConfig.model_validate(
+        {
+            "save_path": save_path,
+            "seed": seed,
+            "model": {"image_size": IMAGE_SIZE, "num_classes": CLASSES},
+            "retrain": RECIPE | only_last | {"architecture": str(genotype), "data": retrain_data},
+            "test": {"data": test_data},
+        }
+    )
+
+
+# Comparing
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a journal holds; arrays end in topologies.
+
+    accuracy, loss: [seeds, topologies], NaN where a later seed was not trained.
+    scores: each score's name in the journal -> [initialisations, topologies].
+    """
+
+    genotypes: list[Genotype]
+    accuracy: np.ndarray
+    loss: np.ndarray
+    macs: np.ndarray
+    parameters: np.ndarray
+    scores: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, journal: Journal) -> Results:
+        """Raises `UserError` where there are not three topologies to compare."""
+        scored = {line["genotype"]: line for line in of_kind(journal, "scores")}
+        trained = {(line["seed"], line["genotype"]): line for line in of_kind(journal, "training")}
+        names = [name for name in scored if (0, name) in trained]
+        if len(names) < 3:
+            raise UserError(f"{journal.path}: holds {len(names)} trained topologies; run without --plot-only first")
+        seeds = sorted({seed for seed, _ in trained})
+
+        def column(key: str) -> np.ndarray:
+            return np.array([scored[name][key] for name in names]).T
+
+        def outcome(key: str) -> np.ndarray:
+            return np.array([[trained.get((seed, name), {}).get(key, np.nan) for name in names] for seed in seeds])
+
+        scores = {key: column(key) for key in ("length_distortion", "ntk_condition", "ntk_condition_noise")}
+        costs = column("macs"), column("parameters")
+        return cls([Genotype.parse(name) for name in names], outcome("top1"), outcome("loss"), *costs, scores)
+
+    def over_seeds(self, outcome: np.ndarray) -> np.ndarray:
+        """A mean for each topology, over the seeds that all were trained with: they are compared on equal terms."""
+        return outcome[~np.isnan(outcome).any(axis=1)].mean(axis=0)
+
+    @property
+    def twice(self) -> np.ndarray:
+        """The accuracy of the first two seeds [2, topologies], of the topologies that have both."""
+        has_both = (~np.isnan(self.accuracy[:2])).sum(axis=0) == 2
+        return self.accuracy[:2, has_both] if has_both.any() else np.empty((2, 0))
+
+    def score(self, name: str, initialisations: slice = slice(REPEAT)) -> np.ndarray:
+        """A score of each topology, averaged over some initialisations."""
+        return self.scores[name][initialisations].mean(axis=0)
+
+    def predictors(self, initialisations: slice = slice(REPEAT)) -> dict[str, np.ndarray]:
+        """Name -> a value for each topology, of which more should be better."""
+        stretch, condition = (self.score(name, initialisations) for name in ("length_distortion", "ntk_condition"))
+        return {
+            "length distortion": stretch,
+            "-NTK condition": -condition,
+            "-NTK condition, noise": -self.score("ntk_condition_noise", initialisations),
+            "both, rank sum": rankdata(stretch) + rankdata(-condition),
+            "parameters": self.parameters,
+            "MACs": self.macs,
+        }
+
+
+def tau(x: np.ndarray, y: np.ndarray) -> float:
+    return kendalltau(x, y).statistic
+
+
+def interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The bootstrap's middle 95% of tau."""
+    draws = np.random.default_rng(0).integers(0, len(x), size=(BOOTSTRAPS, len(x)))
+    return middle([tau(x[draw], y[draw]) for draw in draws])
+
+
+def middle(taus: Sequence[float]) -> tuple[float, float]:
+    """The ends of the middle 95%."""
+    return tuple(np.percentile(taus, [2.5, 97.5]))
+
+
+def tau_of_similar(x: np.ndarray, y: np.ndarray, macs: np.ndarray) -> tuple[float, int]:
+    """Tau over those pairs alone whose MACs are similar, and how many they are."""
+    first, second = np.triu_indices(len(x), 1)
+    close = np.abs(np.log(macs[first] / macs[second])) < np.log1p(SIMILAR)
+    x_signs, y_signs = (np.sign(values[first] - values[second])[close] for values in (x, y))
+    both = np.sqrt(np.abs(x_signs).sum() * np.abs(y_signs).sum())
+    return (x_signs * y_signs).sum() / both, int(close.sum())
+
+
+def random_taus(y: np.ndarray) -> np.ndarray:
+    """The taus of many scores that know nothing."""
+    rng = np.random.default_rng(0)
+    return np.array([tau(rng.random(len(y)), y) for _ in range(RANDOM_SCORES)])
+
+
+def tell(results: Results) -> None:
+    """Print the tables of bench/README.md."""
+    accuracy, loss = results.over_seeds(results.accuracy), results.over_seeds(results.loss)
+    console, count = Console(width=110), len(accuracy)
+    console.print(
+        f"{count} topologies: top-1 from {accuracy.min():.2f} to {accuracy.max():.2f}%, "
+        f"mean {accuracy.mean():.2f}%, standard deviation {accuracy.std(ddof=1):.2f} points"
+    )
+    tell_noise(results, accuracy, console)
+    chance = random_taus(accuracy)
+    table = table_of("predictor", "tau", "95% interval", "similar MACs", "with the loss", "with the parameters")
+    for name, values in results.predictors().items():
+        similar, pairs = tau_of_similar(values, accuracy, results.macs)
+        others = (similar, tau(values, -loss), tau(values, results.parameters))
+        around = interval(values, accuracy)
+        table.add_row(name, f"{tau(values, accuracy):.2f}", shown(around), *map("{:.2f}".format, others))
+    table.add_row("random (absolute)", f"{np.abs(chance).mean():.2f}", shown(middle(chance)))
+    console.print(table)
+    console.print(f"similar: {pairs} of {count * (count - 1) // 2} pairs, whose MACs differ by at most {SIMILAR:.0%}")
+    tell_repeats(results, accuracy, console)
+    tell_genes(results, accuracy, console)
+
+
+def tell_noise(results: Results, accuracy: np.ndarray, console: Console) -> None:
+    """How much of the accuracies' spread is the topologies', and how well anything could rank them."""
+    first, second = results.twice
+    if not len(first):
+        return
+    trained = ~np.isnan(results.accuracy)
+    noise, spread = seed_variance(results), accuracy.var(ddof=1)
+    seeds = trained.all(axis=1).sum()
+    topologies_own = max(spread - noise / seeds, 0)
+    # Of two normal variables, Kendall's tau is this function of their correlation.
+    best = 2 / np.pi * np.arcsin((topologies_own / spread) ** 0.5)
+    console.print(
+        f"standard deviation of a topology's seeds {noise**0.5:.2f} points ({trained.sum() - len(accuracy)} trainings "
+        f"with another seed), of the topologies without that noise {topologies_own**0.5:.2f}: "
+        f"a perfect score would have tau {best:.2f} with the mean of {seeds} seed(s)"
+    )
+    if len(first) >= ENOUGH:
+        around = shown(interval(first, second))
+        console.print(f"tau between two seeds of {len(first)} topologies {tau(first, second):.2f}, {around}")
+
+
+def seed_variance(results: Results) -> float:
+    """Of the accuracy of one topology, over seeds; topologies that have several are pooled."""
+    repeated = results.accuracy[:, (~np.isnan(results.accuracy)).sum(axis=0) > 1]
+    freedom = (~np.isnan(repeated)).sum(axis=0) - 1
+    return (np.nanvar(repeated, axis=0, ddof=1) * freedom).sum() / freedom.sum()
+
+
+def tell_repeats(results: Results, accuracy: np.ndarray, console: Console) -> None:
+    """What more initialisations change: the agreement of a score with another draw of itself, and with the accuracy."""
+    sizes = (1, REPEAT, INITIALISATIONS)
+    table = table_of(
+        "initialisations", *(f"tau of {n} and {n} others" for n in sizes[:-1]), *(f"of {n} and accuracy" for n in sizes)
+    )
+    for name in ("length distortion", "-NTK condition", "-NTK condition, noise", "both, rank sum"):
+        groups = [
+            [results.predictors(slice(at, at + size))[name] for at in range(0, INITIALISATIONS, size)] for size in sizes
+        ]
+        agreements = [np.mean([tau(*pair) for pair in itertools.combinations(group, 2)]) for group in groups[:-1]]
+        taus = [np.mean([tau(values, accuracy) for values in group]) for group in groups]
+        table.add_row(name, *map("{:.2f}".format, [*agreements, *taus]))
+    console.print(table)
+
+
+def tell_genes(results: Results, accuracy: np.ndarray, console: Console) -> None:
+    """Which choices of the space the accuracy follows, and which the scores."""
+    table = table_of("tau of a choice with", "accuracy", "length distortion", "-NTK condition")
+    predictors = results.predictors()
+    genomes = np.array([GenotypeSpace().encode(genotype) for genotype in results.genotypes])
+    for name, gene in zip(GenotypeSpace().choices, genomes.T, strict=True):
+        if len(set(gene)) > 1:
+            others = (accuracy, predictors["length distortion"], predictors["-NTK condition"])
+            table.add_row(name, *(f"{tau(gene, values):.2f}" for values in others))
+    console.print(table)
+
+
+def table_of(*headings: str) -> Table:
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == headings[0] else "right")
+    return table
+
+
+def shown(ends: tuple[float, float]) -> str:
+    return "{:.2f} to {:.2f}".format(*ends)
+
+
+# Drawing
+
+
+def draw(results: Results, path: Path) -> None:
+    """One panel a predictor: a dot a topology."""
+    accuracy = results.over_seeds(results.accuracy)
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    grid = figure.subplots(2, 4)
+    # Predictor -> what the axis says, and what of the value it shows.
+    axes = {
+        "length distortion": ("length distortion", 1),
+        "-NTK condition": ("condition number, falling", -1),
+        "-NTK condition, noise": ("condition number, falling", -1),
+        "both, rank sum": ("rank sum", 1),
+        "parameters": ("millions", 1e-6),
+        "MACs": ("millions", 1e-6),
+    }
+    for panel, (name, values) in zip(grid.flat, results.predictors().items(), strict=False):
+        label, scale = axes[name]
+        draw_pair(panel, name, values, accuracy, label, scale)
+    draw_random(grid.flat[6], accuracy)
+    draw_seeds(grid.flat[7], results, accuracy)
+    for panel in grid.flat:
+        panel.tick_params(labelsize=8)
+    for row in grid:
+        row[0].set_ylabel("top-1 after training, %", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    print(f"the plot is in {path}")
+
+
+def draw_pair(panel: Axes, name: str, x: np.ndarray, y: np.ndarray, label: str, scale: float = 1) -> None:
+    panel.plot(x * scale, y, "o", markersize=4, color="tab:blue", alpha=0.8)
+    if scale < 0:
+        panel.invert_xaxis()
+    low, high = interval(x, y)
+    panel.set_title(f"{name}\nτ = {tau(x, y):.2f}  [{low:.2f}, {high:.2f}]", fontsize=10)
+    panel.set_xlabel(label, fontsize=9)
+
+
+def draw_seeds(panel: Axes, results: Results, accuracy: np.ndarray) -> None:
+    """The accuracy of two seeds, in the range of the other panels: what lies off the line is noise."""
+    first, second = results.twice
+    if not len(first):
+        panel.set_visible(False)
+        return
+    panel.axline((accuracy[0], accuracy[0]), slope=1, color="0.7", linewidth=1)
+    panel.plot(second, first, "o", markersize=4, color="tab:blue", alpha=0.8)
+    ends = accuracy.min() - 0.2, accuracy.max() + 0.2
+    panel.set(xlim=ends, ylim=ends)
+    said = f"τ = {tau(first, second):.2f}" if len(first) >= ENOUGH else f"{len(first)} topologies"
+    panel.set_title(f"two seeds, {said}\nnoise {seed_variance(results) ** 0.5:.2f} points", fontsize=10)
+    panel.set_xlabel("top-1 of another seed, %", fontsize=9)
+
+
+def draw_random(panel: Axes, accuracy: np.ndarray) -> None:
+    """How the taus of random scores spread."""
+    chance = random_taus(accuracy)
+    low, high = middle(chance)
+    panel.hist(chance, bins=30, color="0.7")
+    for end in (low, high):
+        panel.axvline(end, color="black", linewidth=1, linestyle="dashed")
+    panel.set_title(f"random, mean |τ| = {np.abs(chance).mean():.2f}\n95% in [{low:.2f}, {high:.2f}]", fontsize=10)
+    panel.set_xlabel(f"τ of {RANDOM_SCORES:,} random scores", fontsize=9)
+    panel.set_yticks([])
+
+
+if __name__ == "__main__":
+    main()
