@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def train_and_test(folder: Path, family: str, schedule: str, seed: int) -> dict:
     found = run / "measured.json"
     if found.exists():
         return json.loads(found.read_text())
+    # Seconds are of a training in one go, so one that was stopped starts anew.
+    shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
     path = run / "config.yaml"
     path.write_text(yaml.safe_dump(configuration(folder / "mnist", run, family, schedule, seed)))
