@@ -1,7 +1,7 @@
 """Do As-ViT's scores at initialisation rank topologies as their accuracy after training does?
 
-    python -m bench.asvit_ranking IMAGES [--topologies 32] [--seeds 2]
-    python -m bench.asvit_ranking --plot-only
+    python bench/asvit_ranking.py IMAGES [--topologies 32] [--seeds 2]
+    python bench/asvit_ranking.py --plot-only
 
 Random topologies of the published space, all at one hidden dim, are scored and
 then trained by the `retrain` stage with one recipe; the `test` stage measures
@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from images import IMAGE_SIZE, write_mnist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -37,7 +38,6 @@ from scipy.stats import kendalltau, rankdata
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.images import IMAGE_SIZE, write_mnist
 from inference.testing import test
 from retrain.training import retrain
 from vitas import Genotype, GenotypeSpace

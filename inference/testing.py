@@ -30,10 +30,10 @@ def test(config: RunConfig, world: World) -> None:
     report = Report("test", config.folder, world)
     paths = checkpoints_to_test(config)
     folder = CheckpointFolder(config.folder.checkpoints("retrain"))
-    if settings.load_name is None and paths[0] in folder.candidates()[:1]:
-        others = ", ".join(path.name for path in folder.candidates()[1:])
-        if others and not (settings.start and folder.epoch_of(paths[0])):
-            report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
+    by_preference = settings.load_name is None and (settings.start is None or folder.epoch_of(paths[0]) is None)
+    others = ", ".join(path.name for path in folder.candidates()[1:]) if by_preference else ""
+    if others:
+        report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
     # A mistake should come before the images are decoded, not after.
     if paths[0].exists():
         architecture_of(paths[0], config)

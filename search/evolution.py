@@ -90,8 +90,11 @@ def sample(config: RunConfig, world: World) -> None:
             report.log_only(f"generation {generation}/{settings.generations}  {text}  mean of children {mean:.2f}%")
             report.scalars(generation, {"best_top1": best, "mean_top1": mean, "scored": len(scorer.scores)})
 
+    found = _best(config, scorer.scores, speeds)
+    if not found:
+        # Known scores may all be of an earlier search, with a budget of another kind.
+        raise UserError(f"sample.budget: none of the {len(scorer.scores)} architectures that were scored has {budget}")
     if world.is_main:
-        found = _best(config, scorer.scores, speeds)
         write_found(config.folder.architectures, found)
         report.line(
             f"best: {found[0].architecture} with top-1 {found[0].facts['top1']:.2f}%; "

@@ -80,6 +80,22 @@ def test_a_budget_that_nothing_meets_is_told_with_the_nearest_speed(make_config,
         sample(config, World())
 
 
+def test_scores_of_a_search_with_another_kind_of_budget_do_not_count(make_config, clock, monkeypatch):
+    counted = configuration.load(make_config(), QUICK)
+    search(counted, World())
+    sample(counted, World())
+    # A range between two measured subnets, and a device that slows down: the model proposes, nothing keeps to it.
+    timed = load(make_config, 1, 2)
+    speeds = Speeds(timed, report(timed), World())
+    speeds.model()
+    middle = np.sort(speeds.of(clock))[16:48]
+    widest = np.argmax(np.diff(middle))
+    monkeypatch.setattr(module, "images_per_second", lambda *_: 1.0)
+    config = load(make_config, int(middle[widest]) + 1, int(middle[widest + 1]))
+    with pytest.raises(UserError, match=r"none of the \d+ architectures that were scored has .* images/s"):
+        sample(config, World())
+
+
 def test_speeds_at_another_batch_size_are_refused(make_config, clock):
     config = load(make_config, 1000, 1600)
     Speeds(config, report(config), World()).model()

@@ -121,6 +121,14 @@ def test_search_id_false_leaves_the_identity_at_a_half(released):
         assert load(released, [f"{key}=False"]).search.identity_probability == 0.5
 
 
+def test_search_id_means_nothing_where_there_are_no_identities(edited):
+    row = [16, 384, [3, 6, 12, 16], 1440, 384, 1440, 384, True, ["Block"]]
+    budget = {"sample.sampler.kwargs.flops_constraint": 9 * 10**9}
+    config = load(edited({"model.backbone.Block": row, "sample.sampler.kwargs.search_id": False, **budget}))
+    assert config.search.identity_probability is None
+    assert "search_id in sample.sampler.kwargs: the row Block has no 'id'" in config.warning
+
+
 def test_gpu_search_is_a_budget_in_images_per_second(released):
     kwargs = "sample.sampler.kwargs"
     config = load(released, [f"{kwargs}.GPU_search=True", f"{kwargs}.GPUs_min=900", f"{kwargs}.GPUs_constraint=1200"])

@@ -275,13 +275,12 @@ def _carry_training(old: _Released, stage: str) -> None:
 
 
 def _carry_identity_probability(old: _Released) -> None:
-    off = [
-        key
-        for key in ("search.strategy.kwargs.search_id", "sample.sampler.kwargs.search_id")
-        if old.given(key) is False
-    ]
-    if off:
-        old.new.put("search.identity_probability", IDENTITY_PROBABILITY, off[0])
+    has_identities = old.new.config.get("model", {}).get("space", {}).get("identity", True)
+    for key in ("search.strategy.kwargs.search_id", "sample.sampler.kwargs.search_id"):
+        if not has_identities:
+            old.ignore(key, "the row Block has no 'id'")
+        elif old.given(key) is False:
+            old.new.put("search.identity_probability", IDENTITY_PROBABILITY, key)
 
 
 def _carry_data(old: _Released, stage: str) -> None:
