@@ -1,7 +1,7 @@
 """Do As-ViT's scores at initialisation rank topologies as their accuracy after training does?
 
-    python bench/asvit_ranking.py IMAGES [--topologies 32] [--seeds 2]
-    python bench/asvit_ranking.py --plot-only
+    python bench/asvit_ranking.py IMAGES [--image-size 32] [--hidden-dim 32] [--topologies 32] [--seeds 2]
+    python bench/asvit_ranking.py --plot-only [--image-size 32]
 
 Random topologies of the published space, all at one hidden dim, are scored and
 then trained by the `retrain` stage with one recipe; the `test` stage measures
@@ -22,14 +22,16 @@ import contextlib
 import io
 import itertools
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from images import IMAGE_SIZE, write_mnist
+from images import write_mnist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -50,7 +52,6 @@ from vitas.files import Journal
 from vitas.scores import score_once
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-HIDDEN_DIM = 32
 CLASSES = 10
 # Twice the published five: the second five say how well five agree with five others.
 REPEAT, INITIALISATIONS = 5, 10
@@ -76,68 +77,78 @@ ENOUGH = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, nargs="?")
+    parser.add_argument("--image-size", type=int, default=32, help="to which the images are enlarged")
+    parser.add_argument("--hidden-dim", type=int, default=32)
     parser.add_argument("--topologies", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--journal", type=Path, default=REPOSITORY / "bench" / "results" / "asvit_ranking.jsonl")
-    parser.add_argument("--plot", type=Path, default=REPOSITORY / "docs" / "asvit_ranking.png")
+    parser.add_argument("--workers", type=int, default=1, help="networks that are trained side by side")
+    parser.add_argument("--journal", type=Path, help="by default bench/results/asvit_ranking_SIZE.jsonl")
+    parser.add_argument("--plot", type=Path, help="by default docs/asvit_ranking_SIZE.png")
     parser.add_argument("--plot-only", action="store_true")
     arguments = parser.parse_args()
-    journal = Journal(arguments.journal)
+    name = f"asvit_ranking_{arguments.image_size}"
+    journal = Journal(arguments.journal or REPOSITORY / "bench" / "results" / f"{name}.jsonl")
     if not arguments.plot_only:
         if arguments.images is None:
             parser.error("images: is missing; say where bench/images.py wrote them, or may write them")
         write_mnist(arguments.images)
-        measure(journal, arguments.images, topologies(arguments.topologies), arguments.seeds)
+        measure(journal, arguments)
     results = Results.of(journal)
     tell(results)
-    draw(results, arguments.plot)
+    draw(results, arguments.plot or REPOSITORY / "docs" / f"{name}.png")
 
 
-def topologies(count: int) -> list[Genotype]:
-    """The first `count` of an endless series of different random topologies, at the hidden dim of this experiment."""
+def topologies(count: int, hidden_dim: int) -> list[Genotype]:
+    """The first `count` of an endless series of different random topologies."""
     space, rng = GenotypeSpace(), np.random.default_rng(0)
     found: dict[Genotype, None] = {}
     while len(found) < count:
-        found[replace(space.sample(rng), hidden_dim=HIDDEN_DIM)] = None
+        found[replace(space.sample(rng), hidden_dim=hidden_dim)] = None
     return list(found)
 
 
 # Measuring
 
 
-def measure(journal: Journal, images: Path, genotypes: list[Genotype], seeds: int) -> None:
+def measure(journal: Journal, arguments: argparse.Namespace) -> None:
     """Add to the journal what it lacks."""
-    setup = {"kind": "setup", "hidden_dim": HIDDEN_DIM, "image_size": IMAGE_SIZE} | RECIPE | AUGMENTATION
+    images, image_size = arguments.images, arguments.image_size
+    setup = {"kind": "setup", "hidden_dim": arguments.hidden_dim, "image_size": image_size} | RECIPE | AUGMENTATION
     if not journal.lines:
         journal.append(setup)
     elif journal.lines[0] != setup:
         raise UserError(f"{journal.path}: it was begun with another recipe; give a --journal that is not there")
+    genotypes = topologies(arguments.topologies, arguments.hidden_dim)
     scored = {line["genotype"] for line in of_kind(journal, "scores")}
-    batch = ntk_images(images)
+    batch = ntk_images(images, image_size)
     for genotype in genotypes:
         if str(genotype) not in scored:
             journal.append(scores_of(genotype, batch))
     done = {(line["genotype"], line["seed"]) for line in of_kind(journal, "training")}
     # Seed by seed, so that a run that is stopped has compared as many topologies as it could.
-    todo = [(genotype, seed) for seed in range(seeds) for genotype in genotypes if (str(genotype), seed) not in done]
-    for number, (genotype, seed) in enumerate(todo, 1):
-        line = accuracy_of(genotype, seed, images)
-        journal.append(line)
-        print(
-            f"{number} of {len(todo)}: {genotype}, seed {seed}: top-1 {line['top1']:.2f}% in {line['seconds']:.0f} s",
-            flush=True,
-        )
+    todo = [(g, seed) for seed in range(arguments.seeds) for g in genotypes if (str(g), seed) not in done]
+    # Not forked: threads of this process would not come along.
+    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
+        trainings = [pool.submit(accuracy_of, genotype, seed, images, image_size) for genotype, seed in todo]
+        for number, training in enumerate(as_completed(trainings), 1):
+            line = training.result()
+            journal.append(line)
+            print(
+                f"{number} of {len(todo)}: {line['genotype']}, seed {line['seed']}: "
+                f"top-1 {line['top1']:.2f}% in {line['seconds']:.0f} s",
+                flush=True,
+            )
 
 
 def of_kind(journal: Journal, kind: str) -> Iterator[dict]:
     return (line for line in journal.lines if line["kind"] == kind)
 
 
-def ntk_images(images: Path) -> Tensor:
+def ntk_images(images: Path, image_size: int) -> Tensor:
     """The same random training images for every network, as the stages normalise them."""
     model = Model()
     data = EvaluationData(data_dir=str(images / "train"), workers=0, crop_fraction=1.0)
-    found = EvaluationSet.load(data, IMAGE_SIZE, model.mean, model.std, World(), everything=True)
+    found = EvaluationSet.load(data, image_size, model.mean, model.std, World(), everything=True)
     chosen = np.random.default_rng(0).permutation(found.total)[:NTK_IMAGES]
     return normalize(found.images[chosen], found.mean, found.std)
 
@@ -147,15 +158,16 @@ def scores_of(genotype: Genotype, batch: Tensor) -> dict:
 
     The NTK is that of the batch, and for comparison that of Gaussian noise.
     """
+    image_size = batch.shape[-1]
     start = time.perf_counter()
-    real = [score_once(genotype, IMAGE_SIZE, index=i, images=batch) for i in range(INITIALISATIONS)]
+    real = [score_once(genotype, image_size, index=i, images=batch) for i in range(INITIALISATIONS)]
     seconds = time.perf_counter() - start
-    noise = [score_once(genotype, IMAGE_SIZE, index=i, batch_size=len(batch)) for i in range(INITIALISATIONS)]
+    noise = [score_once(genotype, image_size, index=i, batch_size=len(batch)) for i in range(INITIALISATIONS)]
     return {
         "kind": "scores",
         "genotype": str(genotype),
-        "macs": genotype.macs(IMAGE_SIZE, CLASSES),
-        "parameters": genotype.parameters(IMAGE_SIZE, CLASSES),
+        "macs": genotype.macs(image_size, CLASSES),
+        "parameters": genotype.parameters(image_size, CLASSES),
         "length_distortion": [found.length_distortion for found in real],
         "ntk_condition": [found.ntk_condition for found in real],
         "ntk_condition_noise": [found.ntk_condition for found in noise],
@@ -163,7 +175,7 @@ def scores_of(genotype: Genotype, batch: Tensor) -> dict:
     }
 
 
-def accuracy_of(genotype: Genotype, seed: int, images: Path) -> dict:
+def accuracy_of(genotype: Genotype, seed: int, images: Path, image_size: int) -> dict:
     """Top-1 in percent and loss after training, means over the tested parts (which are of one size)."""
     start = time.perf_counter()
     rows = []
@@ -173,9 +185,9 @@ def accuracy_of(genotype: Genotype, seed: int, images: Path) -> dict:
         # On a CPU, fused attention is slower than plain products for windows of so few tokens.
         sdpa_kernel(SDPBackend.MATH),
     ):
-        retrain(configuration(genotype, seed, images, TESTED[0], folder), World())
+        retrain(configuration(genotype, seed, images, image_size, TESTED[0], folder), World())
         for part in TESTED:
-            config = configuration(genotype, seed, images, part, folder)
+            config = configuration(genotype, seed, images, image_size, part, folder)
             test(config, World())
             rows.append(json.loads(config.folder.results.read_text()))
     means = {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in ("top1", "loss")}
@@ -183,7 +195,7 @@ def accuracy_of(genotype: Genotype, seed: int, images: Path) -> dict:
     return {"kind": "training", "genotype": str(genotype), "seed": seed, **means, "seconds": seconds}
 
 
-def configuration(genotype: Genotype, seed: int, images: Path, part: str, save_path: str) -> RunConfig:
+def configuration(genotype: Genotype, seed: int, images: Path, image_size: int, part: str, save_path: str) -> RunConfig:
     """Training with the one recipe, and testing on `part` of the images."""
     retrain_data = {"data_dir": str(images / "train"), "workers": 0, "augmentation": AUGMENTATION}
     test_data = {"data_dir": str(images / part), "workers": 0, "crop_fraction": 1.0}
@@ -192,7 +204,7 @@ def configuration(genotype: Genotype, seed: int, images: Path, part: str, save_p
         {
             "save_path": save_path,
             "seed": seed,
-            "model": {"image_size": IMAGE_SIZE, "num_classes": CLASSES},
+            "model": {"image_size": image_size, "num_classes": CLASSES},
             "retrain": RECIPE | only_last | {"architecture": str(genotype), "data": retrain_data},
             "test": {"data": test_data},
         }

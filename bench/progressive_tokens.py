@@ -1,11 +1,12 @@
 """What coarser tokens early in training save, and what accuracy is left, on real images.
 
-    python bench/progressive_tokens.py FOLDER [--seeds 3] [--families vit staged] [--schedules full long one]
+    python bench/progressive_tokens.py FOLDER [--families vit staged] [--schedules full one ...] [--seeds 3] [--on val]
 
 The peer is the same training with full tokens: same network, recipe, epochs
-and seed. MNIST, 3,000 images to train on and 1,000 to test. Each training goes
-through the stages `retrain` and `test`, and keeps its folder: what is there is
-not trained again. FOLDER/results.json holds every number.
+and seed. MNIST, 3,000 images to train on, 1,000 to test, and 1,000 others for
+choosing recipes and schedules (`--on val`). Each training goes through the
+stages `retrain` and `test`, and keeps its folder: what is there is not trained
+again.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import argparse
 import json
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from images import IMAGE_SIZE, write_mnist
+from images import write_mnist
 from rich.console import Console
 from rich.table import Table
 
@@ -29,47 +31,62 @@ from retrain.training import retrain
 from vitas.config import RunConfig, load
 from vitas.distributed import World
 
-# Architecture, epochs, batch size and learning rate: 64 tokens of 32 x 32 images, and as many epochs as learning needs.
-FAMILIES = {
-    "vit": ("p4-e32-mean-h2q96m96x2", 30, 25, 3e-3),
-    "staged": ("4,1,3,3|2,1,2,1|2,1,2,1|2,1,2,1|8,24", 24, 50, 2e-3),
+# The digits of 32 x 32, enlarged: 8 x 8 tokens of the ViT, and stages of 16, 8, 4 and 2 tokens along a side.
+IMAGE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    architecture: str
+    epochs: int
+    batch_size: int
+    lr: float
+
+
+RECIPES = {
+    "vit": Recipe("p8-e48-mean-h3q144m144x3", 60, 50, 2e-3),
+    "staged": Recipe("4,2,3,1|2,1,3,1|2,1,3,2|2,1,3,1|16,16", 30, 50, 2e-3),
 }
 SCHEDULES = {
     "full": [],
-    "short": [(0.15, 4), (0.25, 2)],
-    "long": [(0.2, 4), (0.45, 2)],
-    "one": [(0.45, 2)],
+    "published": [(0.15, 4), (0.25, 2)],
+    "one": [(0.4, 2)],
+    "two": [(0.2, 4), (0.36, 2)],
+    "coarsest": [(0.35, 4)],
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--families", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=["full", "one"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=["full", "long", "one"])
+    parser.add_argument("--on", choices=("val", "test"), default="test", help="images that accuracy is measured on")
     arguments = parser.parse_args()
     write_mnist(arguments.folder / "mnist")
-    rows = []
     # Seeds outside: what else the machine does then is spread over all schedules.
-    for seed in range(arguments.seeds):
-        for family in arguments.families:
-            for schedule in arguments.schedules:
-                rows.append(train_and_test(arguments.folder, family, schedule, seed))
-                (arguments.folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    table = Table(title=f"MNIST, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    columns = ("network", "tokens", "training MACs", "saved", "seconds", "processor s", "top-1", "each seed", "std")
+    rows = [
+        train_and_test(arguments.folder, family, schedule, seed, arguments.on)
+        for seed in range(arguments.seeds)
+        for family in arguments.families
+        for schedule in arguments.schedules
+    ]
+    table = Table(title=f"MNIST, {arguments.on} images, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    columns = ("network", "tokens", "MACs", "saved", "seconds", "processor s", "top-1", "each seed", "to full", "+-")
     for column in columns:
         table.add_column(column, justify="right")
     for family in arguments.families:
+        peer = [row for row in rows if (row["family"], row["schedule"]) == (family, "full")]
         for schedule in arguments.schedules:
-            table.add_row(*summary([r for r in rows if (r["family"], r["schedule"]) == (family, schedule)]))
-    Console(width=160).print(table)
+            ours = [row for row in rows if (row["family"], row["schedule"]) == (family, schedule)]
+            table.add_row(*summary(ours, peer))
+    Console(width=180).print(table)
 
 
-def train_and_test(folder: Path, family: str, schedule: str, seed: int) -> dict:
+def train_and_test(folder: Path, family: str, schedule: str, seed: int, on: str) -> dict:
     """One training's numbers, as plain data."""
-    run = folder / f"{family}-{schedule}-{seed}"
+    run = folder / f"{family}-{schedule}-{seed}-{on}"
     found = run / "measured.json"
     if found.exists():
         return json.loads(found.read_text())
@@ -77,20 +94,20 @@ def train_and_test(folder: Path, family: str, schedule: str, seed: int) -> dict:
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
     path = run / "config.yaml"
-    path.write_text(yaml.safe_dump(configuration(folder / "mnist", run, family, schedule, seed)))
+    path.write_text(yaml.safe_dump(configuration(folder / "mnist", run, family, schedule, seed, on)))
     config = load(path, stages=("retrain", "test"))
     wall, processor = time.perf_counter(), time.process_time()
     retrain(config, World())
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     test(config, World())
     measured = json.loads(config.folder.results.read_text())
-    ours, full = training_macs(config)
+    macs, full = training_macs(config)
     row = {
         "family": family,
         "schedule": schedule,
         "seed": seed,
-        "training_macs": ours,
-        "saved": 1 - ours / full,
+        "training_macs": macs,
+        "saved": 1 - macs / full,
         "seconds": wall,
         "processor_seconds": processor,
         "top1": measured["top1"],
@@ -100,11 +117,9 @@ def train_and_test(folder: Path, family: str, schedule: str, seed: int) -> dict:
     return row
 
 
-def configuration(images: Path, run: Path, family: str, schedule: str, seed: int) -> dict:
+def configuration(images: Path, run: Path, family: str, schedule: str, seed: int, on: str) -> dict:
     """The YAML of one training, as plain data."""
-    architecture, epochs, batch_size, lr = FAMILIES[family]
-    # Digits as large as the crops of training make them on average.
-    evaluation = {"data_dir": str(images / "test"), "workers": 0, "crop_fraction": 0.95}
+    recipe = RECIPES[family]
     augmentation = {
         "auto_augment": None, "color_jitter": 0.0, "random_erasing": 0.0, "flip": 0.0, "scale": [0.8, 1.0],
     }  # fmt: skip
@@ -115,10 +130,10 @@ def configuration(images: Path, run: Path, family: str, schedule: str, seed: int
         "retrain": {
             "flag": True,
             "data": {"data_dir": str(images / "train"), "workers": 0, "augmentation": augmentation},
-            "architecture": architecture,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
+            "architecture": recipe.architecture,
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "lr": recipe.lr,
             "warmup_epochs": 2,
             "clip_grad": 5.0,
             "drop_path_rate": 0.0,
@@ -127,7 +142,8 @@ def configuration(images: Path, run: Path, family: str, schedule: str, seed: int
             "checkpoint_epochs": 1000,
             "tokens": [{"until": until, "reduce": reduce} for until, reduce in SCHEDULES[schedule]],
         },
-        "test": {"flag": True, "data": evaluation},
+        # Digits as large as the crops of training make them on average.
+        "test": {"flag": True, "data": {"data_dir": str(images / on), "workers": 0, "crop_fraction": 0.95}},
     }
 
 
@@ -141,9 +157,10 @@ def training_macs(config: RunConfig) -> tuple[int, int]:
     return schedule.training_macs(macs, settings.batch_size), schedule.total * settings.batch_size * macs[1]
 
 
-def summary(rows: list[dict]) -> list[str]:
-    """A line of the table: one schedule's trainings, of all seeds."""
-    top1 = [row["top1"] for row in rows]
+def summary(rows: list[dict], peer: list[dict]) -> list[str]:
+    """A line of the table: one schedule's trainings, beside those of the same seeds with full tokens."""
+    top1 = np.array([row["top1"] for row in rows])
+    differences = top1 - [row["top1"] for row in peer] if peer else np.array([])
     return [
         rows[0]["family"],
         ", ".join(f"{reduce} until {until}" for until, reduce in SCHEDULES[rows[0]["schedule"]]) or "full",
@@ -151,9 +168,11 @@ def summary(rows: list[dict]) -> list[str]:
         f"{rows[0]['saved']:.1%}",
         f"{np.mean([row['seconds'] for row in rows]):.1f}",
         f"{np.mean([row['processor_seconds'] for row in rows]):.1f}",
-        f"{np.mean(top1):.2f}",
+        f"{top1.mean():.2f}",
         ", ".join(f"{value:.1f}" for value in top1),
-        f"{np.std(top1, ddof=1):.2f}" if len(top1) > 1 else "",
+        f"{differences.mean():+.2f}" if peer else "",
+        # The standard error of the mean difference of pairs.
+        f"{differences.std(ddof=1) / len(differences) ** 0.5:.2f}" if len(differences) > 1 else "",
     ]
 
 
