@@ -18,8 +18,9 @@ from rich.table import Table
 from vitas.errors import UserError, exit_on_user_error
 from vitas.files import RunFolder, read_text
 from vitas.launch import command as launch_command
-from vitas.space import Architecture, Genotype, costs, counts
+from vitas.space import Architecture, Genotype, Network, costs, counts
 from vitas.space.found import architectures_of
+from vitas.space.genotype import STEM_STRIDE
 
 
 def main() -> None:
@@ -145,15 +146,15 @@ def show_zoo(measure: bool, batch_size: int | None) -> None:
         with console.status("measuring"):
             speeds, where = _speeds(zoo(), batch_size)
     for name, architecture in zoo().items():
-        heads = sorted({block.heads for block in architecture.active_blocks})
+        found = costs(architecture, 224, 1000)
+        released = found["macs_released"]
         top1, top5 = PUBLISHED_ACCURACY[name]
         table.add_row(
             name,
-            *map(str, (architecture.patch_size, architecture.embed_dim, len(architecture.active_blocks))),
-            "/".join(map(str, heads)),
-            f"{architecture.macs() / 1e9:.3f}",
-            f"{architecture.macs(convention='released') / 1e9:.3f}",
-            f"{architecture.parameters() / 1e6:.2f}",
+            *_shape(architecture),
+            f"{found['macs'] / 1e9:.3f}",
+            "" if released is None else f"{released / 1e9:.3f}",
+            f"{found['parameters'] / 1e6:.2f}",
             f"{top1:.1f}",
             "" if top5 is None else f"{top5:.1f}",
             *([f"{speeds[name]:,.0f}"] if measure else []),
@@ -165,7 +166,18 @@ def show_zoo(measure: bool, batch_size: int | None) -> None:
         console.print(where)
 
 
-def _speeds(architectures: dict[str, Architecture], batch_size: int | None) -> tuple[dict[str, float], str]:
+def _shape(network: Network) -> tuple[str, str, str, str]:
+    """Patch size, dim, depth and heads, as the zoo shows them: all values there are, in order."""
+    if isinstance(network, Genotype):
+        patch, dims, depth, heads = STEM_STRIDE, network.dims, network.depth, network.stage_heads
+    else:
+        blocks = network.active_blocks
+        patch, dims, depth, heads = network.patch_size, [network.embed_dim], len(blocks), [b.heads for b in blocks]
+    dim, head = ("/".join(map(str, sorted(set(values)))) for values in (dims, heads))
+    return str(patch), dim, str(depth), head
+
+
+def _speeds(architectures: dict[str, Network], batch_size: int | None) -> tuple[dict[str, float], str]:
     import torch
 
     from vitas.cost import images_per_second

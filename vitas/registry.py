@@ -61,7 +61,10 @@ def _vitas(name: str, network: Network) -> Architecture:
 
 
 def register_published() -> None:
-    """Register the published ViTAS networks and the entry point for any architecture. DeiT's are timm's own."""
+    """Register the published ViTAS networks and the entry point for any architecture.
+
+    DeiT's are timm's own, and As-ViT's have no entry there.
+    """
     for name, architecture in zoo().items():
         if name.startswith("vitas_"):
             _register(name, architecture, {"license": "mit", **_PAPER})

@@ -17,6 +17,9 @@ SCHEMES = [(sharing, side) for sharing, sides in SIDES.items() for side in sides
 # Private to each head count, by qkv mode.
 PRIVATE = {0: set(), 1: {"v"}, 2: {"q", "k"}}
 
+# GMACs and millions of parameters, as published (arXiv 2202.11921).
+ASVIT = {"asvit_small": (5.3, 29.0), "asvit_base": (8.9, 52.6), "asvit_large": (22.6, 88.1)}
+
 SPACE_OF_14 = SearchSpace((14, 16), 32, 1, (2,), 96, 64, (1.0,))
 SPACE_OF_QUARTERS = SearchSpace((14,), 32, 1, (2,), 96, 64, (0.25, 0.5, 0.75, 1.0), identity=False)
 
@@ -122,9 +125,18 @@ def test_patches_that_do_not_tile_the_image_are_refused(build):
 
 
 def test_the_zoo_holds_the_published_networks():
-    assert list(zoo()) == ["vitas_a", "vitas_b", "vitas_c", "vitas_e", "vitas_f", "deit_tiny", "deit_small"]
+    assert list(zoo()) == ["vitas_a", "vitas_b", "vitas_c", "vitas_e", "vitas_f", *ASVIT, "deit_tiny", "deit_small"]
     zoo().clear()
-    assert len(zoo()) == 7
+    assert len(zoo()) == 10
+
+
+@pytest.mark.parametrize("name", ASVIT)
+def test_asvits_networks_cost_what_is_published(name):
+    """To the rounding, where position embeddings of all tokens of the first stage are counted too: ours has none."""
+    gmacs, millions = ASVIT[name]
+    genotype = zoo()[name]
+    assert genotype.parameters() / 1e6 + 56**2 * genotype.hidden_dim / 1e6 == pytest.approx(millions, abs=0.06)
+    assert genotype.macs() / 1e9 == pytest.approx(gmacs, rel=0.04)
 
 
 @pytest.mark.parametrize("what", ["vitas_c", str(zoo()["vitas_c"]), zoo()["vitas_c"]])

@@ -18,8 +18,8 @@ def create_model(
 ) -> VisionTransformer | StagedTransformer:
     """The dense network, with fresh weights, of what `name_or_architecture` names.
 
-    A zoo name, an architecture's canonical text or an `Architecture` give a
-    `VisionTransformer`; a `Genotype` or its text gives a `StagedTransformer`.
+    An `Architecture` gives a `VisionTransformer`, a `Genotype` a
+    `StagedTransformer`; so do their canonical texts and their names in the zoo.
     """
     architecture = resolve_architecture(name_or_architecture)
     kind = StagedTransformer if isinstance(architecture, Genotype) else VisionTransformer

@@ -8,6 +8,7 @@ from functools import cache
 
 from vitas.errors import UserError
 from vitas.space.architecture import Architecture, Block
+from vitas.space.genotype import Genotype
 from vitas.space.network import Network, is_genotype, parse_network
 from vitas.space.search_space import SearchSpace
 
@@ -36,13 +37,23 @@ _NET_IDS = {
 }
 
 
-# Top-1 and top-5 on ImageNet-1k in percent, as published (arXiv 2106.13700; DeiT: arXiv 2012.12877).
+# As-ViT's, grown from one topology (arXiv 2202.11921).
+_GENOTYPES = {
+    "asvit_small": "8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88",
+    "asvit_base": "8,2,3,3|4,1,2,1|4,1,4,5|4,1,6,2|32,116",
+    "asvit_large": "8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180",
+}
+
+# Top-1 and top-5 on ImageNet-1k in percent, as published (arXiv 2106.13700 and 2202.11921; DeiT: arXiv 2012.12877).
 PUBLISHED_ACCURACY: dict[str, tuple[float, float | None]] = {
     "vitas_a": (71.1, 89.8),
     "vitas_b": (72.4, 90.6),
     "vitas_c": (74.7, 92.0),
     "vitas_e": (77.4, 93.8),
     "vitas_f": (80.6, 95.1),
+    "asvit_small": (81.2, None),
+    "asvit_base": (82.5, None),
+    "asvit_large": (83.5, None),
     "deit_tiny": (72.2, None),
     "deit_small": (79.8, None),
 }
@@ -53,22 +64,24 @@ def _uniform(embed_dim: int, heads: int, qkv_dim: int, mlp_dim: int) -> Architec
 
 
 @cache
-def _zoo() -> dict[str, Architecture]:
-    found = {name: space.from_net_id(net_id) for name, (space, net_id) in _NET_IDS.items()}
+def _zoo() -> dict[str, Network]:
+    found: dict[str, Network] = {name: space.from_net_id(net_id) for name, (space, net_id) in _NET_IDS.items()}
     found["vitas_c"] = _uniform(230, 3, 432, 720)
-    return dict(sorted(found.items())) | {
+    found = dict(sorted(found.items()))
+    found |= {name: Genotype.parse(text) for name, text in _GENOTYPES.items()}
+    return found | {
         "deit_tiny": _uniform(192, 3, 576, 768),
         "deit_small": _uniform(384, 6, 1152, 1536),
     }
 
 
-def zoo() -> dict[str, Architecture]:
-    """The published ViTAS architectures (A, B, C, E, F) and DeiT-Ti/S, by name."""
+def zoo() -> dict[str, Network]:
+    """The published networks by name: ViTAS's A, B, C, E, F, As-ViT's Small, Base, Large (genotypes), DeiT's Ti, S."""
     return dict(_zoo())
 
 
 def resolve_architecture(name_or_architecture: str | Network, also: Iterable[str] = ()) -> Network:
-    """An architecture or a genotype from itself or its canonical text, or an architecture from its name in the zoo.
+    """An architecture or a genotype from itself, its canonical text or its name in the zoo.
 
     Raises `UserError` where it is neither, with the near names; `also` are
     names that the caller knows besides.
