@@ -62,7 +62,7 @@ def test_a_configuration_is_found_by_path_or_name(tmp_path, monkeypatch):
     [
         ("ViTAS_1.3.yaml", "did you mean ViTAS_1.3G.yaml"),
         ("vitas_858m", "did you mean ViTAS_858M.yaml"),
-        ("swin.yaml", "there are ViTAS_1.3G.yaml, ViTAS_1G.yaml"),
+        ("swin.yaml", "there are AsViT_S.yaml, ViTAS_1.3G.yaml"),
     ],
 )
 def test_a_name_that_does_not_exist_lists_the_near_ones(name, hint):

@@ -9,7 +9,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import nn
 
 from vitas.cost.budget import PopulationCosts
@@ -70,6 +69,9 @@ class SpeedModel(PopulationCosts):
         cls, space: SearchSpace, image_size: int, genomes: np.ndarray, images_per_second: Sequence[float]
     ) -> SpeedModel:
         """The model with the least squared relative error over measured genomes [population, genes]."""
+        # Every program would load it, for half a second, and few need it.
+        from scipy.optimize import nnls
+
         features = _features(space, image_size, genomes)
         scale = features.max(axis=0)
         relative = features / np.where(scale > 0, scale, 1) * np.asarray(images_per_second)[:, None]
