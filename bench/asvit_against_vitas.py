@@ -21,14 +21,14 @@ from images import write_mnist
 from rich.console import Console
 from rich.table import Table
 
-from inference.testing import test
-from retrain.training import retrain
-from search.evolution import sample
-from search.method import search
+from inference.test import test
+from retrain.retrain import retrain
+from search.sample import sample
+from search.search import search
 from vitas import config as configuration
+from vitas.catalog import read_found
 from vitas.config import RunConfig
 from vitas.distributed import World
-from vitas.space.found import read_found
 
 RECIPE = {
     "epochs": 12,

@@ -40,16 +40,17 @@ from scipy.stats import kendalltau, rankdata
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inference.testing import test
-from retrain.training import retrain
+from inference.test import test
+from retrain.retrain import retrain
 from vitas import Genotype, GenotypeSpace
+from vitas.asvit.scores import score_once
 from vitas.config import Model, RunConfig
-from vitas.data import EvaluationData, EvaluationSet
-from vitas.data.evaluation import normalize
+from vitas.data.evaluation import EvaluationSet
+from vitas.data.folders import EvaluationData
+from vitas.data.images import normalize
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.files import Journal
-from vitas.scores import score_once
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = 10
@@ -154,7 +155,7 @@ def ntk_images(images: Path, image_size: int) -> Tensor:
 
 
 def scores_of(genotype: Genotype, batch: Tensor) -> dict:
-    """Costs, and both scores for each initialisation: the mean of the first so many is what `vitas.scores.score` gives.
+    """Costs, and both scores for each initialisation: the mean of the first so many is what `vitas.asvit.scores.score` gives.
 
     The NTK is that of the batch, and for comparison that of Gaussian noise.
     """

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vitas import Genotype, StagedTransformer
-from vitas.scores import circle_basis, length_distortion, ntk_condition_number
+from vitas.asvit.scores import circle_basis, length_distortion, ntk_condition_number
 
 # The seed topology that As-ViT's authors published, at the hidden dim of the search.
 SEED_TOPOLOGY = "8,2,3|4,1,2|4,1,4|4,1,6|32"

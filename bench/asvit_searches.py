@@ -25,11 +25,11 @@ from rich.table import Table
 from search.asvit.scoring import GenotypeScorer, ntk_images
 from search.asvit.topology import ALGORITHMS, best_of_ranks
 from vitas import config as configuration
+from vitas.asvit.genotype import Genotype, GenotypeSpace
+from vitas.asvit.scores import Scores
 from vitas.config import RunConfig
 from vitas.distributed import World
 from vitas.report import Report
-from vitas.scores import Scores
-from vitas.space import Genotype, GenotypeSpace
 
 # Of the initialisations that picks are judged at; searches take those of their own seeds.
 JUDGE = 1_000

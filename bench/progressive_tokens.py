@@ -25,9 +25,9 @@ from images import write_mnist
 from rich.console import Console
 from rich.table import Table
 
-from inference.testing import test
-from retrain.tokens import TokenSchedule
-from retrain.training import retrain
+from inference.test import test
+from retrain.retrain import retrain
+from retrain.token_schedule import TokenSchedule
 from vitas.config import RunConfig, load
 from vitas.distributed import World
 

@@ -15,8 +15,9 @@ import time
 
 import torch
 
-from vitas import distributed, interruption
+from vitas import distributed
 from vitas.distributed import World, average_, barrier
+from vitas.slurm import signals
 
 
 def main() -> None:
@@ -37,8 +38,8 @@ def main() -> None:
         for _ in range(arguments.steps):
             work.step()
             if agrees:
-                interruption.requested(world)
-        interruption.settle()
+                signals.requested(world)
+        signals.settle()
         barrier(world)
         if block >= 2:  # The first of each kind warms up.
             seconds[agrees].append((time.perf_counter() - began) / arguments.steps)

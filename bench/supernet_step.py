@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitas import SearchSpace, SuperNet
-from vitas.space.published import SPACE_ABE
+from vitas.catalog import SPACE_ABE
 
 
 def main() -> None:

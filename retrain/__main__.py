@@ -3,4 +3,4 @@
 from vitas.program import run_stages
 
 if __name__ == "__main__":
-    run_stages("retrain", "Train one architecture with the published recipe.", {"retrain": "retrain.training"})
+    run_stages("retrain", "Train one architecture with the published recipe.")

@@ -28,7 +28,7 @@ use_environment() {
 }
 
 search_stages() {
-    local override="$1" config="$2" module=vitas.launch.local
+    local override="$1" config="$2" module=vitas.slurm.local
     shift 2
     case "${1:-}" in
         -h | --help) print_help "$script"; exit ;;
@@ -36,7 +36,7 @@ search_stages() {
         *) config="$1"; shift ;;
     esac
     use_environment
-    if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.launch.supervisor; fi
+    if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.slurm.supervisor; fi
     exec python -m "$module" search "$config" "$override" "$@"
 }
 

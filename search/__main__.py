@@ -7,5 +7,4 @@ if __name__ == "__main__":
         "search",
         "Train the supernet (search), then evolve architectures with it (sample): those of the two that CONFIG flags. "
         "With search.method: asvit, find a topology without training, and grow it (search).",
-        {"search": "search.method", "sample": "search.evolution"},
     )

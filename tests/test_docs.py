@@ -28,9 +28,9 @@ from vitas.config import (
     TokenPhase,
     Training,
 )
-from vitas.data import Augmentation, EvaluationData, TrainingData, WeakAugmentation
+from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.files import parse_yaml
-from vitas.launch.cluster import Cluster, load_cluster
+from vitas.slurm.cluster import Cluster, load_cluster
 
 # Headings of docs/configuration.md, and the model whose fields stand there: its own, not those that it inherits.
 SECTIONS = {

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from inference.testing import test as measure
-from retrain.training import retrain
-from search.evolution import sample
-from search.supernet_training import search
+from inference.test import test as measure
+from retrain.retrain import retrain
+from search.sample import sample
+from search.search import search
 from vitas import SearchSpace, SuperNet, distributed
 from vitas import config as configuration
-from vitas.data import EvaluationSet
+from vitas.data.evaluation import EvaluationSet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

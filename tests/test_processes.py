@@ -9,7 +9,7 @@ import torch
 from tests.processes import run
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder, load_weights
-from vitas.data import EvaluationSet
+from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.models import SuperNet, VisionTransformer
 

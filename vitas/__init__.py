@@ -2,8 +2,7 @@
 
 The names below are loaded when they are first asked for: importing torch and
 timm takes seconds, which a command that needs neither should not wait for.
-For the same reason timm learns of our networks when it is loaded, be that
-before this package or after it.
+`import vitas.timm` registers the networks in timm.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vitas.importing import after_import
-
 if TYPE_CHECKING:
+    from vitas.architecture import Architecture, Block
+    from vitas.asvit.genotype import Genotype, GenotypeSpace
+    from vitas.catalog import zoo
     from vitas.checkpoint import load_weights
     from vitas.models import StagedTransformer, SuperNet, VisionTransformer, create_model
-    from vitas.registry import register
-    from vitas.space import Architecture, Block, Genotype, GenotypeSpace, SearchSpace
-    from vitas.space.published import zoo
+    from vitas.space import SearchSpace
+    from vitas.timm import register
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,12 +36,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "vitas.space": ("Architecture", "Block", "Genotype", "GenotypeSpace", "SearchSpace"),
-    "vitas.space.published": ("zoo",),
+    "vitas.architecture": ("Architecture", "Block"),
+    "vitas.asvit.genotype": ("Genotype", "GenotypeSpace"),
+    "vitas.catalog": ("zoo",),
     "vitas.checkpoint": ("load_weights",),
-    "vitas.registry": ("register",),
+    "vitas.models": ("StagedTransformer", "SuperNet", "VisionTransformer", "create_model"),
+    "vitas.space": ("SearchSpace",),
+    "vitas.timm": ("register",),
 }
-_HOME_OF = dict.fromkeys(__all__, "vitas.models") | {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
@@ -55,6 +57,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-after_import("timm", lambda: import_module("vitas.registry").register_published())

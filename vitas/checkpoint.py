@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
-from torch import nn
+from torch import Tensor, nn
 
 from vitas import released
 from vitas.errors import UserError
@@ -70,7 +70,7 @@ class CheckpointFolder:
         if not recent.exists() or last is None:
             return recent if recent.exists() else last
         # A process that died right after an epoch's file leaves an older recent one beside it.
-        return max(last, recent, key=lambda path: read(path).get("step", 0))
+        return max(last, recent, key=_step)
 
     def candidates(self) -> list[Path]:
         """What is here to be read, the preferred first: this run's newest, `download.pth`, other .pth files by name."""
@@ -119,6 +119,16 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
     return dict(state)
 
 
+def _step(path: Path) -> int:
+    """The step of a checkpoint of ours. Its weights are mapped, not read: on a large network they are gigabytes."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        # `read` says what is wrong with it.
+        state = read(path)
+    return state.get("step", 0) if isinstance(state, Mapping) else 0
+
+
 def _is_safetensors(path: Path | str) -> bool:
     """Whether a file begins as safetensors do: the length of a header, which is less than 2^32, and JSON."""
     try:
@@ -155,9 +165,20 @@ def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> 
     Raises `UserError` for a file that is no checkpoint, holds no such weights,
     or holds weights of another architecture (naming the first that differ).
     """
-    state = _weights_of(path, weights)
-    _refuse_differences(path, _differences(model.state_dict(), state))
-    model.load_state_dict(state)
+    load_state(model, read(path), path, weights)
+
+
+def load_state(model: nn.Module, state: Mapping, path: Path | str, weights: str = "model") -> None:
+    """`load_weights` of a checkpoint that was read already; `path` is where it came from."""
+    named = _weights_in(state, path, weights)
+    _refuse_differences(path, _differences(model.state_dict(), named))
+    model.load_state_dict(named)
+
+
+def interpolate_positions(pos_embed_1ND: Tensor, patches: int) -> Tensor:
+    """Position embeddings [1, 1 + n, D] for another square grid: [1, 1 + patches, D], bicubic; the first one stays."""
+    side = math.isqrt(patches)
+    return resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=1)
 
 
 def start_from(model: nn.Module, path: Path | str) -> list[str]:
@@ -170,12 +191,12 @@ def start_from(model: nn.Module, path: Path | str) -> list[str]:
 
     Returns what was changed, a line each. Raises `UserError` as `load_weights` does.
     """
-    state, wanted, changes = _weights_of(path), model.state_dict(), []
+    state, wanted, changes = _weights_in(read(path), path), model.state_dict(), []
     differing = {key for key in state if key in wanted and state[key].shape != wanted[key].shape}
     if "pos_embed" in differing and state["pos_embed"].shape[-1] == wanted["pos_embed"].shape[-1]:
         side = math.isqrt(wanted["pos_embed"].shape[1] - 1)
         before = math.isqrt(state["pos_embed"].shape[1] - 1)
-        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=1)
+        state["pos_embed"] = interpolate_positions(state["pos_embed"], side**2)
         changes.append(f"position embeddings are interpolated from {before} x {before} to {side} x {side} patches")
     if "head.weight" in differing and state["head.weight"].shape[1:] == wanted["head.weight"].shape[1:]:
         classes = [len(part["head.weight"]) for part in (state, wanted)]
@@ -193,9 +214,8 @@ def _refuse_differences(path: Path | str, differences: list[str]) -> None:
         raise UserError(f"{path} does not fit this architecture: {shown}{more}")
 
 
-def _weights_of(path: Path | str, weights: str = "model") -> dict:
+def _weights_in(state: Mapping, path: Path | str, weights: str = "model") -> dict:
     """The weights of a checkpoint under our names; `UserError` for what holds none."""
-    state = read(path)
     if weights == "ema" and state.get("ema") is None:
         raise UserError(
             f"{path} holds no averaged weights (ema): it was trained without retrain.ema_decay, or it holds "

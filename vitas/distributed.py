@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vitas import slurm
 from vitas.errors import UserError, number_from_environment
+from vitas.slurm import queries, signals
 
 # Of one collective: what the slowest rank may take longer than the others.
 TIMEOUT = timedelta(minutes=30)
@@ -89,7 +89,7 @@ def _meet(rank: int, size: int) -> dist.Store:
             f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {seconds:.0f} s"
         ) from None
     # A process that an earlier start of this job left behind must not count as one of this one.
-    start = f"{os.environ.get('SLURM_STEP_ID', '')}.{slurm.restarts()}"
+    start = f"{os.environ.get('SLURM_STEP_ID', '')}.{queries.restarts()}"
     store = dist.PrefixStore(start, store)
     store.set(f"rank {rank}", socket.gethostname())
     if rank:
@@ -148,7 +148,7 @@ def _place(port: int | None) -> tuple[int, int, int]:
     # SLURM_PROCID is set in a batch script too; only a step started by srun has a numeric SLURM_STEP_ID.
     if env.get("SLURM_STEP_ID", "").isdigit() and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         if "MASTER_ADDR" not in env:
-            env["MASTER_ADDR"] = slurm.first_node_address(env["SLURM_STEP_NODELIST"])
+            env["MASTER_ADDR"] = queries.first_node_address(env["SLURM_STEP_NODELIST"])
         # Below the ports that a kernel hands out, so that only another of our jobs could hold it.
         env.setdefault("MASTER_PORT", str(port or 20000 + int(env["SLURM_JOB_ID"]) % 12000))
         return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"])
@@ -199,6 +199,37 @@ def barrier(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:
         dist.all_reduce(torch.zeros(1))
+
+
+# The reduction of the last `stop_requested`, which is still under way.
+_pending: tuple[dist.Work, Tensor] | None = None
+
+
+def stop_requested(world: World, at_once: bool = False) -> str | None:
+    """Why the stage is to stop, or None. Every rank must call it at the same points, and all get one answer.
+
+    The ranks agree by a reduction that runs beside the next step: the answer is
+    the one of the call before, so no step waits. With `at_once` it is today's.
+    """
+    global _pending
+    code = signals.stop_code()
+    if world.size > 1:
+        agreed = settle()
+        flag = torch.tensor(code)
+        _pending = (dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag)
+        code = max(agreed, settle()) if at_once else agreed
+    return signals.reason(code)
+
+
+def settle() -> int:
+    """Wait for the last `stop_requested` to be agreed upon, and return what was: before the process group goes."""
+    global _pending
+    if _pending is None:
+        return 0
+    work, flag = _pending
+    _pending = None
+    work.wait()
+    return int(flag)
 
 
 def stream_seed(seed: int, *names: object) -> int:

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# The exit code of a program that refuses what its user asked for.
+MISTAKE = 2
+
 
 class UserError(ValueError):
     """What was wrong: the key or file, what it held, and what would be right."""
@@ -19,12 +22,29 @@ class UserError(ValueError):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError` into its message on stderr and exit code 2."""
+    """Turn a `UserError` into its message on stderr and exit code 2, and a closed pipe (`| head`) into a quiet exit."""
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MISTAKE)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it exits, which would print a traceback of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # 128 + SIGPIPE, as a shell reports a program that died of it
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer; Python counts True and False among them."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def require_integer(value: object, key: str) -> int:
+    """The value itself. Raises `UserError`, which begins with `key`, unless it is an integer."""
+    if not is_integer(value):
+        raise UserError(f"{key} is {value!r}; it must be an integer")
+    return value
 
 
 def number_from_environment(name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Files: where a run keeps them, writing none by halves, reading YAML as data only."""
+"""Files: writing none by halves, journals, and YAML as data only."""
 
 from __future__ import annotations
 
@@ -7,84 +7,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import yaml
 
 from vitas.errors import UserError
-
-# Where stages and programs write, under `save_path`.
-_HOMES = {"search": "search", "sample": "search", "retrain": "retrain", "test": "retrain", "inference": "retrain"}
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run's files lie: the one place that knows the layout under `save_path`.
-
-    The `sample` stage writes beside `search`, and `test` beside `retrain`; a
-    program's files lie where its first stage writes.
-    """
-
-    root: Path
-
-    def checkpoints(self, stage: str) -> Path:
-        return self.root / _HOMES[stage] / "checkpoint"
-
-    def events(self, stage: str) -> Path:
-        return self.root / _HOMES[stage] / "events"
-
-    def log(self, stage: str, job: str | None) -> Path:
-        """The lines of a stage: one file for each Slurm job, and one for all starts without Slurm."""
-        return self.root / _HOMES[stage] / "log" / f"{_of_job(stage, job)}.log"
-
-    def start(self, program: str, job: str | None) -> Path:
-        """The folder that says how a program was started: its configuration, environment, errors, requeues."""
-        return self.root / _HOMES[program] / "log" / _of_job(program, job)
-
-    def lock(self, program: str) -> Path:
-        """Who is writing here: one process or job at a time, for each program."""
-        return self.root / _HOMES[program] / f"{program}.lock"
-
-    def check_writable(self) -> None:
-        """Make the folder. Raises `UserError` where it cannot be made, or not be written to."""
-        make_folder(self.root, "save_path")
-
-    @property
-    def exports(self) -> Path:
-        return self.root / "export"
-
-    @property
-    def population(self) -> Path:
-        return self.root / "search" / "population.jsonl"
-
-    @property
-    def topologies(self) -> Path:
-        """As-ViT's scores of topologies."""
-        return self.root / "search" / "topologies.jsonl"
-
-    @property
-    def growth(self) -> Path:
-        """As-ViT's scores of the networks that growth chose among."""
-        return self.root / "search" / "growth.jsonl"
-
-    @property
-    def speeds(self) -> Path:
-        """Measured images per second, where the budget is in them."""
-        return self.root / "search" / "speeds.jsonl"
-
-    @property
-    def architectures(self) -> Path:
-        return self.root / "search" / "architectures.yaml"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "retrain" / "results.json"
-
-
-def _of_job(name: str, job: str | None) -> str:
-    return f"{name}-{job}" if job else name
 
 
 def make_folder(folder: Path, key: str) -> None:

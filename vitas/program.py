@@ -8,35 +8,49 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitas import interruption, slurm
-from vitas.errors import UserError
+from vitas import config as configuration
+from vitas.config import RunConfig
+from vitas.errors import MISTAKE, UserError
+from vitas.run import STAGES, stages_of
+from vitas.slurm import queries, signals
+from vitas.slurm.lock import Lock
+from vitas.slurm.supervisor import OUTCOME_VARIABLE
 
 if TYPE_CHECKING:
-    from vitas.config import RunConfig
     from vitas.distributed import World
-    from vitas.lock import Lock
-
-MISTAKE = 2
-# Where a job's supervisor wants to be told how its ranks ended (see `vitas.launch.supervisor`).
-OUTCOME_VARIABLE = "VITAS_OUTCOME"
 
 
-def run_stages(program: str, description: str, stages: Mapping[str, str], epilog: str | None = None) -> None:
-    """Run those of `stages` that the configuration on the command line flags, in order.
+def natural(text: str) -> int:
+    """An argument that is a whole number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number")
+    return int(text)
 
-    stages: the module of each; its function of the stage's name takes (RunConfig, World).
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number above 0")
+    return int(text)
+
+
+def run_stages(
+    program: str, description: str, epilog: str | None = None, arguments: Sequence[str] | None = None
+) -> None:
+    """Run those stages of a program that the configuration on the command line flags, in order.
+
     epilog: what --help says at its end.
+    arguments: of the command line, without the program's name; None is `sys.argv`'s.
 
     The program ends with exit code 0; with 2 and one message for a `UserError`;
     with 75 where it was interrupted, and the same command goes on; else with 1.
     """
     # Before torch is loaded, which takes seconds in which a signal would kill.
-    interruption.listen()
+    signals.listen()
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=description,
@@ -45,12 +59,20 @@ def run_stages(program: str, description: str, stages: Mapping[str, str], epilog
     )
     parser.add_argument("config", help="a YAML file (see configs/)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of it, as search.epochs=10")
-    arguments = parser.parse_args()
+    parsed = parser.parse_args(arguments)
+    try:
+        config, flagged = _configuration(parsed, stages_of(program))
+    except UserError as error:
+        # Every process finds the same mistakes; one of them tells.
+        _end(MISTAKE, f"error: {error}", tells=_rank() == 0)
+    _run(program, config, flagged)
 
+
+def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
+    # It loads torch, which takes seconds: after the configuration is known to be right.
     from vitas import distributed
 
     try:
-        config, flagged = _configuration(arguments, tuple(stages))
         world = distributed.init(config.port)
     except UserError as error:
         # Every process finds the same mistakes; one of them tells.
@@ -61,22 +83,22 @@ def run_stages(program: str, description: str, stages: Mapping[str, str], epilog
     try:
         lock = _take_lock(program, config, world)
         for name in flagged:
-            getattr(import_module(stages[name]), name)(config, world)
-            if name != flagged[-1] and (reason := interruption.requested(world, at_once=True)):
-                raise interruption.Interrupted(reason)
-        interruption.settle()
+            STAGES[name].function(getattr(getattr(config, name), "method", ""))(config, world)
+            if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
+                raise signals.Interrupted(reason)
+        distributed.settle()
     except UserError as error:
         # Mostly all ranks find it. Another than the first tells only where the first is not about to end them all.
         if world.rank:
             time.sleep(5)
         _release(lock)
         _end(MISTAKE, f"error: {error}")
-    except interruption.Interrupted as error:
+    except signals.Interrupted as error:
         # A job that is requeued still owns what it writes while it waits, so its lock stays.
         if OUTCOME_VARIABLE not in os.environ:
             _release(lock)
         distributed.shutdown()
-        _end(interruption.EXIT_CODE, f"stopped by {error}; the same command goes on", tells=world.is_main)
+        _end(signals.EXIT_CODE, f"stopped by {error}; the same command goes on", tells=world.is_main)
     except Exception:
         if world.size == 1:
             raise
@@ -89,10 +111,8 @@ def run_stages(program: str, description: str, stages: Mapping[str, str], epilog
 
 
 def _configuration(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
-    from vitas import config as configuration
-
     config = configuration.load(arguments.config, arguments.overrides, stages)
-    flagged = [name for name in stages if (section := getattr(config, name)) and section.flag]
+    flagged = config.flagged(stages)
     if not flagged:
         keys = " or ".join(f"{name}.flag" for name in stages)
         raise UserError(f"{arguments.config}: there is nothing to do; set {keys} to true")
@@ -105,7 +125,6 @@ def _configuration(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tu
 def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
     """Rank 0 takes the run's lock, and writes down what it starts. Raises `UserError` on every rank if it may not."""
     from vitas import distributed, provenance
-    from vitas.lock import Lock
 
     lock = refusal = None
     if world.is_main:
@@ -117,9 +136,9 @@ def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
     if refusal:
         raise UserError(refusal)
     if lock:
-        provenance.write_start(config.folder.start(program, slurm.job_id()), config, world)
-        interruption.guard(lock.check)
-        interruption.watch_time_limit()
+        provenance.write_start(config.folder.start(program, queries.job_id()), config, world)
+        signals.guard(lock.check)
+        signals.watch_time_limit()
     return lock
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from vitas import slurm
 from vitas.distributed import World
 from vitas.files import write_text
-from vitas.settings import Settings
+from vitas.section import Section
+from vitas.slurm import queries
 
 _PACKAGES = (
     "vitas", "torch", "torchvision", "timm", "pymoo", "numpy", "pillow", "pyyaml", "pydantic", "tensorboard",
@@ -31,9 +31,9 @@ _PREFIXES = (
 _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 
 
-def write_start(folder: Path, config: Settings, world: World) -> None:
+def write_start(folder: Path, config: Section, world: World) -> None:
     """Write `config.yaml`, with every default resolved, and `environment.json` to a start's folder."""
-    write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_text(folder / "environment.json", json.dumps(environment(world), indent=2) + "\n")
 
 
@@ -53,8 +53,8 @@ def environment(world: World) -> dict:
         "device": torch.cuda.get_device_name(world.device) if on_gpu else "cpu",
         "processes": world.size,
         "threads": torch.get_num_threads(),
-        "slurm_job": slurm.job_id(),
-        "slurm_restarts": slurm.restarts(),
+        "slurm_job": queries.job_id(),
+        "slurm_restarts": queries.restarts(),
         "variables": {
             name: value
             for name, value in sorted(os.environ.items())

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from vitas import slurm
 from vitas.distributed import World
-from vitas.files import RunFolder
+from vitas.run import RunFolder
+from vitas.slurm import queries
 
 
 class Report:
@@ -28,7 +28,7 @@ class Report:
         self._speaks = world.is_main
         self._console = Console()
         self._bar: Progress | None = None
-        self._log = folder.log(stage, slurm.job_id())
+        self._log = folder.log(stage, queries.job_id())
         self._events = folder.events(stage)
         self._writer: SummaryWriter | None = None
         if self._speaks:

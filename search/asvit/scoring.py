@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from search.measurements import Measurements
+from search.scoring import MeasurementJournal
+from vitas.asvit.genotype import Genotype
+from vitas.asvit.scores import Scores, mean_scores, score_once
 from vitas.config import RunConfig
-from vitas.data import channels, normalize, spread_images
+from vitas.data.images import channels, normalize, spread_images
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
-from vitas.scores import Scores, mean_scores, score_once
-from vitas.space import Genotype
 
 
 class GenotypeScorer:
@@ -36,21 +36,21 @@ class GenotypeScorer:
             "batch_size": settings.batch_size,
             "images": "noise" if images is None else hashlib.blake2b(images.numpy(), digest_size=16).hexdigest(),
         }
-        self._measured = Measurements(path, origin, _read, "scored initialisations", report, world)
+        self._journal = MeasurementJournal(path, origin, _read, _record, "scored initialisations", report, world)
 
     @property
     def count(self) -> int:
         """How many initialisations have been scored."""
-        return len(self._measured.values)
+        return len(self._journal.known)
 
-    def of(self, genotypes: Sequence[Genotype]) -> list[Scores]:
+    def score(self, genotypes: Sequence[Genotype]) -> list[Scores]:
         """The mean scores of genotypes over `search.repeat` initialisations, in order."""
         repeat = self._config.search.repeat
         units = [(genotype, index) for genotype in genotypes for index in range(repeat)]
-        found = self._measured.of(units, self._score, _record, self._world.size)
-        return [mean_scores(found[i : i + repeat]) for i in range(0, len(found), repeat)]
+        scores = self._journal.measure(units, self._score_one, self._world.size)
+        return [mean_scores(scores[i : i + repeat]) for i in range(0, len(scores), repeat)]
 
-    def _score(self, unit: tuple[Genotype, int]) -> Scores:
+    def _score_one(self, unit: tuple[Genotype, int]) -> Scores:
         config, settings = self._config, self._config.search
         genotype, index = unit
         return score_once(

@@ -11,20 +11,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.core.evaluator import Evaluator
-from pymoo.core.problem import Problem
-from pymoo.operators.crossover.ux import UniformCrossover
-from pymoo.problems.static import StaticProblem
 from torch.distributions import Categorical
 
 from search.asvit.scoring import GenotypeScorer
-from search.evolution import DrawGenesAnew, OnlyNew
+from search.evolution import Evolution
+from search.operators import DrawGenesAnew, DropKnown, UniformCrossover
+from vitas.asvit.genotype import Genotype, GenotypeSpace
+from vitas.asvit.scores import Scores
 from vitas.config import RunConfig
 from vitas.distributed import World, broadcast, stream_seed
 from vitas.report import Report
-from vitas.scores import Scores
-from vitas.space import Genotype, GenotypeSpace
 
 # Steps over whose scores the range is taken that a change is measured in.
 WINDOW = 20
@@ -96,21 +92,23 @@ def reinforce(
     settings = config.search
     policy = Policy(space.gene_counts, settings.lr)
     history: list[Scores] = []
-    baseline = 0.0
+    average = 0.0
     with report.progress(settings.steps, 0, "steps") as update:
         for step in range(settings.steps):
             rng = np.random.default_rng(stream_seed(config.seed, "topology", step))
             # Rank 0 alone draws: probabilities may differ in their last bit from machine to machine.
             genome = broadcast(policy.sample(rng) if world.is_main else None, world)
-            (scores,) = scorer.of([space.decode(genome)])
+            (scores,) = scorer.score([space.decode(genome)])
             history.append(scores)
             gained = reward(history)
-            baseline = settings.baseline_decay * baseline + (1 - settings.baseline_decay) * gained
+            average = settings.baseline_decay * average + (1 - settings.baseline_decay) * gained
+            # It began at 0: of the first steps the average is too small by this factor, as Adam's are.
+            baseline = average / (1 - settings.baseline_decay ** (step + 1))
             policy.update(genome, gained - baseline)
-            told = f"entropy {policy.entropy:.2f}"
-            update(step + 1, told)
+            text = f"entropy {policy.entropy:.2f}"
+            update(step + 1, text)
             if (step + 1) % WINDOW == 0 or step + 1 == settings.steps:
-                _tell(step + 1, settings.steps, history, told, report)
+                _report_window(step + 1, settings.steps, history, text, report)
             learnt = {"reward": gained, "baseline": baseline, "entropy": policy.entropy}
             report.scalars(step, _scalars(scores) | learnt)
     return space.decode(broadcast(policy.likeliest if world.is_main else None, world))
@@ -120,34 +118,34 @@ def nsga2(config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, repor
     """Of `search.steps` different topologies, evolved on both scores, the one with the least sum of ranks."""
     steps, counts = config.search.steps, space.gene_counts
     size = min(config.search.population, steps)
-    algorithm = NSGA2(
-        pop_size=size,
-        sampling=space.sample_genomes(np.random.default_rng(stream_seed(config.seed, "first topologies")), size),
+    evolution = Evolution(
+        world,
+        config.seed,
+        "evolution of topologies",
+        counts,
+        lambda: space.sample_genomes(np.random.default_rng(stream_seed(config.seed, "first topologies")), size),
+        size,
+        objectives=2,
         crossover=UniformCrossover(),
         mutation=DrawGenesAnew(counts, 1 / np.count_nonzero(counts > 1)),
-        eliminate_duplicates=OnlyNew(),
+        eliminate_duplicates=DropKnown(),
     )
-    problem = Problem(n_var=counts.size, n_obj=2, xl=0, xu=counts - 1, vtype=int)
-    seed = stream_seed(config.seed, "evolution of topologies") % 2**32
-    algorithm.setup(problem, termination=("n_eval", steps), seed=seed)
     known: dict[Genotype, Scores] = {}
     with report.progress(steps, 0, "topologies") as update:
         while len(known) < steps:
-            proposed = algorithm.ask() if world.is_main else None
-            genomes = broadcast(proposed.get("X").astype(np.int64) if world.is_main else None, world)
+            genomes = evolution.ask()
             genotypes = [space.decode(genome) for genome in genomes][: steps - len(known)]
             if not genotypes:
                 report.line("there is no topology that was not proposed before")
                 break
-            for genotype, scores in zip(genotypes, scorer.of(genotypes), strict=True):
+            for genotype, scores in zip(genotypes, scorer.score(genotypes), strict=True):
                 report.scalars(len(known), _scalars(scores))
                 known[genotype] = scores
             update(len(known), "")
-            _tell(len(known), steps, list(known.values()), "", report)
-            if world.is_main and len(genotypes) == len(genomes):
-                values = [[-s.length_distortion, min(s.ntk_condition, 1e30)] for s in map(known.get, genotypes)]
-                Evaluator().eval(StaticProblem(algorithm.problem, F=np.array(values)), proposed)
-                algorithm.tell(infills=proposed)
+            _report_window(len(known), steps, list(known.values()), "", report)
+            if len(genotypes) == len(genomes):
+                found = [known[genotype] for genotype in genotypes]
+                evolution.tell(np.array([[-s.length_distortion, min(s.ntk_condition, 1e30)] for s in found]))
     return list(known)[best_of_ranks(list(known.values()))]
 
 
@@ -171,13 +169,13 @@ def _scalars(scores: Scores) -> dict[str, float]:
     return {"length_distortion": scores.length_distortion, "ntk_condition": scores.ntk_condition}
 
 
-def _tell(done: int, total: int, history: Sequence[Scores], told: str, report: Report) -> None:
+def _report_window(done: int, total: int, history: Sequence[Scores], text: str, report: Report) -> None:
     window = history[-WINDOW:]
     distortion = sum(scores.length_distortion for scores in window) / len(window)
     condition = sum(scores.ntk_condition for scores in window) / len(window)
     report.log_only(
         f"{done}/{total} topologies  of the last {len(window)}: length distortion {distortion:.3f}  "
-        f"NTK condition {condition:.1f}  {told}".rstrip()
+        f"NTK condition {condition:.1f}  {text}".rstrip()
     )
 
 

@@ -22,8 +22,8 @@ from tests.cluster.slurm import Slurm, wait_for
 from tests.processes import REPOSITORY, run
 from tests.test_resume import assert_equal
 from vitas import cli
-from vitas.launch.cluster import load_cluster, sbatch_options
-from vitas.space.found import read_found
+from vitas.catalog import read_found
+from vitas.slurm.cluster import load_cluster, sbatch_options
 
 pytestmark = pytest.mark.slow
 

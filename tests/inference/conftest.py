@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retrain.training import retrain
+from retrain.retrain import retrain
 from tests.conftest import small_run
 from vitas import config as configuration
 from vitas.distributed import World

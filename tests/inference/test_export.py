@@ -18,10 +18,10 @@ from safetensors import safe_open
 
 import vitas
 from inference import commands, formats
-from inference.chosen import choose
-from inference.exporting import export, images_to_compare
-from inference.predicting import predictions_of
-from inference.testing import test as measure
+from inference.export import export, images_to_compare
+from inference.network import trained_network
+from inference.predict import predictions_of
+from inference.test import test as measure
 from tests.inference.conftest import TEXT
 from tests.processes import REPOSITORY, command
 from vitas import Architecture, VisionTransformer, load_weights
@@ -212,7 +212,7 @@ def test_averaged_weights_go_out_under_a_name_of_their_own(learnt, tmp_path):
 
 def test_logits_are_compared_on_test_images_of_several_classes(learnt, network):
     config = configuration.load(learnt)
-    images, source = images_to_compare(choose(config))
+    images, source = images_to_compare(trained_network(config))
     assert images.shape == (16, 3, 32, 32)
     assert source == f"images of {config.test.data.data_dir}"
     paths = sorted(Path(config.test.data.data_dir).glob("*/*.png"))
@@ -239,7 +239,7 @@ def test_the_pages_example_classifies_as_predict_does(exported, learnt, digits, 
     Image.open(picture).resize((75, 51)).save(tmp_path / "picture.jpg")
     exec(compile(code, "docs/export.md", "exec"), {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    (expected,) = predictions_of(choose(configuration.load(learnt)), [tmp_path / "picture.jpg"], top=5)
+    (expected,) = predictions_of(trained_network(configuration.load(learnt)), [tmp_path / "picture.jpg"], top=5)
     assert [name for name, _ in lines] == [str(label) for label in expected.labels]
     assert [float(share) for _, share in lines] == pytest.approx(expected.probabilities, abs=1e-3)
 

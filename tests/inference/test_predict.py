@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from inference import commands
-from inference.testing import test as measure
+from inference.test import test as measure
 from vitas import VisionTransformer
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
-from vitas.data import EvaluationSet
+from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 
 

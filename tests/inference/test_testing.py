@@ -4,17 +4,17 @@ import shutil
 import pytest
 import torch
 
-from inference.testing import test as measure
-from retrain.training import retrain
+from inference.test import test as measure
+from retrain.retrain import retrain
 from tests.processes import run
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
-from vitas.data import EvaluationSet
+from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.interruption import Interrupted
 from vitas.models import VisionTransformer
 from vitas.released import read_model
+from vitas.slurm.signals import Interrupted
 
 ARCHITECTURE = "retrain.architecture=p8-e32-token-h2q96m64x2"
 TRAINED = [ARCHITECTURE, "retrain.epochs=3", "retrain.warmup_epochs=0", "retrain.keep=0", "retrain.ema_decay=0.9"]

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.testing import test as measure
-from retrain.tokens import TokenSchedule
-from retrain.training import retrain
+from inference.test import test as measure
+from retrain.retrain import retrain
+from retrain.token_schedule import TokenSchedule
 from tests.processes import ENVIRONMENT, REPOSITORY
 from tests.test_resume import assert_equal
 from vitas import VisionTransformer

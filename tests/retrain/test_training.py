@@ -5,16 +5,16 @@ import pytest
 import torch
 import yaml
 
-from inference.testing import test as measure
-from retrain.training import retrain
-from search.evolution import sample
-from search.supernet_training import search
+from inference.test import test as measure
+from retrain.retrain import retrain
+from search.sample import sample
+from search.search import search
 from tests.conftest import small_run
 from vitas import config as configuration
+from vitas.architecture import Architecture
 from vitas.checkpoint import CheckpointFolder, read
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.space import Architecture
 
 TEXT = "p8-e32-token-h2q96m64x2"
 

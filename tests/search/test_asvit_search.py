@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import yaml
 
-from inference.testing import test as measure
-from retrain.training import retrain
+from inference.test import test as measure
+from retrain.retrain import retrain
 from search.asvit import scoring, topology
-from search.asvit.growth import larger
-from search.asvit.stage import search
+from search.asvit.search import larger, search
 from search.asvit.topology import Policy, best_of_ranks, reward
 from tests.processes import run
 from vitas import config as configuration
-from vitas import interruption
+from vitas.asvit.genotype import Genotype, GenotypeSpace
+from vitas.asvit.scores import Scores
+from vitas.catalog import read_found
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.interruption import Interrupted
-from vitas.scores import Scores
-from vitas.space import Genotype, GenotypeSpace
-from vitas.space.found import read_found
+from vitas.slurm import signals
+from vitas.slurm.signals import Interrupted
 
 TOPOLOGY = "8,2,3|4,1,2|4,1,4|4,1,6|32"
 
@@ -177,7 +176,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(asvit, formula,
     stopped = configuration.load(path, [f"save_path={tmp_path / 'stopped'}"])
     asked = iter([None] * 4 + ["SIGTERM"] + [None] * 8 + ["SIGTERM"])
     with monkeypatch.context() as patched:
-        patched.setattr(interruption, "requested", lambda world, at_once: next(asked))
+        patched.setattr(signals, "requested", lambda world, at_once: next(asked))
         for _ in range(2):
             with pytest.raises(Interrupted):
                 search(stopped, World())

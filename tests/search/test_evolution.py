@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import yaml
 
-from search.evolution import initial_population, sample
-from search.supernet_training import find_identity_probability, search
+from search.sample import sample
+from search.search import search
+from search.subnets import subnets_to_train
 from tests.processes import run
 from vitas import config as configuration
-from vitas.cost import Budget, SpaceCosts
+from vitas.architecture import Architecture
+from vitas.budget import Budget, MacsModel, draw_in_budget
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
-from vitas.space import Architecture
 
 
 @pytest.fixture
@@ -102,10 +103,10 @@ def test_a_space_with_few_members_in_the_budget_is_exhausted(make_config) -> Non
 
 
 def test_initial_population_is_distinct_and_inside(small_space) -> None:
-    costs = SpaceCosts(small_space, 32, 10)
+    costs = MacsModel(small_space, 32, 10)
     all_macs = costs.macs(small_space.sample_genomes(np.random.default_rng(1), 500))
     budget = Budget(int(np.quantile(all_macs, 0.5)), int(np.quantile(all_macs, 0.55)))
-    genomes = initial_population(costs, budget, 20, np.random.default_rng(0))
+    genomes = draw_in_budget(costs, budget, 20, np.random.default_rng(0))
     assert len(np.unique(genomes, axis=0)) == len(genomes) == 20
     assert all(macs in budget for macs in costs.macs(genomes))
 
@@ -113,9 +114,9 @@ def test_initial_population_is_distinct_and_inside(small_space) -> None:
 def test_identity_probability_is_the_yamls_or_that_of_the_budget(make_config) -> None:
     path = make_config()
     given = configuration.load(path, ["search.identity_probability=0.3"])
-    assert find_identity_probability(given, Report("search", given.folder, World()), World()) == 0.3
+    assert subnets_to_train(given, Report("search", given.folder, World()), World()) == 0.3
     config = configuration.load(path)
-    probability = find_identity_probability(config, Report("search", config.folder, World()), World())
+    probability = subnets_to_train(config, Report("search", config.folder, World()), World())
     genomes = config.space.sample_genomes(np.random.default_rng(5), 4000, probability)
     budget = config.sample.budget
     assert config.costs.macs(genomes).mean() == pytest.approx((budget.minimum + budget.maximum) / 2, rel=0.05)
@@ -123,11 +124,11 @@ def test_identity_probability_is_the_yamls_or_that_of_the_budget(make_config) ->
 
 @pytest.mark.slow
 def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_config) -> None:
-    from search.evolution import Scorer
-    from search.supernet_training import build_supernet
+    from search.scoring import SupernetScorer
+    from search.search import build_supernet
     from vitas import checkpoint
     from vitas.checkpoint import CheckpointFolder
-    from vitas.data import EvaluationSet
+    from vitas.data.evaluation import EvaluationSet
 
     config = configuration.load(make_config(), ["search.epochs=12", "search.lr=3e-3", "search.warmup_epochs=1"])
     search(config, World())
@@ -137,10 +138,10 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
     wide = config.space.largest
     trained = build_supernet(config, World()).eval()
     checkpoint.load_weights(trained, CheckpointFolder(config.folder.checkpoints("search")).resolve())
-    [score] = Scorer(config, trained, images, report, World()).score([wide], 0)
+    [score] = SupernetScorer(config, trained, images, report, World()).score([wide], 0)
     config.folder.population.unlink()
     random_weights = build_supernet(config, World()).eval()
-    [random_score] = Scorer(config, random_weights, images, report, World()).score([wide], 0)
+    [random_score] = SupernetScorer(config, random_weights, images, report, World()).score([wide], 0)
     assert score > random_score + 10
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import yaml
 
-from search import speeds as module
-from search.evolution import sample
-from search.speeds import Speeds
-from search.supernet_training import find_identity_probability, search
+from search import measured_speed as module
+from search.measured_speed import SpeedMeter
+from search.sample import sample
+from search.search import search
+from search.subnets import subnets_to_train
 from vitas import config as configuration
-from vitas.cost import Budget, SpeedModel
+from vitas.budget import Budget, SpeedModel
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
@@ -86,7 +87,7 @@ def test_scores_of_a_search_with_another_kind_of_budget_do_not_count(make_config
     sample(counted, World())
     # A range between two measured subnets, and a device that slows down: the model proposes, nothing keeps to it.
     timed = load(make_config, 1, 2)
-    speeds = Speeds(timed, report(timed), World())
+    speeds = SpeedMeter(timed, report(timed), World())
     speeds.model()
     middle = np.sort(speeds.of(clock))[16:48]
     widest = np.argmax(np.diff(middle))
@@ -98,16 +99,16 @@ def test_scores_of_a_search_with_another_kind_of_budget_do_not_count(make_config
 
 def test_speeds_at_another_batch_size_are_refused(make_config, clock):
     config = load(make_config, 1000, 1600)
-    Speeds(config, report(config), World()).model()
+    SpeedMeter(config, report(config), World()).model()
     other = load(make_config, 1000, 1600, "sample.budget.batch_size=4")
     with pytest.raises(UserError, match=r"holds measured speeds made with another batch_size"):
-        Speeds(other, report(other), World())
+        SpeedMeter(other, report(other), World())
 
 
 def test_random_subnets_are_trained_at_the_speed_of_the_budgets_middle(make_config, clock):
     config = load(make_config, 1200, 1400)
-    probability = find_identity_probability(config, report(config, "search"), World())
-    model = Speeds(config, report(config), World()).model()
+    probability = subnets_to_train(config, report(config, "search"), World())
+    model = SpeedMeter(config, report(config), World()).model()
     genomes = config.space.sample_genomes(np.random.default_rng(7), 4000, probability)
     assert 0 < probability < 1
     assert 1 / (1 / model.of(genomes)).mean() == pytest.approx(1300, rel=0.05)
@@ -132,7 +133,7 @@ def test_the_model_of_speed_predicts_what_it_has_not_seen(vitas_spaces):
 
 def test_a_real_measurement_of_this_machine(make_config):
     config = load(make_config, 1, 10**9)
-    measured = Speeds(config, report(config), World())
+    measured = SpeedMeter(config, report(config), World())
     smallest = config.space.decode(config.space.encode(config.space.largest) * 0)
     slow, fast = measured.of([config.space.largest, smallest])
     assert 0 < slow < fast

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitas import Genotype, GenotypeSpace, StagedTransformer, create_model
-from vitas.errors import UserError
-from vitas.scores import (
+from vitas.asvit.scores import (
     Scores,
     circle_basis,
     length_distortion,
@@ -21,6 +20,7 @@ from vitas.scores import (
     score,
     score_once,
 )
+from vitas.errors import UserError
 
 REFERENCE = "4,2,2,1|2,1,2,2|3,1,3,1|2,1,2,1|16,16"
 # Odd kernels with their uneven paddings, dims that the heads do not divide, windows of several tokens at 32 x 32.

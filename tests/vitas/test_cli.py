@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from vitas import cost, zoo
+from vitas.architecture import Architecture
+from vitas.catalog import Found, write_found
 from vitas.cli import main
-from vitas.files import RunFolder
-from vitas.space import Architecture
-from vitas.space.found import Found, write_found
+from vitas.run import RunFolder
 
 # As large as those of ViTAS-F.
 NUMBERS = {

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from vitas import Architecture, interruption
+from vitas import Architecture
+from vitas.catalog import Found, write_found, zoo
 from vitas.config import load
 from vitas.errors import UserError
 from vitas.program import run_stages
-from vitas.space.found import Found, write_found
-from vitas.space.published import zoo
+from vitas.slurm import signals
 
 ALL_STAGES = ("search", "sample", "retrain", "test")
 BLOCK = {"heads": 2, "qkv_dim": 96, "mlp_dim": 64}
@@ -322,8 +322,8 @@ def run_search(monkeypatch, *arguments: object, **environment: str) -> list[str]
     stages = SimpleNamespace(search=lambda *_: ran.append("search"), sample=lambda *_: ran.append("sample"))
     monkeypatch.setitem(sys.modules, "stages", stages)
     # This process keeps its own signal handlers.
-    monkeypatch.setattr(interruption, "listen", lambda: None)
-    monkeypatch.setattr(interruption, "guard", lambda check: None)
+    monkeypatch.setattr(signals, "listen", lambda: None)
+    monkeypatch.setattr(signals, "guard", lambda check: None)
     run_stages("search", "", {"search": "stages", "sample": "stages"})
     return ran
 

@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitas import VisionTransformer, create_model, zoo
-from vitas.cost import Budget, SpaceCosts, images_per_second
+from vitas.architecture import CONVENTIONS
+from vitas.budget import Budget, MacsModel
 from vitas.errors import UserError
-from vitas.space.counts import CONVENTIONS
+from vitas.evaluate import images_per_second
 
 IMAGE_SIZE, NUM_CLASSES = 16, 10
 
@@ -85,7 +86,7 @@ def test_an_unknown_convention_is_refused(small_space):
 @cache
 def costs_and_members(space, convention="released"):
     """The counter of a tiny space and the MACs of all its members, ascending."""
-    costs = SpaceCosts(space, IMAGE_SIZE, NUM_CLASSES, convention)
+    costs = MacsModel(space, IMAGE_SIZE, NUM_CLASSES, convention)
     genomes = np.stack(np.meshgrid(*map(np.arange, space.gene_counts), indexing="ij"), axis=-1)
     genomes = genomes.reshape(-1, space.gene_counts.size)
     return costs, np.unique(costs.macs(genomes[space.columns(genomes).active.any(axis=1)]))
@@ -98,7 +99,7 @@ def distances(macs: np.ndarray, budget: Budget) -> np.ndarray:
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_costs_of_a_population_are_those_of_its_members(tiny_space, all_genomes, convention):
     genomes = all_genomes(tiny_space)
-    counted = SpaceCosts(tiny_space, IMAGE_SIZE, NUM_CLASSES, convention).macs(genomes)
+    counted = MacsModel(tiny_space, IMAGE_SIZE, NUM_CLASSES, convention).macs(genomes)
     assert counted.dtype == np.int64
     assert counted.tolist() == [tiny_space.decode(g).macs(IMAGE_SIZE, NUM_CLASSES, convention) for g in genomes]
 
@@ -107,7 +108,7 @@ def test_costs_of_a_population_are_those_of_its_members(tiny_space, all_genomes,
 def test_costs_of_random_members_of_random_spaces(spaces, data, seed, convention):
     space = data.draw(spaces)
     genomes = space.sample_genomes(np.random.default_rng(seed), 5)
-    counted = SpaceCosts(space, 48, 7, convention).macs(genomes)
+    counted = MacsModel(space, 48, 7, convention).macs(genomes)
     assert counted.tolist() == [space.decode(genome).macs(48, 7, convention) for genome in genomes]
 
 
@@ -148,7 +149,7 @@ def test_nearest_and_require_agree_with_every_member(tiny_spaces, kind, conventi
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_move_into_stays_in_the_space_and_comes_no_farther_from_any_budget(spaces, data, seed):
     space = data.draw(spaces)
-    costs = SpaceCosts(space, IMAGE_SIZE, NUM_CLASSES)
+    costs = MacsModel(space, IMAGE_SIZE, NUM_CLASSES)
     low, high = sorted(data.draw(st.integers(0, space.largest.macs(16, 10) * 2)) for _ in range(2))
     budget, rng = Budget(low, high), np.random.default_rng(seed)
     genomes = space.sample_genomes(rng, 20)
@@ -163,7 +164,7 @@ def test_move_into_stays_in_the_space_and_comes_no_farther_from_any_budget(space
 def test_move_into_brings_random_genomes_into_the_published_budgets(vitas_spaces, name, numbers):
     """Most of them: a row from which every single change leads away stays outside."""
     space = vitas_spaces[name]
-    costs, rng = SpaceCosts(space, 224, 1000), np.random.default_rng(0)
+    costs, rng = MacsModel(space, 224, 1000), np.random.default_rng(0)
     budget = Budget(int(0.98 * numbers[0]), int(1.02 * numbers[0]))
     genomes = space.sample_genomes(rng, 100)
     assert (distances(costs.macs(genomes), budget) == 0).mean() < 0.1
@@ -208,7 +209,7 @@ def test_random_subnets_cost_the_middle_of_the_budget_on_average(tiny_spaces, sh
 
 
 def test_identity_probability_is_zero_where_full_depth_is_below_the_middle(small_space):
-    costs = SpaceCosts(small_space, 32, 10)
+    costs = MacsModel(small_space, 32, 10)
     dearest = small_space.largest.macs(32, 10, "released")
     assert costs.identity_probability(Budget(dearest, dearest)) == 0
 

@@ -13,19 +13,11 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from vitas.data import (
-    Augmentation,
-    EvaluationData,
-    EvaluationSet,
-    TrainingData,
-    TrainingLoader,
-    WeakAugmentation,
-    check_image_folder,
-    decode,
-    find_pictures,
-)
 from vitas.data.digits import write_digits
-from vitas.data.training import posterize
+from vitas.data.evaluation import EvaluationSet
+from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
+from vitas.data.images import decode, find_pictures
+from vitas.data.training import TrainingLoader, posterize
 from vitas.distributed import World
 from vitas.errors import UserError
 

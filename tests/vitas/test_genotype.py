@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitas import Genotype, GenotypeSpace
+from vitas.asvit.genotype import Stage
 from vitas.errors import UserError
-from vitas.space import Stage
 
 # As-ViT Large and its seed topology, as published.
 LARGE = "8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180"

@@ -11,7 +11,7 @@ from torch import nn
 
 from vitas import Architecture, VisionTransformer
 from vitas.errors import UserError
-from vitas.models.huggingface import write_huggingface_folder
+from vitas.huggingface import write_huggingface_folder
 
 # Not registered, and with identities, which stochastic depth counts.
 TEXT = "p8-e20-mean-id-h2q18m30-id-h3q36m10"

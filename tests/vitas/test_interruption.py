@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from tests.processes import ENVIRONMENT, REPOSITORY, command, run
-from vitas import interruption, slurm
 from vitas.distributed import World
-from vitas.slurm import SlurmError, TimeLimit
+from vitas.slurm import queries, signals
+from vitas.slurm.queries import SlurmError, TimeLimit
 
 
 @pytest.fixture
 def listening(monkeypatch):
     """This process listens, and forgets it all afterwards."""
-    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     for name, value in (("_received", 0), ("_deadline", None), ("_pending", None), ("_guard", None)):
-        monkeypatch.setattr(interruption, name, value)
-    interruption.listen()
+        monkeypatch.setattr(signals, name, value)
+    signals.listen()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -28,10 +28,10 @@ def listening(monkeypatch):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_a_signal_is_remembered_instead_of_died_of(listening, name):
-    assert interruption.requested(World()) is None
+    assert signals.requested(World()) is None
     os.kill(os.getpid(), getattr(signal, name))
-    assert interruption.requested(World()) == name
-    assert interruption.requested(World()) == name
+    assert signals.requested(World()) == name
+    assert signals.requested(World()) == name
 
 
 def test_the_second_ctrl_c_stops_at_once(listening):
@@ -61,12 +61,12 @@ def test_a_run_stops_a_margin_before_its_time_limit(listening, monkeypatch, limi
         return limit
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(slurm, "time_limit", time_limit)
+    monkeypatch.setattr(queries, "time_limit", time_limit)
     monkeypatch.delenv("VITAS_STOP_MARGIN", raising=False)
     if margin:
         monkeypatch.setenv("VITAS_STOP_MARGIN", margin)
-    interruption.watch_time_limit()
-    assert interruption.requested(World()) == ("the time limit" if stops else None)
+    signals.watch_time_limit()
+    assert signals.requested(World()) == ("the time limit" if stops else None)
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a_signal_to_a_program_and_its_workers_loses_no_step(make_config, tmp_pa
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == interruption.EXIT_CODE, output
+    assert process.returncode == signals.EXIT_CODE, output
     assert output.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
     (said,) = [line for line in output.splitlines() if "stops after step" in line]
     step = int(said.split("stops after step ")[1].split()[0])

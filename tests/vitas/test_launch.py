@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.processes import ENVIRONMENT, REPOSITORY
-from vitas import cli, config, slurm
+from vitas import cli, config
+from vitas.architecture import IDENTITY, Architecture
+from vitas.catalog import zoo
+from vitas.config import find
 from vitas.errors import UserError
-from vitas.launch import local, submission
-from vitas.launch.cluster import Cluster, fill_in, load_cluster, sbatch_options
-from vitas.launch.configs import find_config
-from vitas.launch.submission import StageJob, Submitted
-from vitas.slurm import Partition
-from vitas.space import IDENTITY, Architecture
-from vitas.space.published import zoo
+from vitas.slurm import local, queries, submission
+from vitas.slurm.cluster import Cluster, fill_in, load_cluster, sbatch_options
+from vitas.slurm.queries import Partition
+from vitas.slurm.submission import StageJob, Submitted
 
 PARTITIONS = [Partition("gpu", True, 6, 8, 64, "1-00:00:00"), Partition("cpu", False, 1, 0, 2, "infinite")]
 
@@ -26,8 +26,8 @@ PARTITIONS = [Partition("gpu", True, 6, 8, 64, "1-00:00:00"), Partition("cpu", F
 @pytest.fixture
 def cluster(monkeypatch):
     """A cluster of two partitions, which nothing can be submitted to."""
-    monkeypatch.setattr(slurm, "installed", lambda: True)
-    monkeypatch.setattr(slurm, "partitions", lambda: PARTITIONS)
+    monkeypatch.setattr(queries, "installed", lambda: True)
+    monkeypatch.setattr(queries, "partitions", lambda: PARTITIONS)
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def test_a_configuration_is_found_by_path_or_name(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
     configs = REPOSITORY / "configs"
-    assert find_config("mine.yaml", "search").samefile(tmp_path / "mine.yaml")
-    assert find_config("mine", "search").samefile(tmp_path / "mine.yaml")
-    assert find_config(str(tmp_path / "mine.yaml"), "retrain") == tmp_path / "mine.yaml"
-    assert find_config("ViTAS_1.3G.yaml", "retrain").samefile(configs / "retrain" / "ViTAS_1.3G.yaml")
-    assert find_config("ViTAS_1.3G", "inference").samefile(configs / "inference" / "ViTAS_1.3G.yaml")
-    assert find_config("quickstart.yaml", "search").samefile(configs / "quickstart.yaml")
+    assert find("mine.yaml", "search").samefile(tmp_path / "mine.yaml")
+    assert find("mine", "search").samefile(tmp_path / "mine.yaml")
+    assert find(str(tmp_path / "mine.yaml"), "retrain") == tmp_path / "mine.yaml"
+    assert find("ViTAS_1.3G.yaml", "retrain").samefile(configs / "retrain" / "ViTAS_1.3G.yaml")
+    assert find("ViTAS_1.3G", "inference").samefile(configs / "inference" / "ViTAS_1.3G.yaml")
+    assert find("quickstart.yaml", "search").samefile(configs / "quickstart.yaml")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_configuration_is_found_by_path_or_name(tmp_path, monkeypatch):
 )
 def test_a_name_that_does_not_exist_lists_the_near_ones(name, hint):
     with pytest.raises(UserError, match=rf"{name}: no such file, here or in configs/retrain/; {hint}"):
-        find_config(name, "retrain")
+        find(name, "retrain")
 
 
 # The configurations that come with the project
@@ -231,7 +231,7 @@ def test_where_one_job_of_a_chain_is_refused_none_stays(cluster, make_config, ca
         return Submitted(job, "7", Path("log"))
 
     monkeypatch.setattr(submission, "submit", submit)
-    monkeypatch.setattr(slurm, "cancel", cancelled.append)
+    monkeypatch.setattr(queries, "cancel", cancelled.append)
     code, output, error = launched(capsys, "search", make_config(), "--chain")
     assert (code, output, error) == (2, "", "error: Slurm refuses the job: enough\n")
     assert cancelled == ["7"]
@@ -264,7 +264,7 @@ def test_a_mistake_is_refused_in_one_line(cluster, make_config, capsys, tmp_path
 
 
 def test_without_slurm_it_says_what_to_do(monkeypatch, make_config, capsys):
-    monkeypatch.setattr(slurm, "installed", lambda: False)
+    monkeypatch.setattr(queries, "installed", lambda: False)
     code, _, error = launched(capsys, "search", make_config())
     assert code == 2
     assert error == "error: no Slurm here (sbatch is not on PATH); add --local to run on this machine\n"
@@ -272,12 +272,12 @@ def test_without_slurm_it_says_what_to_do(monkeypatch, make_config, capsys):
 
 def test_a_controller_that_is_down_is_told_in_one_line(cluster, monkeypatch, make_config, capsys, tmp_path):
     def partitions() -> list:
-        raise slurm.SlurmError("Unable to contact slurm controller (connect failure)")
+        raise queries.SlurmError("Unable to contact queries controller (connect failure)")
 
-    monkeypatch.setattr(slurm, "partitions", partitions)
+    monkeypatch.setattr(queries, "partitions", partitions)
     code, _, error = launched(capsys, "search", make_config())
     assert code == 2
-    assert error == "error: Slurm does not answer: Unable to contact slurm controller (connect failure)\n"
+    assert error == "error: Slurm does not answer: Unable to contact queries controller (connect failure)\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.processes import REPOSITORY
-from vitas import slurm
 from vitas.errors import UserError
-from vitas.lock import Holder, Lock, _started
+from vitas.slurm import queries
+from vitas.slurm.lock import Holder, Lock, _started
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_process_of_another_machine_is_taken_to_live(path):
 def test_a_job_that_has_not_ended_holds_its_lock(path, monkeypatch, state):
     left_by(path, job="12", host="elsewhere")
     in_job(monkeypatch, "13")
-    monkeypatch.setattr(slurm, "state", {"12": state}.__getitem__)
+    monkeypatch.setattr(queries, "state", {"12": state}.__getitem__)
     with pytest.raises(UserError, match=r"is being written by Slurm job 12 of .* on elsewhere"):
         Lock(path)
     assert holder(path).job == "12"
@@ -80,17 +80,17 @@ def test_a_job_that_has_not_ended_holds_its_lock(path, monkeypatch, state):
 @pytest.mark.parametrize("state", [None, "CANCELLED", "FAILED", "TIMEOUT", "COMPLETED", "NODE_FAIL"])
 def test_a_job_that_has_ended_holds_nothing(path, monkeypatch, state):
     left_by(path, job="12", host="elsewhere")
-    monkeypatch.setattr(slurm, "state", {"12": state}.__getitem__)
+    monkeypatch.setattr(queries, "state", {"12": state}.__getitem__)
     Lock(path)
     assert holder(path).job is None
 
 
 def test_where_slurm_does_not_answer_nothing_is_taken_over(path, monkeypatch):
     def state(job: str) -> str:
-        raise slurm.SlurmError("no controller")
+        raise queries.SlurmError("no controller")
 
     left_by(path, job="12")
-    monkeypatch.setattr(slurm, "state", state)
+    monkeypatch.setattr(queries, "state", state)
     with pytest.raises(UserError, match=rf"whether that still runs \(no controller\); if it does not, remove {path}"):
         Lock(path)
 

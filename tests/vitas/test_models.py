@@ -11,9 +11,10 @@ from torch import nn
 
 from vitas import Architecture, SearchSpace, SuperNet, VisionTransformer, create_model, load_weights, released, zoo
 from vitas.errors import UserError
-from vitas.models.supernet import QKV_MODES, SIDES
+from vitas.models.supernet import QKV_MODES
+from vitas.sharing import SCHEMES
 
-SCHEMES = [(sharing, side) for sharing, sides in SIDES.items() for side in sides]
+SCHEMES = [(sharing, side) for sharing, sides in SCHEMES.items() for side in sides]
 # Private to each head count, by qkv mode.
 PRIVATE = {0: set(), 1: {"v"}, 2: {"q", "k"}}
 

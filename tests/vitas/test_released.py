@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from tests.processes import run
 from vitas import cli
 from vitas import config as configuration
+from vitas.architecture import IDENTITY
+from vitas.catalog import zoo
 from vitas.config import RunConfig, load
 from vitas.errors import UserError
 from vitas.released import read_configuration, read_model
 from vitas.released.schema import convert
-from vitas.settings import explain
-from vitas.space import IDENTITY, SearchSpace
-from vitas.space.published import zoo
+from vitas.section import explain
+from vitas.space import SearchSpace
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vitas import slurm
-from vitas.slurm import Partition, SlurmError, TimeLimit
+from vitas.slurm import queries
+from vitas.slurm.queries import Partition, SlurmError, TimeLimit
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def says(monkeypatch):
                 raise text
             return text
 
-        monkeypatch.setattr(slurm, "output", output)
+        monkeypatch.setattr(queries, "output", output)
 
     return say
 
@@ -34,7 +34,7 @@ def says(monkeypatch):
 )
 def test_a_jobs_time_limit(says, printed, limit):
     says(printed)
-    assert slurm.time_limit("7") == limit
+    assert queries.time_limit("7") == limit
 
 
 def test_partitions_with_their_nodes_and_gpus(says):
@@ -43,7 +43,7 @@ def test_partitions_with_their_nodes_and_gpus(says):
         "gpu*|2|gpu:a100:4,gpu:h100:2(IDX:0-1),fs:1|96+|1-00:00:00|infinite\n"
         "cpu|10|(null)|32|n/a|2:00:00\n"
     )
-    assert slurm.partitions() == [
+    assert queries.partitions() == [
         Partition("gpu", True, 6, 8, 96, "1-00:00:00"),
         Partition("cpu", False, 10, 0, 32, "2:00:00"),
     ]
@@ -51,16 +51,16 @@ def test_partitions_with_their_nodes_and_gpus(says):
 
 def test_a_jobs_state(says):
     says("JobId=7 JobName=a b\n   JobState=RUNNING Reason=None Restarts=2\n")
-    assert slurm.state("7") == "RUNNING"
+    assert queries.state("7") == "RUNNING"
     says(SlurmError("slurm_load_jobs error: Invalid job id specified"))
-    assert slurm.state("7") is None
-    says(SlurmError("Unable to contact slurm controller"))
+    assert queries.state("7") is None
+    says(SlurmError("Unable to contact queries controller"))
     with pytest.raises(SlurmError, match="contact"):
-        slurm.state("7")
+        queries.state("7")
 
 
 def test_a_command_that_fails_or_is_not_there_says_so():
     with pytest.raises(SlurmError, match="No such file"):
-        slurm.output("a-command-that-is-not-there")
+        queries.output("a-command-that-is-not-there")
     with pytest.raises(SlurmError, match=r"^one two$"):
-        slurm.output("sh", "-c", "echo one >&2; echo two >&2; exit 3")
+        queries.output("sh", "-c", "echo one >&2; echo two >&2; exit 3")

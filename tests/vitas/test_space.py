@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitas import Architecture, Block, SearchSpace
+from vitas.architecture import IDENTITY
+from vitas.catalog import Found, read_found, write_found
 from vitas.errors import UserError
-from vitas.space import IDENTITY
-from vitas.space.found import Found, read_found, write_found
 
 blocks = st.just(IDENTITY) | st.builds(
     lambda heads, share, mlp: Block(heads, 3 * heads * share, mlp),

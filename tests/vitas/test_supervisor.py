@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import REPOSITORY
-from vitas.launch import supervisor
-from vitas.slurm import SlurmError
+from vitas.slurm import supervisor
+from vitas.slurm.queries import SlurmError
 
 RUNNING = "JobState=RUNNING Restarts=0"
 
@@ -36,7 +36,7 @@ def job(tmp_path):
             (programs / name).write_text(f"#!/bin/bash\n{text}\n")
             (programs / name).chmod(0o755)
         return subprocess.run(
-            [sys.executable, "-m", "vitas.launch.supervisor", "search", config, *overrides],
+            [sys.executable, "-m", "vitas.slurm.supervisor", "search", config, *overrides],
             env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **variables},
             cwd=REPOSITORY,
             capture_output=True,

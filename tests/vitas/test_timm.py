@@ -16,18 +16,19 @@ from timm.data import resolve_model_data_config as data_config_of
 from timm.optim import param_groups_layer_decay
 from timm.utils import AverageMeter, accuracy
 from torch import nn
+from vitas.registry import register_published
 
 import vitas
 from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas import Architecture, VisionTransformer, released, zoo
+from vitas.catalog import Found, write_found
 from vitas.checkpoint import CheckpointFolder
-from vitas.data import EvaluationData, EvaluationSet
+from vitas.data.evaluation import EvaluationSet
+from vitas.data.folders import EvaluationData
 from vitas.distributed import World
-from vitas.engine import evaluate
 from vitas.errors import UserError
+from vitas.evaluate import evaluate
 from vitas.models import vision_transformer
-from vitas.registry import register_published
-from vitas.space.found import Found, write_found
 
 PUBLISHED = ["vitas_a", "vitas_b", "vitas_c", "vitas_e", "vitas_f"]
 # Identities at the front, between blocks and at the end.

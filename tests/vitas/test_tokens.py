@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from vitas.space.network import Network, parse_network
 
 from vitas import Genotype, StagedTransformer, VisionTransformer, create_model, zoo
 from vitas.errors import UserError
-from vitas.space.network import Network, parse_network
 
 VIT = "p4-e32-mean-h2q96m64x2"
 STAGED = "4,2,2,1|2,1,2,2|3,1,3,1|2,1,2,1|16,16"

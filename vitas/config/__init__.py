@@ -7,21 +7,20 @@ anything is built: every message has the key, what it held and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from vitas.config.checks import check, token_mistakes
+from vitas.config.checks import check, check_token_phases
 from vitas.config.sections import (
     AsvitSearch,
-    BudgetRange,
     Growth,
     Model,
     Retrain,
     RunConfig,
     Sample,
     Search,
-    Space,
     Test,
     TokenPhase,
     Training,
@@ -29,24 +28,25 @@ from vitas.config.sections import (
 from vitas.errors import UserError
 from vitas.files import read_text
 from vitas.released import Configuration, read_configuration
-from vitas.settings import explain
+from vitas.section import explain
 
 __all__ = [
     "AsvitSearch",
-    "BudgetRange",
     "Growth",
     "Model",
     "Retrain",
     "RunConfig",
     "Sample",
     "Search",
-    "Space",
     "Test",
     "TokenPhase",
     "Training",
+    "check_token_phases",
+    "find",
     "load",
-    "token_mistakes",
 ]
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] = ()) -> RunConfig:
@@ -73,7 +73,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
 
 
 def _released_warning(path: str | Path, source: Configuration) -> str:
-    without_effect = "\n  ".join(source.told_without_effect())
+    without_effect = "\n  ".join(source.explain_without_effect())
     return (
         f"{path} is a released ViTAS file (`vitas convert {path}` prints what it means here). "
         f"Of its keys, these have no effect:\n  {without_effect}"
@@ -83,3 +83,22 @@ def _released_warning(path: str | Path, source: Configuration) -> str:
 def _mistakes(path: str | Path, source: Configuration, lines: list[str]) -> UserError:
     lines = [source.in_its_words(line) for line in lines]
     return UserError(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
+
+
+def find(name: str, program: str) -> Path:
+    """The path `name`, or `configs/PROGRAM/name`, or `configs/name`; `.yaml` may be left out.
+
+    Raises `UserError` for a name that is none of them, with the near ones.
+    """
+    for folder in (Path(), CONFIGS / program, CONFIGS):
+        for path in (folder / name, folder / f"{name}.yaml"):
+            if path.is_file():
+                return path
+    known = {path.name: path for folder in (CONFIGS, CONFIGS / program) for path in sorted(folder.glob("*.yaml"))}
+    known.pop("cluster.yaml", None)
+    # ViTAS_1.3 should find ViTAS_1.3G.yaml, and vitas_1.3g.yaml too.
+    by_lower = {known_name.lower().removesuffix(".yaml"): known_name for known_name in known}
+    wanted = Path(name).name.lower().removesuffix(".yaml")
+    near = [by_lower[match] for match in get_close_matches(wanted, by_lower, n=3, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
+    raise UserError(f"{name}: no such file, here or in configs/{program}/; {hint}")

@@ -9,31 +9,22 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from vitas.config.sections import BEST, AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
-from vitas.data import check_image_folder, class_names
+from vitas.architecture import Architecture, check_patch_size
+from vitas.asvit.genotype import Genotype, GenotypeSpace
+from vitas.catalog import BEST, AnyArchitecture
+from vitas.config.sections import AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
+from vitas.data.folders import check_image_folder, class_names
 from vitas.errors import UserError
-from vitas.space import (
-    Architecture,
-    Genotype,
-    GenotypeSpace,
-    Network,
-    check_patch_size,
-    costs,
-)
+from vitas.run import STAGES, offered_by
 
 
 def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     """A line for every mistake that types cannot say; of flagged ones of `stages`, in the file system too."""
     model = config.model
-    flagged = [name for name in stages if (section := getattr(config, name)) and section.flag]
+    flagged = config.flagged(stages)
     # Leftovers of stages that do not run should not keep another one from running.
-    searches = any(section is not None and section.flag for section in (config.search, config.sample))
-    space = None
+    searches = bool(config.flagged(("search", "sample")))
     if model.space is not None and searches:
-        try:
-            space = model.space.build()
-        except UserError as error:
-            yield f"model.space.{error}"
         for patch_size in model.space.patch_sizes:
             yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
     elif "sample" in flagged or ("search" in flagged and isinstance(config.search, Search)):
@@ -41,13 +32,11 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     if isinstance(config.search, AsvitSearch):
         yield from _check_asvit(config)
     if config.sample is not None:
+        if not any(offered_by("sample.objectives")[name].is_score for name in config.sample.objectives):
+            yield f"sample.objectives: found {config.sample.objectives}; error or loss must be among them"
         budget = config.sample.budget
-        if budget.minimum > budget.maximum:
-            yield f"sample.budget.minimum: found {budget.minimum}; it must be at most the maximum, {budget.maximum}"
-        elif space is not None and not budget.build().is_speed:
-            yield from _attempt("sample.budget: ", lambda: config.costs.require(budget.build()))
-        if "error" not in config.sample.objectives:
-            yield f"sample.objectives: found {config.sample.objectives}; error must be among them"
+        if model.space is not None and searches and not budget.is_speed:
+            yield from _attempt("sample.budget: ", lambda: config.macs_model.require(budget))
     for name, section in (("search", config.search), ("retrain", config.retrain)):
         if not isinstance(section, Training):
             continue
@@ -89,7 +78,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     ):
         yield from _attempt(
             "retrain.from_supernet: ",
-            lambda: config.space.encode(_of_a_supernet(config.architecture(config.retrain.architecture))),
+            lambda: config.space.encode(_inheritable(config.architecture(config.retrain.architecture))),
         )
     if config.retrain is not None:
         yield from _coarse_tokens(config, flagged)
@@ -133,16 +122,23 @@ def _check_asvit(config: RunConfig):
         smallest = [space.decode([0] * (len(space.gene_counts) - 1) + [i]) for i in range(len(space.heads))]
     if growth.parameters is None and growth.macs is None:
         yield "search.growth: found neither parameters nor macs; one of them must say when a network is large enough"
+    narrow = growth.hidden_dim * growth.score_width
+    if abs(narrow - round(narrow)) > 1e-6:
+        yield (
+            f"search.growth.hidden_dim: found {growth.hidden_dim}; networks are scored at {growth.score_width} of it, "
+            f"{narrow:g}, which must be a whole number"
+        )
+        return
     for genotype in smallest:
         stages = tuple(replace(stage, layers=1) for stage in genotype.stages)
         try:
             first = replace(genotype, stages=stages, hidden_dim=growth.hidden_dim)
-            first.scaled(growth.score_width)
+            replace(first, hidden_dim=round(narrow))
         except UserError as error:
             yield f"search.growth.hidden_dim: found {growth.hidden_dim}; scored at {growth.score_width} of it, {error}"
             return
         for name, limit in growth.limits.items():
-            least = costs(first, model.image_size, model.num_classes)[name]
+            least = first.costs(model.image_size, model.num_classes)[name]
             if limit is not None and limit < least:
                 yield f"search.growth.{name}: found {limit:,}; the smallest network that can be grown has {least:,}"
                 return
@@ -158,15 +154,15 @@ def _coarse_tokens(config: RunConfig, flagged: Sequence[str]):
         value = BEST
     if "retrain" not in flagged or value is None or (_finds(config, flagged) and _is_found(value)):
         return
-    # An architecture that is not there has been told of.
+    # An architecture that cannot be found has its own message already.
     with suppress(UserError):
-        yield from token_mistakes(retrain.tokens, config.architecture(value), config.model.image_size)
+        yield from check_token_phases(retrain.tokens, config.architecture(value), config.model.image_size)
 
 
-def _of_a_supernet(network: Network) -> Architecture:
-    if not isinstance(network, Architecture):
-        raise UserError(f"found true, and {network} is a genotype, which no supernet has weights for")
-    return network.shifted()
+def _inheritable(architecture: AnyArchitecture) -> Architecture:
+    if not isinstance(architecture, Architecture):
+        raise UserError(f"found true, and {architecture} is a genotype, which no supernet has weights for")
+    return architecture.shifted()
 
 
 def _finds(config: RunConfig, flagged: Sequence[str]) -> bool:
@@ -181,7 +177,7 @@ def _is_found(architecture: str | dict) -> bool:
 
 def _differing_classes(config: RunConfig):
     """Labels are positions in the sorted names of the class folders: all stages must have the same names."""
-    sections = {name: getattr(config, name) for name in ("search", "sample", "retrain", "test")}
+    sections = {name: getattr(config, name) for name in STAGES}
     folders = {name: section.data.data_dir for name, section in sections.items() if section and section.data}
     names = {name: class_names(folder) for name, folder in folders.items() if Path(folder).is_dir()}
     for name in list(names)[1:]:
@@ -194,11 +190,11 @@ def _differing_classes(config: RunConfig):
             )
 
 
-def token_mistakes(tokens: Sequence[TokenPhase], network: Network, image_size: int) -> Iterator[str]:
-    """A line for every phase of `retrain.tokens` that a network cannot have with images of this size."""
+def check_token_phases(tokens: Sequence[TokenPhase], architecture: AnyArchitecture, image_size: int) -> Iterator[str]:
+    """A line for every phase of `retrain.tokens` that an architecture cannot have with images of this size."""
     for i, phase in enumerate(tokens):
         yield from _attempt(
-            f"retrain.tokens.{i}.reduce: ", lambda p=phase: network.check_token_reduction(image_size, p.reduce)
+            f"retrain.tokens.{i}.reduce: ", lambda p=phase: architecture.check_token_reduction(image_size, p.reduce)
         )
 
 

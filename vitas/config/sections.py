@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag
 
-from vitas import cost
-from vitas.data import EvaluationData, TrainingData, WeakAugmentation
+from vitas.budget import Budget, MacsModel
+from vitas.catalog import BEST, AnyArchitecture, find_architecture, read_found
+from vitas.data.folders import EvaluationData, TrainingData, WeakAugmentation
 from vitas.errors import UserError
-from vitas.files import RunFolder
-from vitas.settings import Settings
-from vitas.space import (
-    Network,
-    SearchSpace,
-    network_from_dict,
-)
-from vitas.space.found import read_found
-from vitas.space.published import resolve_architecture
+from vitas.run import RunFolder, offered_by
+from vitas.section import AboveZero, Count, Fraction, NonNegative, Positive, Probability, Section, Share
+from vitas.sharing import SCHEMES
+from vitas.space import SearchSpace
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-BEST = "best"
-
-
-class Space(Settings):
-    """The maxima and ratios of `vitas.SearchSpace`, field by field."""
-
-    patch_sizes: list[Positive]
-    embed_dim: Positive
-    depth: Positive
-    heads: list[Positive]
-    qkv_dim: Positive
-    mlp_dim: Positive
-    widths: list[float]
-    identity: bool = True
-    shared_blocks: bool = False
-    classifier: Literal["token", "mean"] = "token"
-
-    def build(self) -> SearchSpace:
-        return SearchSpace(**dict(self))
+SharingName = Literal[tuple(SCHEMES)]
+ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
 
 
-class Model(Settings):
+class Model(Section):
     """What all stages share: the images, the classes, and the space that is searched.
 
     image_size: side of the images, in pixels. mean, std: their normalisation (ImageNet's).
@@ -60,13 +33,13 @@ class Model(Settings):
     image_size: Positive = 224
     num_classes: Positive = 1000
     mean: Channels = [0.485, 0.456, 0.406]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
-    space: Space | None = None
-    sharing: Literal["bilateral", "ordinal"] = "bilateral"
+    std: Annotated[list[AboveZero], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
+    space: SearchSpace | None = None
+    sharing: SharingName = "bilateral"
     qkv_mode: Literal[0, 1, 2] = 2
 
 
-class Training(Settings):
+class Training(Section):
     """The recipe of a training stage; the defaults are those of the published results.
 
     batch_size: of all processes together.
@@ -86,7 +59,7 @@ class Training(Settings):
     data: TrainingData
     epochs: Positive = 300
     batch_size: Positive = 1024
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: AboveZero = 1e-3
     min_lr: NonNegative = 1e-5
     weight_decay: NonNegative = 0.05
     warmup_epochs: Count = 5
@@ -120,7 +93,7 @@ class Search(Training):
     identity_probability: Fraction | None = None
 
 
-class Growth(Settings):
+class Growth(Section):
     """From a topology to larger and larger networks.
 
     parameters, macs: the budget of a network, at full width; one of them at least.
@@ -132,8 +105,8 @@ class Growth(Settings):
     parameters: Positive | None = None
     macs: Positive | None = None
     hidden_dim: Positive = 32
-    widen: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.05, 0.1, 0.15, 0.2]
-    score_width: Annotated[float, Field(gt=0, le=1)] = 0.25
+    widen: Annotated[list[Share], Field(min_length=1)] = [0.05, 0.1, 0.15, 0.2]
+    score_width: Share = 0.25
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -141,7 +114,7 @@ class Growth(Settings):
         return {"parameters": self.parameters, "macs": self.macs}
 
 
-class AsvitSearch(Settings):
+class AsvitSearch(Section):
     """As-ViT's search without training (arXiv 2202.11921); the defaults are the published settings.
 
     data: images of the NTK, the same `batch_size` for every network; null is noise.
@@ -163,7 +136,7 @@ class AsvitSearch(Settings):
     repeat: Positive = 5
     batch_size: Annotated[int, Field(ge=2)] = 16
     points: Positive = 10
-    lr: Annotated[float, Field(gt=0)] = 0.08
+    lr: AboveZero = 0.08
     baseline_decay: Fraction = 0.9
     population: Positive = 25
     topology: str | None = None
@@ -178,36 +151,14 @@ def _method(section: object) -> object:
 AnySearch = Annotated[Annotated[Search, Tag("supernet")] | Annotated[AsvitSearch, Tag("asvit")], Discriminator(_method)]
 
 
-class BudgetRange(Settings):
-    """What every architecture must cost.
-
-    minimum, maximum: multiply-adds of an image; or images per second, measured on the run's device.
-    convention: how multiply-adds are counted, or images_per_second.
-    batch_size: images of the forward passes that images per second are measured with.
-    """
-
-    minimum: Count
-    maximum: Positive
-    convention: Literal["released", "true", "images_per_second"] = "released"
-    batch_size: Positive = 256
-
-    @field_validator("convention", mode="before")
-    @classmethod
-    def _unquoted_true(cls, value: object) -> object:
-        # YAML reads a bare `true` as a boolean.
-        return "true" if value is True else value
-
-    def build(self) -> cost.Budget:
-        return cost.Budget(self.minimum, self.maximum, self.convention)
-
-
-class Sample(Settings):
+class Sample(Section):
     """The evolution.
 
     budget: what every architecture must cost.
     initial_population: random architectures inside the budget that it starts from.
     population, generations: survivors, and rounds of as many children.
-    objectives: what is minimised; with `macs` too, the front from cheap to good is kept alive.
+    objectives: what is minimised (see `search/objectives.py`); with `macs` beside `error`, the front from cheap to
+        good is kept alive.
     sample_num: how many of the best are written to architectures.yaml.
     mutation: the probability that a gene of a child is drawn anew.
     batch_size: images of an evaluation batch on each process.
@@ -216,11 +167,11 @@ class Sample(Settings):
 
     flag: bool = False
     data: EvaluationData
-    budget: BudgetRange
+    budget: Budget
     initial_population: Positive = 100
     population: Positive = 50
     generations: Count = 40
-    objectives: list[Literal["error", "macs"]] = ["error"]
+    objectives: Annotated[list[ObjectiveName], Field(min_length=1)] = ["error"]
     sample_num: Positive = 5
     mutation: Probability = 0.1
     batch_size: Positive = 256
@@ -228,7 +179,7 @@ class Sample(Settings):
     load_name: str | None = None
 
 
-class TokenPhase(Settings):
+class TokenPhase(Section):
     """A part of a training that sees coarser tokens (As-ViT's progressive tokenisation).
 
     until: where it ends, as a fraction of the epochs; it begins where the one before ends.
@@ -261,7 +212,7 @@ class Retrain(Training):
     tokens: list[TokenPhase] = []
 
 
-class Test(Settings):
+class Test(Section):
     """The measurement.
 
     weights: the trained ones, or their average (`retrain.ema_decay`).
@@ -285,7 +236,7 @@ class Test(Settings):
     architecture: str | dict[str, Any] | None = None
 
 
-class RunConfig(Settings):
+class RunConfig(Section):
     """A run: what is trained, where it is written, and its four stages.
 
     port: of the rendezvous under Slurm; without it, one derived from the job.
@@ -316,38 +267,30 @@ class RunConfig(Settings):
         """The search space; a configuration whose flagged stages need one has one."""
         if self.model.space is None:
             raise UserError("model.space: is missing; it says what may be searched")
-        return self.model.space.build()
+        return self.model.space
 
     @property
-    def costs(self) -> cost.SpaceCosts:
+    def macs_model(self) -> MacsModel:
         """Multiply-adds over the space, in the budget's convention if it is in them."""
-        budget = self.sample.budget.build() if self.sample else None
+        budget = self.sample.budget if self.sample else None
         convention = budget.convention if budget and not budget.is_speed else "released"
-        return cost.SpaceCosts(self.space, self.model.image_size, self.model.num_classes, convention)
+        return MacsModel(self.space, self.model.image_size, self.model.num_classes, convention)
 
-    def architecture(self, value: str | dict | None) -> Network:
+    def flagged(self, stages: Iterable[str]) -> list[str]:
+        """Those of some stages that are to run."""
+        return [name for name in stages if (section := getattr(self, name)) and section.flag]
+
+    def architecture(self, reference: str | Mapping | None) -> AnyArchitecture:
         """The architecture that a `retrain.architecture` or `test.architecture` means; null is `best`.
 
         Raises `UserError` for one that does not exist, does not parse or does
         not fit the images.
         """
-        value = BEST if value is None else value
-        if isinstance(value, dict):
-            if "net_id" in value:
-                if set(value) != {"net_id"}:
-                    raise UserError(f"found {value!r}; net_id stands alone, its space is model.space")
-                found = self.space.from_net_id(value["net_id"])
-            else:
-                found = network_from_dict(value)
-        else:
-            listed = read_found(self.folder.architectures) if self.folder.architectures.exists() else {}
-            if value in listed:
-                found = listed[value]
-            elif value == BEST:
-                if not listed:
-                    raise UserError(f"found {BEST!r}, but {self.folder.architectures} is not there; run `sample` first")
-                found = next(iter(listed.values()))
-            else:
-                found = resolve_architecture(value, also=listed)
+        reference = BEST if reference is None else reference
+        path = self.folder.architectures
+        listed = read_found(path) if isinstance(reference, str) and path.exists() else {}
+        if reference == BEST and not listed:
+            raise UserError(f"found {BEST!r}, but {path} is not there; run `sample` first")
+        found = find_architecture(reference, listed, self.model.space)
         found.check_image_size(self.model.image_size)
         return found

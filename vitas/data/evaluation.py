@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from vitas import interruption
-from vitas.data.folders import open_image_folder
+from vitas.data.folders import EvaluationData
+from vitas.data.images import channels, evaluation_transform, normalize, open_image_folder
 from vitas.distributed import World
-from vitas.settings import Settings
-
-INTERPOLATION = InterpolationMode.BICUBIC
-
-
-class EvaluationData(Settings):
-    """Where evaluation images lie.
-
-    workers: decoding processes of each rank.
-    crop_fraction: the central part of the resized image that is seen (0.875: 224 of 256).
-    """
-
-    data_dir: str
-    workers: Annotated[int, Field(ge=0)] = 8
-    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.875
-
-
-def evaluation_transform(image_size: int, crop_fraction: float) -> Compose:
-    """A picture -> uint8 [3, image_size, image_size]: resized so that the central `crop_fraction` of it is cut out."""
-    return Compose([Resize(round(image_size / crop_fraction), INTERPOLATION), CenterCrop(image_size), PILToTensor()])
-
-
-def channels(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
-    """A mean or std of the three channels, [1, 3, 1, 1]."""
-    return torch.tensor(values, device=device).view(1, 3, 1, 1)
-
-
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images uint8 [b, 3, H, W] -> the float ones that networks see; mean and std as `channels` gives them."""
-    return (images.float() / 255 - mean) / std
+from vitas.slurm import signals
 
 
 @dataclass(frozen=True)
@@ -96,7 +64,7 @@ def _decode(folder: ImageFolder, image_size: int, part: slice, workers: int) -> 
     labels = torch.empty(count, dtype=torch.int64)
     dataset: Dataset = Subset(folder, range(part.start, part.stop))
     at = 0
-    for batch, targets in DataLoader(dataset, batch_size=64, num_workers=workers, worker_init_fn=interruption.ignore):
+    for batch, targets in DataLoader(dataset, batch_size=64, num_workers=workers, worker_init_fn=signals.ignore):
         images[at : at + len(batch)] = batch
         labels[at : at + len(batch)] = targets
         at += len(batch)

@@ -1,12 +1,95 @@
-"""Image folders: one sub-folder a class, as ImageNet is usually laid out."""
+"""Where images lie and how they are varied: the `data` sections of the YAML, and the folders that they name.
+
+An image folder has one sub-folder a class, as ImageNet is usually laid out.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated, Literal
 
-from torchvision.datasets import ImageFolder
+from pydantic import Field, field_validator
 
 from vitas.errors import UserError
+from vitas.section import AboveZero, Count, NonNegative, Probability, Section, Share
+
+
+class Augmentation(Section):
+    """How training images are varied; the defaults are DeiT's.
+
+    auto_augment: timm's recipe string, or null for none.
+    color_jitter: strength; it has an effect only without auto_augment.
+    random_erasing: probability, by pixel.
+    flip: probability of a horizontal flip.
+    scale, ratio: ranges of area and aspect ratio of the random-resized crop.
+    interpolation: of the crop.
+    """
+
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    color_jitter: NonNegative = 0.4
+    random_erasing: Probability = 0.25
+    flip: Probability = 0.5
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.08, 1.0]
+    ratio: Annotated[list[AboveZero], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _rising(cls, values: list[float]) -> list[float]:
+        if values[0] > values[1]:
+            raise ValueError(f"found {values}; the first must be at most the second")
+        return values
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _known_recipe(cls, recipe: str | None) -> str | None:
+        if recipe is not None and not is_recipe(recipe):
+            raise ValueError(
+                f"found {recipe!r}; it must be a recipe that timm knows, such as rand-m9-mstd0.5-inc1, or null"
+            )
+        return recipe
+
+
+# timm's kinds of auto-augment, and what each may have behind it: rand-m9-mstd0.5-inc1. timm itself reads a recipe when
+# the images are opened; loading it only to refuse a typing error would take seconds.
+_RECIPES = {
+    "rand": r"(m|n|mmax|inc)\d+|(mstd|p)\d+(\.\d+)?|t\w+",
+    "augmix": r"(m|w|d|b)\d+|(mstd|a)\d+(\.\d+)?",
+} | dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), r"mstd\d+(\.\d+)?")
+
+
+def is_recipe(text: str) -> bool:
+    """Whether a string reads as one of timm's recipes for auto-augment."""
+    kind, *parts = text.split("-")
+    return kind in _RECIPES and all(re.fullmatch(_RECIPES[kind], part) for part in parts)
+
+
+class WeakAugmentation(Augmentation):
+    """The supernet's: DeiT's without auto-augment and colour jitter."""
+
+    auto_augment: str | None = None
+    color_jitter: NonNegative = 0.0
+
+
+class TrainingData(Section):
+    """Where training images lie. workers: decoding processes of each rank."""
+
+    data_dir: str
+    workers: Count = 8
+    augmentation: Augmentation = Augmentation()
+
+
+class EvaluationData(Section):
+    """Where evaluation images lie.
+
+    workers: decoding processes of each rank.
+    crop_fraction: the central part of the resized image that is seen (0.875: 224 of 256).
+    """
+
+    data_dir: str
+    workers: Count = 8
+    crop_fraction: Share = 0.875
 
 
 def check_image_folder(data_dir: str, num_classes: int) -> None:
@@ -22,11 +105,3 @@ def check_image_folder(data_dir: str, num_classes: int) -> None:
 def class_names(data_dir: str) -> list[str]:
     """The names of the class folders, in the order of the labels."""
     return sorted(entry.name for entry in Path(data_dir).iterdir() if entry.is_dir())
-
-
-def open_image_folder(data_dir: str) -> ImageFolder:
-    """The images of a folder, undecoded. Raises `UserError` for a class without images."""
-    try:
-        return ImageFolder(data_dir)
-    except FileNotFoundError as error:
-        raise UserError(f"data_dir {data_dir!r}: {error}") from None

@@ -8,79 +8,21 @@ how many processes and workers share the work, nor on where a run was resumed.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field, field_validator
 from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
-from vitas import interruption
-from vitas.data.folders import open_image_folder
+from vitas.data.folders import Augmentation, TrainingData
+from vitas.data.images import open_image_folder
 from vitas.distributed import World, stream_seed
 from vitas.errors import UserError
-from vitas.settings import Settings
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Augmentation(Settings):
-    """How training images are varied; the defaults are DeiT's.
-
-    auto_augment: timm's recipe string, or null for none.
-    color_jitter: strength; it has an effect only without auto_augment.
-    random_erasing: probability, by pixel.
-    flip: probability of a horizontal flip.
-    scale, ratio: ranges of area and aspect ratio of the random-resized crop.
-    interpolation: of the crop.
-    """
-
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    color_jitter: Annotated[float, Field(ge=0)] = 0.4
-    random_erasing: Probability = 0.25
-    flip: Probability = 0.5
-    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = [0.08, 1.0]
-    ratio: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
-
-    @field_validator("scale", "ratio")
-    @classmethod
-    def _rising(cls, values: list[float]) -> list[float]:
-        if values[0] > values[1]:
-            raise ValueError(f"found {values}; the first must be at most the second")
-        return values
-
-    @field_validator("auto_augment")
-    @classmethod
-    def _known_recipe(cls, recipe: str | None) -> str | None:
-        if recipe is not None:
-            try:
-                create_transform(32, is_training=True, auto_augment=recipe)
-            except Exception:
-                raise ValueError(
-                    f"found {recipe!r}; it must be a recipe that timm knows, such as rand-m9-mstd0.5-inc1, or null"
-                ) from None
-        return recipe
-
-
-class WeakAugmentation(Augmentation):
-    """The supernet's: DeiT's without auto-augment and colour jitter."""
-
-    auto_augment: str | None = None
-    color_jitter: Annotated[float, Field(ge=0)] = 0.0
-
-
-class TrainingData(Settings):
-    """Where training images lie. workers: decoding processes of each rank."""
-
-    data_dir: str
-    workers: Annotated[int, Field(ge=0)] = 8
-    augmentation: Augmentation = Augmentation()
+from vitas.slurm import signals
 
 
 def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
@@ -92,6 +34,30 @@ def _mend_posterize() -> None:
     """timm's RandAugment asks for 0 bits at its highest level, so every run with it would end in Pillow's refusal."""
     for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
         auto_augment.NAME_TO_OP[name] = posterize
+
+
+def training_transform(augmentation: Augmentation, image_size: int, mean: list[float], std: list[float]) -> Callable:
+    """A picture -> a varied, normalised image [3, image_size, image_size]. Raises `UserError` for timm's refusals."""
+    _mend_posterize()
+    try:
+        return create_transform(
+            image_size,
+            is_training=True,
+            auto_augment=augmentation.auto_augment,
+            color_jitter=augmentation.color_jitter or None,
+            re_prob=augmentation.random_erasing,
+            re_mode="pixel",
+            hflip=augmentation.flip,
+            scale=tuple(augmentation.scale),
+            ratio=tuple(augmentation.ratio),
+            interpolation=augmentation.interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+    except (AssertionError, KeyError, ValueError):
+        raise UserError(
+            f"auto_augment: found {augmentation.auto_augment!r}; it must be a recipe that timm knows"
+        ) from None
 
 
 class TrainingLoader:
@@ -120,22 +86,7 @@ class TrainingLoader:
             raise UserError(
                 f"batch_size: found {batch_size}, more than the {len(folder)} images of {settings.data_dir!r}"
             )
-        augmentation = settings.augmentation
-        _mend_posterize()
-        transform = create_transform(
-            image_size,
-            is_training=True,
-            auto_augment=augmentation.auto_augment,
-            color_jitter=augmentation.color_jitter or None,
-            re_prob=augmentation.random_erasing,
-            re_mode="pixel",
-            hflip=augmentation.flip,
-            scale=tuple(augmentation.scale),
-            ratio=tuple(augmentation.ratio),
-            interpolation=augmentation.interpolation,
-            mean=tuple(mean),
-            std=tuple(std),
-        )
+        transform = training_transform(settings.augmentation, image_size, mean, std)
         self._dataset = AugmentedImages(folder, transform, seed)
         self._batch_size = batch_size
         self._world = world
@@ -158,7 +109,7 @@ class TrainingLoader:
             pin_memory=self._world.device.type == "cuda",
             # It seeds the workers, which do not use it; without one, the main stream would be drawn from.
             generator=torch.Generator(),
-            worker_init_fn=interruption.ignore,
+            worker_init_fn=signals.ignore,
         )
 
     def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int]]]:

@@ -2,9 +2,28 @@
 and the `StagedTransformer` of an As-ViT genotype.
 """
 
+from __future__ import annotations
+
+from vitas.asvit.genotype import Genotype
+from vitas.catalog import AnyArchitecture, find_architecture
 from vitas.models.staged_transformer import StagedTransformer
 from vitas.models.supernet import SuperNet
 from vitas.models.vision_transformer import VisionTransformer
-from vitas.models.zoo import create_model, resolve_architecture, zoo
 
-__all__ = ["StagedTransformer", "SuperNet", "VisionTransformer", "create_model", "resolve_architecture", "zoo"]
+__all__ = ["StagedTransformer", "SuperNet", "VisionTransformer", "create_model"]
+
+
+def create_model(
+    name_or_architecture: str | AnyArchitecture,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    drop_path_rate: float = 0.0,
+) -> VisionTransformer | StagedTransformer:
+    """The dense network, with fresh weights, of what `name_or_architecture` names.
+
+    An `Architecture` gives a `VisionTransformer`, a `Genotype` a
+    `StagedTransformer`; so do their canonical texts and their names in the zoo.
+    """
+    architecture = find_architecture(name_or_architecture)
+    kind = StagedTransformer if isinstance(architecture, Genotype) else VisionTransformer
+    return kind(architecture, num_classes, image_size, drop_path_rate)

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
-from vitas.models.tokens import coarser_images
-from vitas.space.genotype import STAGE_STRIDE, STEM_STRIDE, Genotype
+from vitas.asvit.genotype import STAGE_STRIDE, STEM_STRIDE, Genotype
+from vitas.models.token_reduction import coarser_images
 
 
 class WindowAttention(nn.Module):

@@ -1,14 +1,9 @@
 """The weight-sharing supernet: one set of weights, every architecture of a space.
 
-A forward pass uses views of the widest weights, never copies. Which channels a
-width c of C uses is decided by the sharing scheme and the side:
-
-    ordinal    (AutoSlim, AutoFormer)  left: the first c
-    bilateral  (BCNet)                 left: the first c; right: the last c
-
-so that over all widths, both sides together use every channel equally often.
-The i-th block of an architecture that computes something is the i-th block
-here: one depth is one set of blocks, wherever the identities stood.
+A forward pass uses views of the widest weights, never copies, unless the
+sharing scheme wraps round (`vitas.sharing`, which decides the channels of a
+width). The i-th block of an architecture that computes something is the i-th
+block here: one depth is one set of blocks, wherever the identities stood.
 
 Shape suffixes: B images, N tokens (patches + 1), D embedding dim in use,
 A attention dim in use, H heads.
@@ -16,13 +11,16 @@ A attention dim in use, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitas.architecture import Architecture, Block, check_patch_size
 from vitas.errors import UserError
 from vitas.models.vision_transformer import (
     BLOCK_NORM_EPS,
@@ -32,23 +30,36 @@ from vitas.models.vision_transformer import (
     init_weights,
     read_out,
 )
-from vitas.space import Architecture, Block, SearchSpace, check_patch_size
+from vitas.sharing import SCHEMES, Channels, Side
+from vitas.space import SearchSpace
 
-SIDES = {"ordinal": ("left",), "bilateral": ("left", "right")}
 # Which of q and k, and of v, are private to each head count.
 QKV_MODES = {0: (False, False), 1: (False, True), 2: (True, False)}
 _SHARED = "shared"
+# (a width, the widest) -> the channels that it uses.
+Cut: TypeAlias = Callable[[int, int], Channels]
 
 
-class Slice(NamedTuple):
-    """A part of a parameter that a subnet uses."""
+class Part(NamedTuple):
+    """The part of a parameter that a subnet uses: channels of its first dimensions; None is all of a dimension."""
 
     parameter: nn.Parameter
-    index: tuple[slice, ...]
+    channels: tuple[Channels | None, ...]
 
     @property
-    def view(self) -> Tensor:
-        return self.parameter[self.index]
+    def weights(self) -> Tensor:
+        """It as one tensor: a view, or a copy along dimensions whose channels are several ranges."""
+        tensor: Tensor = self.parameter
+        for dim, ranges in enumerate(self.channels):
+            if ranges is not None:
+                pieces = [tensor.narrow(dim, start, stop - start) for start, stop in ranges]
+                tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+        return tensor
+
+    def gradients(self) -> Iterator[Tensor]:
+        """Views of the parameter's gradient that together are the part's."""
+        for index in product(*([None] if ranges is None else ranges for ranges in self.channels)):
+            yield self.parameter.grad[tuple(slice(None) if pair is None else slice(*pair) for pair in index)]
 
 
 class SuperNet(nn.Module):
@@ -56,7 +67,7 @@ class SuperNet(nn.Module):
 
     space: what may be searched.
     num_classes, image_size: as of the dense networks.
-    sharing: `bilateral` (BCNet) or `ordinal` (AutoSlim).
+    sharing: a name in `vitas.sharing.SCHEMES`.
     qkv_mode: what each head count has of its own: 2 q and k, 1 v, 0 nothing.
 
     Class token, position embedding and patch projection are private to each
@@ -73,14 +84,14 @@ class SuperNet(nn.Module):
         qkv_mode: int = 2,
     ) -> None:
         super().__init__()
-        if sharing not in SIDES:
-            raise UserError(f"sharing: found {sharing!r}; it must be {' or '.join(SIDES)}")
+        if sharing not in SCHEMES:
+            raise UserError(f"sharing: found {sharing!r}; it must be {' or '.join(SCHEMES)}")
         if qkv_mode not in QKV_MODES:
             raise UserError(f"qkv_mode: found {qkv_mode!r}; it must be 0, 1 or 2")
         self.space = space
         self.num_classes = num_classes
         self.image_size = image_size
-        self.sharing = sharing
+        self.scheme = SCHEMES[sharing]
         self.qkv_mode = qkv_mode
         self.stems = nn.ModuleDict({str(p): PatchStem(p, image_size, space.embed_dims[-1]) for p in space.patch_sizes})
         self.blocks = nn.ModuleList(SuperBlock(space, qkv_mode) for _ in range(space.depth))
@@ -88,18 +99,16 @@ class SuperNet(nn.Module):
         self.head = nn.Linear(space.embed_dims[-1], num_classes)
         init_weights(self)
 
-    @property
-    def sides(self) -> tuple[str, ...]:
-        """The passes of a training step, and the parts of a score."""
-        return SIDES[self.sharing]
-
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters of more than one dimension that are no matrices (timm's convention)."""
         return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
 
-    def forward(self, images: Tensor, architecture: Architecture, side: str = "left") -> Tensor:
-        """Logits [B, num_classes] of a subnet for images [B, 3, image_size, image_size]."""
-        weights = {name: part.view for name, part in self.slices(architecture, side).items()}
+    def forward(self, images: Tensor, architecture: Architecture, side: Side | None = None) -> Tensor:
+        """Logits [B, num_classes] of a subnet for images [B, 3, image_size, image_size].
+
+        side: one of the sharing scheme's; None is the first that it scores with.
+        """
+        weights = {name: part.weights for name, part in self.parts(architecture, side).items()}
         dim = architecture.embed_dim
 
         def layer_norm(x: Tensor, name: str, eps: float) -> Tensor:
@@ -129,36 +138,40 @@ class SuperNet(nn.Module):
         x_BND = layer_norm(x_BND, "norm", LAST_NORM_EPS)
         return linear(read_out(x_BND, architecture.classifier), "head")
 
-    def slices(self, architecture: Architecture, side: str = "left") -> dict[str, Slice]:
+    def parts(self, architecture: Architecture, side: Side | None = None) -> dict[str, Part]:
         """The parts of the weights that a subnet uses, under the dense network's names.
 
         q, k and v, one matrix in the dense network, are three here. Raises
         `UserError` for an architecture outside the space or a side that the
         sharing scheme does not have.
         """
-        if side not in self.sides:
-            raise UserError(f"side {side!r}: {self.sharing} sharing has {' and '.join(self.sides)}")
-        self.space.encode(architecture)
-        return dict(self._slices(architecture, side))
+        _require_member(self.space, architecture)
+        side = self.scheme.scoring_sides[0] if side is None else side
+        return dict(self._parts(architecture, lambda width, maximum: self.scheme.channels(width, maximum, side)))
 
-    def _slices(self, architecture: Architecture, side: str) -> Iterator[tuple[str, Slice]]:
-        every = slice(None)
-        embed = _channels(architecture.embed_dim, self.space.embed_dims[-1], side)
+    def _parts(self, architecture: Architecture, cut: Cut) -> Iterator[tuple[str, Part]]:
+        embed = cut(architecture.embed_dim, self.space.embed_dims[-1])
         stem = self.stems[str(architecture.patch_size)]
-        yield "cls_token", Slice(stem.cls_token, (every, every, embed))
-        yield "pos_embed", Slice(stem.pos_embed, (every, every, embed))
-        yield from _layer_slices("patch_embed.proj", stem.patch_embed, embed)
+        yield "cls_token", Part(stem.cls_token, (None, None, embed))
+        yield "pos_embed", Part(stem.pos_embed, (None, None, embed))
+        yield from _layer_parts("patch_embed.proj", stem.patch_embed, embed)
         for i, block in enumerate(architecture.active_blocks):
-            for name, part in self.blocks[i].slices(block, embed, side):
+            for name, part in self.blocks[i].parts(block, embed, cut):
                 yield f"blocks.{i}.{name}", part
-        yield from _layer_slices("norm", self.norm, embed)
-        yield from _layer_slices("head", self.head, every, embed)
+        yield from _layer_parts("norm", self.norm, embed)
+        yield from _layer_parts("head", self.head, None, embed)
+
+    def gradients_in_use(self, architecture: Architecture, sides: Iterable[Side]) -> list[Tensor]:
+        """Views of the gradients that a subnet's passes over `sides` left; what several sides use stands once."""
+        parts = (part for side in sides for part in self.parts(architecture, side).values())
+        different = {(id(part.parameter), part.channels): part for part in parts}
+        return [view for part in different.values() for view in part.gradients()]
 
     @torch.no_grad()
-    def extract(self, architecture: Architecture, side: str = "left") -> VisionTransformer:
+    def extract(self, architecture: Architecture, side: Side | None = None) -> VisionTransformer:
         """The dense network of an architecture with its inherited weights: the same logits, to rounding."""
         dense = VisionTransformer(architecture, self.num_classes, self.image_size)
-        state = {name: part.view for name, part in self.slices(architecture, side).items()}
+        state = {name: part.weights for name, part in self.parts(architecture, side).items()}
         for i in range(architecture.depth):
             for kind in ("weight", "bias"):
                 rows = [state.pop(f"blocks.{i}.attn.{part}.{kind}") for part in "qkv"]
@@ -204,23 +217,25 @@ class SuperBlock(nn.Module):
         self.fc1 = nn.Linear(self.embed_dim, self.mlp_dim)
         self.fc2 = nn.Linear(self.mlp_dim, self.embed_dim)
 
-    def slices(self, block: Block, embed: slice, side: str) -> Iterator[tuple[str, Slice]]:
-        attention = _channels(block.attention_dim, self.attention_dim, side)
-        hidden = _channels(block.mlp_dim, self.mlp_dim, side)
-        yield from _layer_slices("norm1", self.norm1, embed)
+    def parts(self, block: Block, embed: Channels, cut: Cut) -> Iterator[tuple[str, Part]]:
+        attention = cut(block.attention_dim, self.attention_dim)
+        hidden = cut(block.mlp_dim, self.mlp_dim)
+        yield from _layer_parts("norm1", self.norm1, embed)
         for part, layers in (("q", self.q), ("k", self.k), ("v", self.v)):
             layer = layers[_SHARED] if _SHARED in layers else layers[str(block.heads)]
-            yield from _layer_slices(f"attn.{part}", layer, attention, embed)
-        yield from _layer_slices("attn.proj", self.proj, embed, attention)
-        yield from _layer_slices("norm2", self.norm2, embed)
-        yield from _layer_slices("mlp.fc1", self.fc1, hidden, embed)
-        yield from _layer_slices("mlp.fc2", self.fc2, embed, hidden)
+            yield from _layer_parts(f"attn.{part}", layer, attention, embed)
+        yield from _layer_parts("attn.proj", self.proj, embed, attention)
+        yield from _layer_parts("norm2", self.norm2, embed)
+        yield from _layer_parts("mlp.fc1", self.fc1, hidden, embed)
+        yield from _layer_parts("mlp.fc2", self.fc2, embed, hidden)
 
 
-def _channels(width: int, maximum: int, side: str) -> slice:
-    return slice(0, width) if side == "left" else slice(maximum - width, maximum)
+def _layer_parts(name: str, layer: nn.Module, *channels: Channels | None) -> Iterator[tuple[str, Part]]:
+    yield f"{name}.weight", Part(layer.weight, channels)
+    yield f"{name}.bias", Part(layer.bias, channels[:1])
 
 
-def _layer_slices(name: str, layer: nn.Module, *index: slice) -> Iterator[tuple[str, Slice]]:
-    yield f"{name}.weight", Slice(layer.weight, index)
-    yield f"{name}.bias", Slice(layer.bias, index[:1])
+@lru_cache(maxsize=1024)
+def _require_member(space: SearchSpace, architecture: Architecture) -> None:
+    """Raise `UserError` for an architecture outside the space. Once for each: the passes of a step ask again."""
+    space.encode(architecture)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vitas.errors import UserError
-from vitas.space import IDENTITY, Architecture, Block, SearchSpace
+from vitas.architecture import IDENTITY, Architecture, Block
+from vitas.errors import UserError, is_integer
+from vitas.space import SearchSpace
 
 
 def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, int]:
@@ -123,10 +124,6 @@ def _row(section: object, where: str, name: str) -> list:
     if row[8] not in _OPS[name]:
         raise UserError(f"{key}: entry 8 is {row[8]!r}; it must be {' or '.join(map(str, _OPS[name]))}")
     return row
-
-
-def is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _integer(value: object, key: str, entry: int) -> int:

@@ -31,7 +31,7 @@ class Configuration:
     def is_released(self) -> bool:
         return bool(self.origin)
 
-    def told_without_effect(self) -> list[str]:
+    def explain_without_effect(self) -> list[str]:
         """Lines about the keys that mean nothing here: one for all keys of a name, with where they stand."""
         sections: dict[tuple[str, str], list[str]] = {}
         for key, why in self.without_effect.items():

@@ -8,12 +8,13 @@ there; here is only what must be understood to be carried over.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from vitas.errors import UserError
-from vitas.released.backbone import is_integer, read_classes, read_model, read_space
+from vitas.errors import UserError, is_integer
+from vitas.released.backbone import read_classes, read_model, read_space
+from vitas.section import leaves
 
 SHARING = {"BCNet": "bilateral", "AutoSlim": "ordinal"}
 AUGMENTATION = {
@@ -122,7 +123,7 @@ class _Released:
     """A released configuration that is being read, and what it has become so far."""
 
     def __init__(self, data: Mapping) -> None:
-        self.leaves = dict(_leaves(data))
+        self.leaves = dict(leaves(data))
         self._data = data
         self._seen: set[str] = set()
         self.new = Converted()
@@ -175,14 +176,6 @@ class _Released:
         for key in self.leaves:
             if not any(key == each or key.startswith(f"{each}.") for each in used):
                 self.new.without_effect[key] = "" if key in KEYS else "an unknown key"
-
-
-def _leaves(data: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _carry_model(old: _Released) -> None:

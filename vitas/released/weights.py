@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from vitas.architecture import Architecture
 from vitas.errors import UserError
-from vitas.space import Architecture
 
 PREFIX = "module.net."
 

@@ -1,0 +1,242 @@
+"""`export`: a trained network in a file for other programs, kept only where it gives the network's own logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from inference.network import TrainedNetwork, trained_network
+from vitas import checkpoint, released
+from vitas.architecture import Architecture
+from vitas.config import RunConfig
+from vitas.data.images import channels, normalize, spread_images
+from vitas.errors import UserError
+from vitas.files import make_folder, write_atomically
+from vitas.huggingface import write_huggingface_folder
+from vitas.models import create_model
+from vitas.report import shown_path
+
+Forward = Callable[[Tensor], Tensor]
+METADATA = "metadata.json"
+_BATCH = torch.export.Dim("batch")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    ending: of the default file name.
+    write: writes a network to an open file.
+    run: a written file as images [B, 3, H, W] -> logits [B, C]; `TrainedNetwork` says which shapes to expect.
+    tolerance: how far logits may be off, in parts of the largest; 0 is not at all.
+    needs: packages of the extra `export`.
+    """
+
+    ending: str
+    write: Callable[[TrainedNetwork, IO[bytes]], object]
+    run: Callable[[Path, TrainedNetwork], Forward]
+    tolerance: float = 0.0
+    needs: tuple[str, ...] = ()
+
+    def require(self) -> None:
+        """Raises `UserError` where a package that it needs is missing."""
+        for package in self.needs:
+            try:
+                import_module(package)
+            except ImportError:
+                raise UserError(f"this format needs {package}; pip install 'vitas[export]'") from None
+
+
+def _write_onnx(trained: TrainedNetwork, file: IO[bytes]) -> None:
+    program = torch.onnx.export(
+        _trace(trained),
+        dynamo=True,
+        dynamic_shapes=({0: _BATCH},),
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    program.model.metadata_props.update(trained.texts)
+    file.write(program.model_proto.SerializeToString())
+
+
+def _run_onnx(path: Path, trained: TrainedNetwork) -> Forward:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _write_pt2(trained: TrainedNetwork, file: IO[bytes]) -> None:
+    torch.export.save(_trace(trained), file, extra_files={METADATA: json.dumps(trained.facts)})
+
+
+def _run_pt2(path: Path, trained: TrainedNetwork) -> Forward:
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def _trace(trained: TrainedNetwork) -> torch.export.ExportedProgram:
+    size = trained.network.image_size
+    # The example goes into the file too, so it is no picture. A batch of one would be taken for a constant.
+    example = torch.zeros(2, 3, size, size)
+    program = torch.export.export(trained.network, (example,), dynamic_shapes=({0: _BATCH},))
+    for node in program.graph.nodes:
+        # It would tell the folders of this machine to whoever gets the file.
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _write_safetensors(trained: TrainedNetwork, file: IO[bytes]) -> None:
+    # Readers of Hugging Face ask for the framework under this name.
+    file.write(safetensors.torch.save(trained.network.state_dict(), trained.texts | {"format": "pt"}))
+
+
+def _write_released(trained: TrainedNetwork, file: IO[bytes]) -> None:
+    state = {
+        "epoch": checkpoint.read(trained.path).get("epoch", 0),
+        "model": released.released_keys(trained.network.state_dict(), trained.network.architecture),
+        "optimizer": {"state": {}, "param_groups": []},
+    }
+    torch.save(state, file)
+
+
+def _run_weights(path: Path, trained: TrainedNetwork) -> Forward:
+    network = create_model(trained.network.architecture, trained.network.num_classes, trained.network.image_size)
+    checkpoint.load_weights(network, path)
+    return network.eval()
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _write_onnx, _run_onnx, 1e-4, ("onnx", "onnxscript", "onnxruntime")),
+    "pt2": Format(".pt2", _write_pt2, _run_pt2, 1e-4),
+    "safetensors": Format(".safetensors", _write_safetensors, _run_weights),
+    "released": Format("_released.pth", _write_released, _run_weights),
+}
+
+IMAGES = 16
+# Layouts that only ViTAS's networks have.
+VITAS_ONLY = ("hf", "released")
+
+
+def export(config: RunConfig, format_name: str, output: Path | None = None, overwrite: bool = False) -> str:
+    """Write the network that the `test` section chooses, and say in one line what was written.
+
+    format_name: one of `FORMATS`, or `hf`, which is a folder.
+    output: by default `SAVE_PATH/export/`, named after the checkpoint.
+    overwrite: replace what is there.
+
+    Raises `UserError` as `trained_network` does; where the format needs a package that
+    is missing, where `output` is there or cannot be written, and where the
+    written file's logits are not the network's. Then nothing is written.
+    """
+    form = FORMATS.get(format_name)
+    if form:
+        form.require()
+    trained = trained_network(config)
+    if format_name in VITAS_ONLY and not isinstance(trained.network.architecture, Architecture):
+        raise UserError(f"{format_name}: a genotype's network cannot be written so; choose another format")
+    path = output or config.folder.exports / default_name(trained, form.ending if form else f"_{format_name}")
+    _check_free(path, trained.path, overwrite, is_folder=form is None)
+    if form is None:
+        written, compared = _write_folder(trained, path), ""
+    else:
+        images, source = images_to_compare(trained)
+        difference = write_file(trained, form, path, images)
+        written = path.stat().st_size
+        found = f"logits differ by {difference:.1e} of the largest at most" if difference else "the same logits"
+        compared = f"; {found}, on {len(images)} {source}"
+    unnamed = "" if trained.named else "; class names are not known, so they are numbers"
+    return f"{shown_path(trained.path)} -> {shown_path(path)}: {_size(written)}{compared}{unnamed}"
+
+
+def default_name(trained: TrainedNetwork, ending: str) -> str:
+    """The checkpoint's name without what says that it is one: `epoch_300_ckpt.pth.tar` -> `epoch_300.onnx`."""
+    stem = trained.path.name
+    for suffix in (".tar", ".pth", ".pt", ".safetensors", "_ckpt"):
+        stem = stem.removesuffix(suffix)
+    return stem + ("_ema" if trained.config.test.weights == "ema" else "") + ending
+
+
+def images_to_compare(trained: TrainedNetwork) -> tuple[Tensor, str]:
+    """Up to 16 test images from end to end of the set, as `test` shows them to the network [n, 3, H, W]; and whose.
+
+    Where there are no test images, noise of their mean and deviation.
+    """
+    model, data = trained.config.model, trained.config.test.data
+    if not Path(data.data_dir).is_dir():
+        noise = torch.randn(IMAGES, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+        return noise, f"images of noise ({data.data_dir} is not there)"
+    try:
+        images = spread_images(data.data_dir, IMAGES, model.image_size, data.crop_fraction)
+    except UserError as error:
+        raise UserError(f"test.data.data_dir: {error}") from None
+    return normalize(images, channels(model.mean), channels(model.std)), f"images of {data.data_dir}"
+
+
+def write_file(trained: TrainedNetwork, form: Format, path: Path, images: Tensor) -> float:
+    """Write a file, and keep it if its logits are the network's. Returns the `largest_difference` of the two.
+
+    Raises `UserError` where they are off by more than the format allows.
+    """
+    difference = float("nan")
+
+    def write_and_compare(file: IO[bytes]) -> None:
+        nonlocal difference
+        form.write(trained, file)
+        file.flush()
+        difference = largest_difference(trained.network, form.run(Path(file.name), trained), images)
+        # Not `difference > ...`, which a NaN is not.
+        if not difference <= form.tolerance:
+            raise UserError(
+                f"{path} is not written: its logits differ from the network's by {difference:.1e} of the largest, "
+                f"and may by {form.tolerance:.0e}"
+            )
+
+    with torch.no_grad():
+        write_atomically(path, write_and_compare)
+    return difference
+
+
+def largest_difference(network: Forward, exported: Forward, images: Tensor) -> float:
+    """The largest difference of two networks' logits, in parts of the largest logit.
+
+    They are run on all images in one batch, and on each alone: [n, 3, H, W] -> logits [n, C].
+    """
+    batches = [torch.cat([images] * 3) if len(images) == 1 else images, *images.split(1)]
+    expected = torch.cat([network(batch) for batch in batches])
+    found = torch.cat([exported(batch) for batch in batches])
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+
+
+def _check_free(path: Path, checkpoint: Path, overwrite: bool, is_folder: bool) -> None:
+    """Raises `UserError` unless a file or folder may be written at `path`; makes the folder that it is in."""
+    if path.is_dir() and not is_folder:
+        raise UserError(f"--output: found {str(path)!r}, which is a folder; it must be a file")
+    if path.exists():
+        if path.samefile(checkpoint):
+            raise UserError(f"--output: found {str(path)!r}, which is the checkpoint itself")
+        if not overwrite:
+            raise UserError(f"--output: {path} is there already; choose another name, or replace it with --overwrite")
+    make_folder(path.parent, "--output")
+
+
+def _write_folder(trained: TrainedNetwork, path: Path) -> int:
+    """Write a Hugging Face folder; returns its size in bytes."""
+    model, crop_fraction = trained.config.model, trained.config.test.data.crop_fraction
+    write_huggingface_folder(
+        path, trained.network, model.mean, model.std, trained.class_names, trained.facts, crop_fraction=crop_fraction
+    )
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

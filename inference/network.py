@@ -1,0 +1,128 @@
+"""The trained network that the `test` section chooses: which checkpoint, of which architecture, read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+import vitas
+from vitas import checkpoint
+from vitas.catalog import AnyArchitecture, find_architecture
+from vitas.checkpoint import CheckpointFolder
+from vitas.config import RunConfig
+from vitas.data.folders import check_image_folder, class_names
+from vitas.data.images import INTERPOLATION
+from vitas.errors import UserError
+from vitas.models import create_model
+
+
+def checkpoints_to_test(config: RunConfig) -> list[Path]:
+    """The files that `load_name`, or `start`, `end` and `strip`, or nothing, choose.
+
+    With `test.wait`, those of a range may not be written yet. Raises
+    `UserError` for what is not there, and will not be.
+    """
+    settings = config.test
+    folder = CheckpointFolder(config.folder.checkpoints("retrain"))
+    if settings.start is None:
+        return [folder.resolve(settings.load_name)]
+    epochs = range(settings.start, settings.end + 1, settings.strip)
+    held = folder.epochs()
+    missing = [epoch for epoch in epochs if epoch not in held]
+    if settings.wait:
+        # A downloaded file alone: nothing is being trained here that could be waited for.
+        if folder.newest() is None and folder.candidates():
+            return [folder.resolve()]
+        missing = [epoch for epoch in missing if held and epoch < held[-1]]
+    if missing:
+        raise UserError(
+            f"test.start, test.end: no checkpoint of epoch {missing[0]} in {folder.folder}; "
+            f"it holds epochs {', '.join(map(str, held)) or 'none'} (retrain.keep says how many stay)"
+        )
+    return [folder.epoch_path(epoch) for epoch in epochs]
+
+
+def load_network(path: Path, config: RunConfig) -> nn.Module:
+    """The network of a checkpoint, with the weights that `test.weights` chooses, in eval mode on the CPU."""
+    state = checkpoint.read(path)
+    network = create_model(_architecture(state, path, config), config.model.num_classes, config.model.image_size)
+    checkpoint.load_state(network, state, path, config.test.weights)
+    return network.eval()
+
+
+def _architecture(state: Mapping, path: Path, config: RunConfig) -> AnyArchitecture:
+    """What `test.architecture` says, else what the checkpoint says, else what `retrain.architecture` says."""
+    if config.test.architecture is not None:
+        return config.architecture(config.test.architecture)
+    text = state.get("architecture")
+    if isinstance(text, str):
+        return find_architecture(text)
+    if config.retrain is None:
+        raise UserError(f"{path} does not say its architecture; set test.architecture")
+    return config.architecture(config.retrain.architecture)
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained network, and what its pictures and outputs are.
+
+    path: its checkpoint. network: in eval mode, on the CPU.
+    class_names: one for each output; numbers where they are not `named`.
+    """
+
+    config: RunConfig
+    path: Path
+    network: nn.Module
+    class_names: list[str]
+    named: bool
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What goes along with an exported network, as plain data."""
+        model, architecture = self.config.model, self.network.architecture
+        return {
+            "architecture": str(architecture),
+            **architecture.costs(model.image_size, model.num_classes),
+            "image_size": model.image_size,
+            "num_classes": model.num_classes,
+            "class_names": self.class_names,
+            "mean": model.mean,
+            "std": model.std,
+            "interpolation": INTERPOLATION.value,
+            "crop_fraction": self.config.test.data.crop_fraction,
+            "checkpoint": self.path.name,
+            "weights": self.config.test.weights,
+            "vitas_version": vitas.__version__,
+        }
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The facts as strings, of which those that are no string are JSON."""
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.facts.items()}
+
+
+def trained_network(config: RunConfig) -> TrainedNetwork:
+    """The network that the `test` section chooses, of a range the last; `test.flag` does not matter.
+
+    Raises `UserError` where it chooses none, for a checkpoint that
+    is broken or of another architecture, and for test images of other classes.
+    """
+    test = config.test
+    if test is None:
+        raise UserError("test: is missing; it says which checkpoint is meant, and how pictures are read")
+    path = checkpoints_to_test(config)[-1]
+    if not path.exists():
+        raise UserError(f"test.end: {path} is not written yet")
+    network = load_network(path, config)
+    named = Path(test.data.data_dir).is_dir()
+    if not named:
+        return TrainedNetwork(config, path, network, [str(label) for label in range(config.model.num_classes)], named)
+    try:
+        check_image_folder(test.data.data_dir, config.model.num_classes)
+    except UserError as error:
+        raise UserError(f"test.data.data_dir: {error}") from None
+    return TrainedNetwork(config, path, network, class_names(test.data.data_dir), named)

@@ -1,0 +1,86 @@
+"""The `test` stage: top-1, top-5, loss, costs and speed of one checkpoint or a range of epochs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from inference.network import checkpoints_to_test, load_network
+from vitas.checkpoint import CheckpointFolder
+from vitas.config import RunConfig
+from vitas.data.evaluation import EvaluationSet
+from vitas.distributed import World, gather, stop_requested
+from vitas.evaluate import evaluate
+from vitas.files import write_text
+from vitas.report import Report, shown_path
+from vitas.slurm.signals import Interrupted
+
+# While a checkpoint that is not written yet is waited for: between looks, and between lines that say so.
+POLL_SECONDS, REMIND_SECONDS = 10.0, 600.0
+
+
+def test(config: RunConfig, world: World) -> None:
+    """Measure; `save_path/retrain/results.json` holds the last checkpoint's numbers, and all under `checkpoints`."""
+    settings, model = config.test, config.model
+    report = Report("test", config.folder, world)
+    paths = checkpoints_to_test(config)
+    folder = CheckpointFolder(config.folder.checkpoints("retrain"))
+    by_preference = settings.load_name is None and (settings.start is None or folder.epoch_of(paths[0]) is None)
+    others = ", ".join(path.name for path in folder.candidates()[1:]) if by_preference else ""
+    if others:
+        report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
+    # A mistake should come before the images are decoded, not after.
+    first = load_network(paths[0], config) if paths[0].exists() else None
+    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
+    rows = []
+    for path in paths:
+        wait_for(path, report, world)
+        network = first if first is not None and path == paths[0] else load_network(path, config)
+        network, architecture = network.to(world.device), network.architecture
+        score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
+        row = {
+            "checkpoint": str(path),
+            "weights": settings.weights,
+            "architecture": str(architecture),
+            "top1": score.top1,
+            "top5": score.top5,
+            "loss": score.loss,
+            **architecture.costs(model.image_size, model.num_classes),
+            "images_per_second": score.images_per_second,
+            "images": images.total,
+            "device": str(world.device.type),
+        }
+        rows.append(row)
+        report.line(
+            f"{shown_path(path)}: top-1 {score.top1:.2f}%  top-5 {score.top5:.2f}%  loss {score.loss:.4f}  "
+            f"{row['macs']:,} MACs{_released(row)}  {row['parameters']:,} parameters  "
+            f"{score.images_per_second:,.0f} images/s"
+        )
+        epoch = CheckpointFolder.epoch_of(path)
+        report.scalars(epoch or 0, {name: row[name] for name in ("top1", "top5", "loss", "images_per_second")})
+        if world.is_main:
+            write_text(config.folder.results, json.dumps(rows[-1] | {"checkpoints": rows}, indent=2) + "\n")
+    if world.is_main:
+        report.line(f"results are in {shown_path(config.folder.results)}")
+    report.close()
+
+
+def _released(row: dict) -> str:
+    return "" if row["macs_released"] is None else f" ({row['macs_released']:,} released)"
+
+
+def wait_for(path: Path, report: Report, world: World) -> None:
+    """Return once every rank sees a file. Raises `Interrupted` where the run is asked to stop meanwhile."""
+    began = reminded = time.monotonic()
+    while True:
+        there = all(gather(path.exists(), world))
+        if reason := stop_requested(world, at_once=True):
+            report.close()
+            raise Interrupted(reason)
+        if there:
+            return
+        if began == reminded or time.monotonic() - reminded > REMIND_SECONDS:
+            report.line(f"waits for {shown_path(path)}, which retrain has not written yet")
+            reminded = time.monotonic()
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,109 @@
+"""The `retrain` stage: train one architecture with the DeiT recipe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retrain.token_schedule import TokenSchedule
+from vitas import checkpoint
+from vitas.catalog import AnyArchitecture
+from vitas.checkpoint import CheckpointFolder
+from vitas.config import RunConfig, check_token_phases
+from vitas.data.training import TrainingLoader
+from vitas.distributed import World, stream_seed
+from vitas.errors import UserError
+from vitas.models import SuperNet, VisionTransformer, create_model
+from vitas.report import Report, shown_path
+from vitas.train import Task, train
+
+
+def retrain(config: RunConfig, world: World) -> None:
+    """Train to the last epoch; checkpoints land in `save_path/retrain/checkpoint/`."""
+    settings, model = config.retrain, config.model
+    report = Report("retrain", config.folder, world)
+    checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
+    architecture = architecture_of(config, checkpoints)
+    for mistake in check_token_phases(settings.tokens, architecture, model.image_size):
+        raise UserError(mistake)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    network = create_model(architecture, model.num_classes, model.image_size, settings.drop_path_rate)
+    # A run that goes on has weights of its own.
+    if settings.from_supernet and checkpoints.newest() is None:
+        inherit(network, config, report)
+    if settings.from_checkpoint is not None and checkpoints.newest() is None:
+        changes = checkpoint.start_from(network, settings.from_checkpoint)
+        report.line("; ".join([f"starts from the weights of {settings.from_checkpoint}", *changes]))
+    network.to(world.device)
+    loader = TrainingLoader(
+        settings.data, model.image_size, model.mean, model.std, settings.batch_size, world, config.seed
+    )
+    report.line(
+        f"{architecture}: {architecture.macs(model.image_size, model.num_classes):,} MACs, "
+        f"{architecture.parameters(model.image_size, model.num_classes):,} parameters, "
+        f"{world.size} process(es) on {world.device.type}"
+    )
+    trained: nn.Module = network
+    if world.size > 1:
+        trained = DistributedDataParallel(network, [world.device] if world.device.type == "cuda" else None)
+    schedule = TokenSchedule.from_phases(settings.tokens, settings.epochs * loader.steps_per_epoch)
+    macs = {r: architecture.macs(model.image_size, model.num_classes, reduce=r) for r in schedule.reductions}
+    if settings.tokens:
+        ours, full = schedule.training_macs(macs, settings.batch_size), schedule.total * settings.batch_size * macs[1]
+        report.line(
+            f"{schedule}; forward passes take {ours:,} MACs over the training, "
+            f"{1 - ours / full:.1%} less than the {full:,} of full tokens"
+        )
+
+    def forward(images: Tensor, step: int) -> Tensor:
+        reduce = schedule.reduction(step)
+        if reduce != network.token_reduction:
+            # The wrapper of several processes sees nothing of it: it knows parameters, and all of them stay in use.
+            network.set_token_reduction(reduce)
+            side = architecture.tokens_per_side(model.image_size, reduce)
+            report.line(
+                f"from step {step:,} on {side} x {side} tokens: "
+                f"{macs[reduce]:,} MACs an image, {macs[reduce] * settings.batch_size:,} a step (forward)"
+            )
+        return trained(images)
+
+    task = Task(
+        network,
+        forward,
+        model.num_classes,
+        ema_decay=settings.ema_decay,
+        about={
+            "architecture": str(architecture),
+            "num_classes": model.num_classes,
+            "image_size": model.image_size,
+            "mean": model.mean,
+            "std": model.std,
+        },
+    )
+    train(task, settings, loader, checkpoints, report, world, config.seed)
+    if world.is_main:
+        report.line(f"the network is in {shown_path(checkpoints.newest())}")
+    report.close()
+
+
+def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> AnyArchitecture:
+    """What `retrain.architecture` says; else what the checkpoint says that the run starts from; else the best found."""
+    settings = config.retrain
+    if settings.architecture is not None or settings.from_checkpoint is None:
+        return config.architecture(settings.architecture)
+    path = checkpoints.newest() or settings.from_checkpoint
+    text = checkpoint.read(path).get("architecture")
+    if not isinstance(text, str):
+        raise UserError(f"{path} does not say its architecture; set retrain.architecture")
+    return config.architecture(text)
+
+
+def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:
+    """Give a network the weights that the run's trained supernet has for it."""
+    path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
+    model = config.model
+    supernet = SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode)
+    checkpoint.load_weights(supernet, path)
+    network.load_state_dict(supernet.extract(network.architecture).state_dict())
+    report.line(f"starts from the weights of {shown_path(path)}")

@@ -1,0 +1,82 @@
+"""Images per second of candidates, measured on this device, and a model of them for proposals."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from search.scoring import MeasurementJournal
+from vitas.architecture import Architecture
+from vitas.budget import SpeedModel
+from vitas.config import RunConfig
+from vitas.distributed import World, stream_seed
+from vitas.evaluate import images_per_second
+from vitas.models import VisionTransformer
+from vitas.report import Report
+
+# Of measuring one architecture, after half as many of warming up.
+SECONDS = 0.4
+# Random subnets that the model is fitted to: so many at each probability of an identity, from deep to shallow.
+FITTED = 16
+FITTED_AT = (0.0, 0.25, 0.5, 0.75)
+
+
+class SpeedMeter:
+    """Measures architectures on this run's device, each once, and journals what it measured.
+
+    Speeds are of the dense network, in batches of `sample.budget.batch_size`. On
+    GPUs every rank measures its share; ranks that share a CPU would disturb each
+    other, so there one of them measures.
+    """
+
+    def __init__(self, config: RunConfig, report: Report, world: World) -> None:
+        self._config, self._world = config, world
+        on_gpu = world.device.type == "cuda"
+        self._ranks = world.size if on_gpu else 1
+        origin = {
+            "device": torch.cuda.get_device_name(world.device) if on_gpu else "cpu",
+            "batch_size": config.sample.budget.batch_size,
+            "image_size": config.model.image_size,
+            "num_classes": config.model.num_classes,
+        }
+        self._journal = MeasurementJournal(
+            config.folder.speeds,
+            origin,
+            lambda line: (Architecture.parse(line["architecture"]), line["images_per_second"]),
+            lambda architecture, speed: {"architecture": str(architecture), "images_per_second": speed},
+            "measured speeds",
+            report,
+            world,
+        )
+        self._report = report
+
+    @property
+    def known(self) -> dict[Architecture, float]:
+        """All speeds that were measured, by architecture (identities last)."""
+        return self._journal.known
+
+    def measure(self, architectures: list[Architecture]) -> np.ndarray:
+        """Images per second [architectures], in order."""
+        shifted = [architecture.shifted() for architecture in architectures]
+        return np.array(self._journal.measure(shifted, self._measure_one, self._ranks))
+
+    def fit_model(self) -> SpeedModel:
+        """What predicts the speed of any genome, fitted to the same random subnets at every call."""
+        space = self._config.space
+        rng = np.random.default_rng(stream_seed(self._config.seed, "speed model"))
+        probabilities = FITTED_AT if space.identity else FITTED_AT[:1] * len(FITTED_AT)
+        genomes = np.concatenate([space.sample_genomes(rng, FITTED, probability) for probability in probabilities])
+        measured = self.measure([space.decode(genome) for genome in genomes])
+        model = SpeedModel.fit(space, self._config.model.image_size, genomes, measured)
+        error = np.median(np.abs(model.predict(genomes) / measured - 1))
+        self._report.line(
+            f"measured {len(genomes)} random subnets: {measured.min():,.0f} to {measured.max():,.0f} images/s; "
+            f"the model of them is off by {100 * error:.0f}% (median)"
+        )
+        return model
+
+    def _measure_one(self, architecture: Architecture) -> float:
+        model, batch_size = self._config.model, self._config.sample.budget.batch_size
+        with self._world.device:
+            network = VisionTransformer(architecture, model.num_classes, model.image_size)
+        return images_per_second(network, model.image_size, batch_size, SECONDS)

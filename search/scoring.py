@@ -1,0 +1,166 @@
+"""Scores of candidates: each measured once, by all ranks together, and journalled before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from vitas import distributed
+from vitas.architecture import Architecture
+from vitas.config import RunConfig
+from vitas.data.evaluation import EvaluationSet
+from vitas.distributed import World, barrier, broadcast, gather
+from vitas.errors import UserError
+from vitas.evaluate import evaluate
+from vitas.files import Journal
+from vitas.models import SuperNet
+from vitas.report import Report, shown_path
+from vitas.slurm.signals import Interrupted
+
+Candidate = TypeVar("Candidate", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class MeasurementJournal(Generic[Candidate, Value]):
+    """One value of each candidate, in a file that a restart goes on from.
+
+    path: the file. Its first line is `origin`, each other one the record of a candidate.
+    origin: plain data about what the values depend on.
+    read, write: record -> candidate and value; and the inverse.
+    noun: what the values are called, as in "goes on from 12 scores".
+
+    known: values by candidate.
+
+    Raises `UserError` for a file of another origin.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        origin: dict,
+        read: Callable[[dict], tuple[Candidate, Value]],
+        write: Callable[[Candidate, Value], dict],
+        noun: str,
+        report: Report,
+        world: World,
+    ) -> None:
+        self._write, self._noun, self._report, self._world = write, noun, report, world
+        self._file = Journal(path) if world.is_main else None
+        lines = broadcast(self._file.lines if self._file else None, world)
+        if not lines:
+            if self._file:
+                self._file.append(origin)
+        elif lines[0] != origin:
+            differing = [name for name in {**origin, **lines[0]} if origin.get(name) != lines[0].get(name)]
+            raise UserError(
+                f"{path} holds {noun} made with another {' and another '.join(differing)}; "
+                "move it away, or choose another save_path"
+            )
+        self.known: dict[Candidate, Value] = dict(map(read, lines[1:]))
+        if self.known:
+            report.line(f"goes on from {len(self.known)} {noun} in {shown_path(path)}")
+
+    def measure(
+        self, candidates: Sequence[Candidate], measure_one: Callable[[Candidate], Value], ranks: int
+    ) -> list[Value]:
+        """The values of candidates, in order; new ones are measured, whole ones on `ranks` ranks in waves.
+
+        Raises `Interrupted` after a wave, which is then in the file.
+        """
+        new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self.known]
+        for start in range(0, len(new), ranks):
+            wave = new[start : start + ranks]
+            own = measure_one(wave[self._world.rank]) if self._world.rank < len(wave) else None
+            values = gather(own, self._world)[: len(wave)]
+            if self._file:
+                # Before anything may stop this process: no value is lost, and none is measured twice.
+                self._file.append(*(self._write(*pair) for pair in zip(wave, values, strict=True)))
+            self.known |= dict(zip(wave, values, strict=True))
+            if reason := distributed.stop_requested(self._world, at_once=True):
+                self._report.line(f"stops after {len(self.known)} {self._noun}, which are saved ({reason})")
+                self._report.close()
+                barrier(self._world)
+                raise Interrupted(reason)
+        return [self.known[candidate] for candidate in candidates]
+
+
+@dataclass(frozen=True)
+class SubnetScore:
+    """top1: in percent. loss: mean cross-entropy. Both are means over the supernet's sides."""
+
+    top1: float
+    loss: float
+
+
+class SupernetScorer:
+    """Scores architectures with the supernet's weights on the val images, each once."""
+
+    def __init__(
+        self, config: RunConfig, supernet: SuperNet, images: EvaluationSet, report: Report, world: World
+    ) -> None:
+        self._config, self._supernet, self._images, self._world = config, supernet, images, world
+        self._generation = 0
+        origin = {
+            "supernet": _digest(supernet),
+            "images": images.total,
+            "data": config.sample.data.model_dump(exclude={"data_dir", "workers"}),
+        }
+        self._journal = MeasurementJournal(
+            config.folder.population, origin, self._read, self._record, "scores", report, world
+        )
+
+    @property
+    def known(self) -> dict[Architecture, SubnetScore]:
+        """All scores, by architecture (identities last: one network is one entry)."""
+        return self._journal.known
+
+    def score(self, architectures: list[Architecture], generation: int) -> list[SubnetScore]:
+        """The scores of architectures, in order; what is new is journalled with its generation."""
+        self._generation = generation
+        model = self._config.model
+        shifted = [architecture.shifted() for architecture in architectures]
+        # Subnets of a wave run side by side, so they should cost the same.
+        by_cost = sorted(shifted, key=lambda a: a.macs(model.image_size, model.num_classes))
+        self._journal.measure(by_cost, self._score_one, self._world.size)
+        return [self.known[architecture] for architecture in shifted]
+
+    def _score_one(self, architecture: Architecture) -> SubnetScore:
+        settings = self._config.sample
+        sides = [
+            evaluate(
+                lambda images, side=side: self._supernet(images, architecture, side),
+                self._images,
+                settings.batch_size,
+                settings.amp,
+            )
+            for side in self._supernet.scheme.scoring_sides
+        ]
+        return SubnetScore(*(sum(getattr(s, name) for s in sides) / len(sides) for name in ("top1", "loss")))
+
+    def _record(self, architecture: Architecture, score: SubnetScore) -> dict:
+        scores = {"top1": score.top1, "loss": score.loss, "generation": self._generation}
+        return {"architecture": str(architecture), **scores, **describe_candidate(architecture, self._config)}
+
+    def _read(self, line: dict) -> tuple[Architecture, SubnetScore]:
+        # Journals of earlier versions hold no loss.
+        if "loss" not in line and "loss" in self._config.sample.objectives:
+            raise UserError(f"{self._config.folder.population} holds scores without a loss; move it away")
+        return Architecture.parse(line["architecture"]), SubnetScore(line["top1"], line.get("loss", float("nan")))
+
+
+def describe_candidate(architecture: Architecture, config: RunConfig) -> dict:
+    """What is written beside an architecture's scores: its costs, and its `net_id` where the space has them."""
+    costs = architecture.costs(config.model.image_size, config.model.num_classes)
+    return costs if config.space.shared_blocks else costs | {"net_id": config.space.to_net_id(architecture)}
+
+
+def _digest(supernet: SuperNet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in supernet.state_dict().values():
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

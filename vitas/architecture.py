@@ -1,0 +1,310 @@
+"""`Architecture`: the one currency between the stages, and what one costs.
+
+It says what a network is, never how it was found. Its forms (the object, the
+canonical text, the YAML mapping) parse back to equal objects; genomes and
+`net_id` need a space, see `vitas.space`.
+
+For a given patch size and embedding dim, MACs and parameters are linear in the
+sum of the attention dims and the sum of the MLP dims. `count_macs` and
+`count_parameters` take those sums as integers or as integer arrays (one entry
+an architecture), so one formula serves a single architecture and a population.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from vitas.errors import UserError, require_integer
+
+CLASSIFIERS = ("token", "mean")
+# How multiply-adds are counted: as computed, or as ViTAS's budgets and tables count them.
+CONVENTIONS = ("true", "released")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One position of a network: a transformer block, or the identity.
+
+    heads: attention heads.
+    qkv_dim: rows of q, k and v together; a third of it is the attention dim.
+    mlp_dim: hidden dim of the MLP.
+    """
+
+    heads: int
+    qkv_dim: int
+    mlp_dim: int
+
+    def __post_init__(self) -> None:
+        if (self.heads, self.qkv_dim, self.mlp_dim) == (0, 0, 0):
+            return
+        if min(self.heads, self.qkv_dim, self.mlp_dim) < 1:
+            raise UserError(f"{self}: heads, qkv_dim and mlp_dim must be positive (all zero is the identity)")
+        if self.qkv_dim % (3 * self.heads):
+            raise UserError(
+                f"qkv_dim {self.qkv_dim} does not split into q, k and v for {self.heads} heads: "
+                f"it must be a multiple of {3 * self.heads}"
+            )
+
+    @property
+    def is_identity(self) -> bool:
+        return self.heads == 0
+
+    @property
+    def attention_dim(self) -> int:
+        return self.qkv_dim // 3
+
+
+IDENTITY = Block(0, 0, 0)
+
+_TEXT_HEAD = re.compile(r"p(\d+)-e(\d+)-(token|mean)$")
+_TEXT_BLOCK = re.compile(r"(?:h(\d+)q(\d+)m(\d+)|(id))(?:x(\d+))?$")
+TEXT_FORM = "p16-e230-token-h3q432m720x12-idx4"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A vision transformer, fully described but for image size and class count.
+
+    patch_size: side of the square patches, in pixels.
+    embed_dim: width of the residual stream.
+    blocks: one entry a position, identities included: stochastic depth counts
+        positions, and so do the key names of released files.
+    classifier: what the classifier reads, `token` (the class token) or `mean`
+        (the mean of the patch tokens). The class token takes part in attention
+        either way, as in the released networks.
+    """
+
+    patch_size: int
+    embed_dim: int
+    blocks: tuple[Block, ...]
+    classifier: str = "token"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if self.patch_size < 1 or self.embed_dim < 1:
+            raise UserError(f"patch size {self.patch_size} and embedding dim {self.embed_dim} must be positive")
+        if self.classifier not in CLASSIFIERS:
+            raise UserError(f"classifier is {self.classifier!r}; it must be {' or '.join(CLASSIFIERS)}")
+        for block in self.active_blocks:
+            if block.heads > self.embed_dim:
+                # The attention scale is (embed_dim // heads) ** -0.5.
+                raise UserError(f"{block.heads} heads are more than the embedding dim {self.embed_dim}")
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raise `UserError` unless patches tile the image."""
+        check_patch_size(self.patch_size, image_size)
+
+    def tokens_per_side(self, image_size: int, reduce: int = 1) -> int:
+        """Patch tokens along a side of the image, where the patches' stride and dilation are `reduce` times larger."""
+        return coarser_side(image_size // self.patch_size, reduce)
+
+    def check_token_reduction(self, image_size: int, reduce: int) -> None:
+        """Raise `UserError` for a reduction that images of this size have too few tokens for, or that is no integer."""
+        check_token_reduction(self.tokens_per_side(image_size), reduce)
+
+    @property
+    def active_blocks(self) -> tuple[Block, ...]:
+        """The blocks that compute something, in order."""
+        return tuple(block for block in self.blocks if not block.is_identity)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks compute something."""
+        return len(self.active_blocks)
+
+    def shifted(self) -> Architecture:
+        """The same network with its identities at the end: one object for all genomes that mean it."""
+        active = self.active_blocks
+        return replace(self, blocks=active + (IDENTITY,) * (len(self.blocks) - len(active)))
+
+    def compact(self) -> Architecture:
+        """The same network without identities, over whose blocks stochastic depth grows to its full rate."""
+        return replace(self, blocks=self.active_blocks)
+
+    def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true", *, reduce: int = 1) -> int:
+        """Multiply-adds of one image; `convention` is `true` or `released` (see `count_macs`).
+
+        reduce: of the tokens along a side (see `tokens_per_side`). Raises
+            `UserError` as `check_token_reduction` does.
+        """
+        self.check_token_reduction(image_size, reduce)
+        # As many patches as a smaller image has.
+        size = self.patch_size * self.tokens_per_side(image_size, reduce)
+        return count_macs(self.patch_size, self.embed_dim, *self._totals(), size, num_classes, convention)
+
+    def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:
+        """Parameters of the dense network, class token and position embedding included."""
+        return count_parameters(self.patch_size, self.embed_dim, *self._totals(), self.depth, image_size, num_classes)
+
+    def costs(self, image_size: int = 224, num_classes: int = 1000) -> dict[str, int | None]:
+        """What an image costs, as plain data: `macs`, `macs_released` and `parameters`."""
+        return {
+            "macs": self.macs(image_size, num_classes),
+            "macs_released": self.macs(image_size, num_classes, "released"),
+            "parameters": self.parameters(image_size, num_classes),
+        }
+
+    def _totals(self) -> tuple[int, int]:
+        return sum(b.attention_dim for b in self.blocks), sum(b.mlp_dim for b in self.blocks)
+
+    def __str__(self) -> str:
+        """The canonical text: one word, fit for file names, keys and command lines."""
+        return "-".join([f"p{self.patch_size}", f"e{self.embed_dim}", self.classifier, *_runs(self.blocks)])
+
+    @classmethod
+    def parse(cls, text: str) -> Architecture:
+        """The architecture of a canonical text; `UserError` names the part that does not parse."""
+        parts = text.strip().split("-")
+        head = _TEXT_HEAD.match("-".join(parts[:3]))
+        if head is None:
+            raise UserError(f"architecture {text!r} must begin like {TEXT_FORM!r}: patch, embedding dim, classifier")
+        blocks: list[Block] = []
+        for part in parts[3:]:
+            match = _TEXT_BLOCK.match(part)
+            if match is None:
+                raise UserError(
+                    f"architecture {text!r}: {part!r} is no block; one reads h3q432m720 or id, and x12 repeats it"
+                )
+            heads, qkv_dim, mlp_dim, identity, repeat = match.groups()
+            if repeat is not None and int(repeat) < 1:
+                raise UserError(
+                    f"architecture {text!r}: {part!r} repeats its block {repeat} times; it must be at least 1"
+                )
+            block = IDENTITY if identity else Block(int(heads), int(qkv_dim), int(mlp_dim))
+            blocks += [block] * int(repeat or 1)
+        return cls(int(head[1]), int(head[2]), tuple(blocks), head[3])
+
+    def to_dict(self) -> dict:
+        """The YAML form: plain numbers, strings and lists."""
+        return {
+            "patch_size": self.patch_size,
+            "embed_dim": self.embed_dim,
+            "classifier": self.classifier,
+            "blocks": [
+                "identity" if b.is_identity else {"heads": b.heads, "qkv_dim": b.qkv_dim, "mlp_dim": b.mlp_dim}
+                for b in self.blocks
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> Architecture:
+        """The architecture of a YAML form. A block may carry `repeat: n`."""
+        unknown = sorted(set(data) - {"patch_size", "embed_dim", "classifier", "blocks"}, key=str)
+        missing = [key for key in ("patch_size", "embed_dim", "blocks") if key not in data]
+        if unknown or missing:
+            fault = f"unknown key {unknown[0]!r}" if unknown else f"no key {missing[0]!r}"
+            raise UserError(f"architecture: {fault}; its keys are patch_size, embed_dim, blocks and classifier")
+        if not isinstance(data["blocks"], list):
+            raise UserError(f"architecture.blocks is {data['blocks']!r}; it must be a list of blocks")
+        blocks: list[Block] = []
+        for i, entry in enumerate(data["blocks"]):
+            if entry == "identity":
+                blocks.append(IDENTITY)
+                continue
+            keys = {"heads", "qkv_dim", "mlp_dim"}
+            if not isinstance(entry, Mapping) or set(entry) - {"repeat"} != keys:
+                raise UserError(
+                    f"architecture.blocks[{i}] is {entry!r}; it must be 'identity' or hold heads, qkv_dim, mlp_dim "
+                    "(and repeat, if it is to be repeated)"
+                )
+            numbers = {key: require_integer(value, f"architecture.blocks[{i}].{key}") for key, value in entry.items()}
+            repeat = numbers.pop("repeat", 1)
+            if repeat < 1:
+                raise UserError(f"architecture.blocks[{i}].repeat is {repeat}; it must be at least 1")
+            blocks += [Block(**numbers)] * repeat
+        return cls(
+            require_integer(data["patch_size"], "architecture.patch_size"),
+            require_integer(data["embed_dim"], "architecture.embed_dim"),
+            tuple(blocks),
+            data.get("classifier", "token"),
+        )
+
+
+def check_patch_size(patch_size: int, image_size: int) -> None:
+    """Raise `UserError` unless patches tile the image."""
+    if image_size % patch_size:
+        raise UserError(f"patch size {patch_size} does not divide the image size {image_size}")
+
+
+def _runs(blocks: tuple[Block, ...]) -> Iterator[str]:
+    for block, run in groupby(blocks):
+        name = "id" if block.is_identity else f"h{block.heads}q{block.qkv_dim}m{block.mlp_dim}"
+        length = len(list(run))
+        yield name if length == 1 else f"{name}x{length}"
+
+
+def count_macs(
+    patch_size,
+    embed_dim,
+    attention_total,
+    mlp_total,
+    image_size: int,
+    num_classes: int,
+    convention: str = "true",
+):
+    """Multiply-adds of one forward pass of one image.
+
+    `true` counts what is computed: the class token takes part in every block
+    and the classifier runs once. `released` is the count that the ViTAS
+    budgets and its published table are in: no class token in the blocks, and
+    the classifier once per patch token.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
+    patches = (image_size // patch_size) ** 2
+    tokens = patches + 1 if convention == "true" else patches
+    classifier_reads = 1 if convention == "true" else patches
+    return (
+        3 * embed_dim * patch_size**2 * patches
+        + attention_macs_per_dim(embed_dim, tokens) * attention_total
+        + mlp_macs_per_dim(embed_dim, tokens) * mlp_total
+        + embed_dim * num_classes * classifier_reads
+    )
+
+
+def attention_macs_per_dim(embed_dim, tokens):
+    """MACs that one dim of attention adds: q, k, v and the projection (4 d T), and both products (2 T^2)."""
+    return 4 * embed_dim * tokens + 2 * tokens**2
+
+
+def mlp_macs_per_dim(embed_dim, tokens):
+    """MACs that one hidden dim of an MLP adds."""
+    return 2 * embed_dim * tokens
+
+
+def count_parameters(
+    patch_size,
+    embed_dim,
+    attention_total,
+    mlp_total,
+    blocks,
+    image_size: int,
+    num_classes: int,
+):
+    """Parameters: projection, class token, positions, `blocks` blocks, last norm and classifier."""
+    patches = (image_size // patch_size) ** 2
+    stem = 3 * embed_dim * patch_size**2 + embed_dim + embed_dim + (patches + 1) * embed_dim
+    # Of a block: two norms (4 d) and the biases of the projection and of fc2 (2 d) do not depend on its widths.
+    body = (4 * embed_dim + 3) * attention_total + (2 * embed_dim + 1) * mlp_total + 6 * embed_dim * blocks
+    head = 2 * embed_dim + embed_dim * num_classes + num_classes
+    return stem + body + head
+
+
+def coarser_side(tokens: int, reduce: int) -> int:
+    """Tokens along a side of what has `tokens` of them, in steps of `reduce`; the last step may reach beyond.
+
+    A reduction r multiplies the stride and the dilation of a network's first
+    projection by r (As-ViT's progressive tokenisation; Chen et al., ICLR 2022).
+    """
+    return -(-tokens // reduce)
+
+
+def check_token_reduction(tokens: int, reduce: int) -> None:
+    """Raise `UserError` unless `tokens` along a side can be reduced: by 1 (not at all) to `tokens` (one is left)."""
+    if type(reduce) is int and (reduce == 1 or 1 <= reduce <= tokens):
+        return
+    allowed = f"it must be an integer from 2 to {tokens}" if tokens > 1 else "so there is nothing to reduce"
+    raise UserError(f"found {reduce!r}; an image gives {tokens} x {tokens} tokens, {allowed}")

@@ -1,0 +1,402 @@
+"""`Genotype`: a staged transformer as As-ViT names it, and `GenotypeSpace`, its topologies.
+
+A genotype is read as in As-ViT's released files (Chen et al., ICLR 2022,
+arXiv 2202.11921): kernel, split, expansion and layers of four stages, then the
+heads of the last stage and the initial hidden dim,
+
+    8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180
+
+A topology is a genotype without layers and hidden dim, `8,2,3|4,1,2|4,1,4|4,1,6|32`,
+and means one layer a stage and a hidden dim of 32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from vitas.architecture import check_token_reduction, coarser_side
+from vitas.errors import UserError, require_integer
+
+STAGES = 4
+STEM_STRIDE = 4
+STAGE_STRIDE = 2
+MAX_DIM = 1024
+TOPOLOGY_HIDDEN_DIM = 32
+TEXT_FORM = "8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180"
+TOPOLOGY_FORM = "8,2,3|4,1,2|4,1,4|4,1,6|32"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of equal blocks at one resolution.
+
+    kernel: side of the windows that the projection into the stage reads, in
+        pixels for the first stage and in tokens for the others.
+    split: attention windows along each side of the stage's tokens.
+    expansion: MLP dim over the stage's dim.
+    layers: blocks.
+    """
+
+    kernel: int
+    split: int
+    expansion: int
+    layers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Genotype:
+    """A staged transformer, fully described but for image size and class count.
+
+    stages: four of them; the stage i has `min(1024, hidden_dim * 2**i)` dims,
+        image_size / 4 / 2**i tokens a side and heads / 2**(3 - i) heads.
+    heads: of the last stage, a multiple of 8.
+    hidden_dim: dims of the first stage.
+
+    Raises `UserError`, naming the stage, for one that cannot be built.
+    """
+
+    stages: tuple[Stage, ...]
+    heads: int
+    hidden_dim: int = TOPOLOGY_HIDDEN_DIM
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if len(self.stages) != STAGES:
+            raise UserError(f"a genotype has {STAGES} stages; found {len(self.stages)}")
+        for number, stage in enumerate(self.stages, 1):
+            # The paddings around a kernel are those of its reach beyond the stride.
+            least = {"kernel": STEM_STRIDE if number == 1 else STAGE_STRIDE}
+            for name in _STAGE_NUMBERS:
+                if getattr(stage, name) < least.get(name, 1):
+                    raise UserError(
+                        f"genotype: {name} of stage {number} is {getattr(stage, name)}; "
+                        f"it must be at least {least.get(name, 1)}"
+                    )
+        halvings = 2 ** (STAGES - 1)
+        if self.heads < 1 or self.heads % halvings:
+            raise UserError(
+                f"genotype: heads are {self.heads}; they halve from the last stage to the first, "
+                f"so they must be a multiple of {halvings}"
+            )
+        for number, (dim, heads) in enumerate(zip(self.dims, self.stage_heads, strict=True), 1):
+            if heads > dim:
+                raise UserError(f"genotype: stage {number} has {heads} heads, more than its {dim} dims")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dims of each stage's tokens."""
+        return tuple(min(MAX_DIM, self.hidden_dim * 2**i) for i in range(STAGES))
+
+    @property
+    def stage_heads(self) -> tuple[int, ...]:
+        """Heads of each stage's attention."""
+        return tuple(self.heads // 2 ** (STAGES - 1 - i) for i in range(STAGES))
+
+    @property
+    def attention_dims(self) -> tuple[int, ...]:
+        """Dims of q (of k, of v) in each stage: what the heads divide of the stage's dims."""
+        return tuple(dim // heads * heads for dim, heads in zip(self.dims, self.stage_heads, strict=True))
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages."""
+        return sum(stage.layers for stage in self.stages)
+
+    def resolutions(self, image_size: int, reduce: int = 1) -> tuple[int, ...]:
+        """Tokens along a side, in each stage.
+
+        reduce: how many times larger the stem's stride and dilation are. A
+            stage that has an odd number of tokens to halve gives the next one
+            the larger half.
+
+        Raises `UserError` as `check_image_size` and `check_token_reduction` do.
+        """
+        self.check_token_reduction(image_size, reduce)
+        found = [coarser_side(image_size // STEM_STRIDE, reduce)]
+        for _ in range(STAGES - 1):
+            found.append(coarser_side(found[-1], STAGE_STRIDE))
+        return tuple(found)
+
+    def splits(self, image_size: int, reduce: int = 1) -> tuple[int, ...]:
+        """Attention windows along a side, in each stage; arguments and errors as of `resolutions`.
+
+        A stage's own split wherever it divides the tokens, so that a window
+        sees the same part of the image; else the next smaller one that does.
+        """
+        return tuple(
+            max(split for split in range(1, stage.split + 1) if resolution % split == 0)
+            for stage, resolution in zip(self.stages, self.resolutions(image_size, reduce), strict=True)
+        )
+
+    def tokens_per_side(self, image_size: int, reduce: int = 1) -> int:
+        """Tokens along a side of the first stage. Raises as `resolutions`."""
+        return self.resolutions(image_size, reduce)[0]
+
+    def check_token_reduction(self, image_size: int, reduce: int) -> None:
+        """Raise `UserError` for a reduction that images of this size have too few tokens for, or that is no integer."""
+        self.check_image_size(image_size)
+        check_token_reduction(image_size // STEM_STRIDE, reduce)
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raise `UserError` unless every stage halves the tokens evenly and the windows tile them."""
+        _check_image_size(image_size, _image_step(stage.split for stage in self.stages), f"genotype {self}")
+
+    def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true", *, reduce: int = 1) -> int:
+        """Multiply-adds of one image: of the projections, of attention's two products, of the MLPs and the head.
+
+        `true` is the one convention: `released` names the count that ViTAS's
+        budgets are in, and no As-ViT number is in that. Norms, GELU and
+        softmax are not counted, as they are not for an `Architecture`.
+
+        reduce: of the tokens along a side (see `resolutions`).
+
+        Raises `UserError` for another convention, and as `resolutions` does.
+        """
+        if convention != "true":
+            raise UserError(
+                f"convention: found {convention!r}; multiply-adds of a genotype are counted in the true convention "
+                "alone (released is that of ViTAS's budgets)"
+            )
+        stages = sum(macs for macs, _ in self.stage_costs(image_size, reduce))
+        return stages + self.dims[-1] ** 2 + self.dims[-1] * num_classes
+
+    def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:
+        """Parameters of the network. They do not depend on the image size: there is no position embedding."""
+        dim = self.dims[-1]
+        stages = sum(self._stage_parameters(i) for i in range(STAGES))
+        return stages + 2 * dim + dim * (dim + 1) + (dim + 1) * num_classes
+
+    def costs(self, image_size: int = 224, num_classes: int = 1000) -> dict[str, int | None]:
+        """What an image costs, as plain data; `macs_released` is None: that convention is ViTAS's."""
+        return {
+            "macs": self.macs(image_size, num_classes),
+            "macs_released": None,
+            "parameters": self.parameters(image_size, num_classes),
+        }
+
+    def stage_costs(self, image_size: int = 224, reduce: int = 1) -> list[tuple[int, int]]:
+        """Multiply-adds and parameters of each stage, with the projection into it. Raises as `macs` does."""
+        found = []
+        sides = zip(self.resolutions(image_size, reduce), self.splits(image_size, reduce), strict=True)
+        for i, (stage, (resolution, split)) in enumerate(zip(self.stages, sides, strict=True)):
+            dim, attention_dim = self.dims[i], self.attention_dims[i]
+            window_tokens = (resolution // split) ** 2
+            projections = 4 * dim * attention_dim
+            products = 2 * attention_dim * window_tokens
+            block = projections + products + 2 * stage.expansion * dim**2
+            macs = resolution**2 * (self._patch_values(i) * dim + stage.layers * block)
+            found.append((macs, self._stage_parameters(i)))
+        return found
+
+    def _stage_parameters(self, i: int) -> int:
+        stage, dim, attention_dim = self.stages[i], self.dims[i], self.attention_dims[i]
+        # The stem has a bias and normalises what it gives; a reduction has none, and normalises what it reads.
+        projection = self._patch_values(i) * dim + (3 * dim if i == 0 else 2 * self._patch_values(i))
+        attention = 3 * attention_dim * (dim + 1) + dim * (attention_dim + 1)
+        mlp = 2 * stage.expansion * dim**2 + stage.expansion * dim + dim
+        return projection + stage.layers * (attention + mlp + 4 * dim)
+
+    def _patch_values(self, i: int) -> int:
+        """Numbers that one token of a stage is projected from."""
+        return self.stages[i].kernel ** 2 * (3 if i == 0 else self.dims[i - 1])
+
+    @property
+    def topology(self) -> str:
+        """The text of the topology: kernels, splits, expansions and heads, without layers and hidden dim."""
+        return "|".join([*(f"{s.kernel},{s.split},{s.expansion}" for s in self.stages), str(self.heads)])
+
+    def __str__(self) -> str:
+        """The canonical text, with layers and hidden dim always."""
+        stages = (f"{s.kernel},{s.split},{s.expansion},{s.layers}" for s in self.stages)
+        return "|".join([*stages, f"{self.heads},{self.hidden_dim}"])
+
+    @classmethod
+    def parse(cls, text: str) -> Genotype:
+        """The genotype of a text in the full or the topology form; `UserError` names the number that is wrong."""
+        parts = text.strip().split("|")
+        if len(parts) != STAGES + 1:
+            raise UserError(
+                f"genotype {text!r} has {len(parts)} parts between its bars; it must have {STAGES + 1}, "
+                f"four stages and then the heads, like {TEXT_FORM} or {TOPOLOGY_FORM}"
+            )
+        last = _numbers(text, parts[-1], "the last part", ("heads", "hidden dim"), 1)
+        names = _STAGE_NUMBERS
+        stages = tuple(_numbers(text, part, f"stage {i}", names, 3) for i, part in enumerate(parts[:-1], 1))
+        lengths = {len(stage) for stage in stages}
+        if lengths != {len(last) + 2}:
+            raise UserError(
+                f"genotype {text!r}: layers stand in every stage and the hidden dim after the heads, or none of them; "
+                f"it must be like {TEXT_FORM} or {TOPOLOGY_FORM}"
+            )
+        try:
+            return cls(tuple(Stage(*stage) for stage in stages), *last)
+        except UserError as error:
+            raise UserError(f"{text}: {error}") from None
+
+    def to_dict(self) -> dict:
+        """The YAML form: plain numbers and lists."""
+        return {
+            "stages": [{name: getattr(stage, name) for name in _STAGE_NUMBERS} for stage in self.stages],
+            "heads": self.heads,
+            "hidden_dim": self.hidden_dim,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> Genotype:
+        """The genotype of a YAML form; `layers` and `hidden_dim` may be left out, as in a topology."""
+        _check_keys(data, "genotype", required={"stages", "heads"}, optional={"hidden_dim"})
+        if not isinstance(data["stages"], list):
+            raise UserError(f"genotype.stages is {data['stages']!r}; it must be a list of {STAGES} stages")
+        stages = []
+        for i, entry in enumerate(data["stages"]):
+            place = f"genotype.stages[{i}]"
+            if not isinstance(entry, Mapping):
+                raise UserError(f"{place} is {entry!r}; it must hold {', '.join(_STAGE_NUMBERS)}")
+            _check_keys(entry, place, required=set(_STAGE_NUMBERS) - {"layers"}, optional={"layers"})
+            stages.append(Stage(**{name: require_integer(value, f"{place}.{name}") for name, value in entry.items()}))
+        numbers = {
+            name: require_integer(data[name], f"genotype.{name}") for name in ("heads", "hidden_dim") if name in data
+        }
+        return cls(tuple(stages), **numbers)
+
+
+_STAGE_NUMBERS = tuple(field.name for field in fields(Stage))
+
+
+@dataclass(frozen=True)
+class GenotypeSpace:
+    """The topologies of As-ViT's search: a product of independent choices.
+
+    kernels, splits, expansions: allowed values, a tuple for each stage.
+    heads: allowed heads of the last stage.
+
+    The defaults are the published space. A genome is a row of indices into
+    `choices`, one a choice. Raises `UserError`, whose text begins with the
+    field, for a space with a member that cannot be built.
+    """
+
+    kernels: tuple[tuple[int, ...], ...] = ((4, 5, 6, 7, 8), (2, 3, 4), (2, 3, 4), (2, 3, 4))
+    splits: tuple[tuple[int, ...], ...] = ((2, 4, 8), (1, 2, 4), (1, 2), (1,))
+    expansions: tuple[tuple[int, ...], ...] = ((2, 3, 4, 5, 6),) * STAGES
+    heads: tuple[int, ...] = (16, 32, 64)
+
+    def __post_init__(self) -> None:
+        for name in ("kernels", "splits", "expansions"):
+            values = tuple(_different(name, stage) for stage in getattr(self, name))
+            if len(values) != STAGES:
+                raise UserError(f"{name}: found {len(values)} lists; there are {STAGES} stages")
+            object.__setattr__(self, name, values)
+        object.__setattr__(self, "heads", _different("heads", self.heads))
+        # Whether a stage can be built depends on each number of it alone, and on the heads.
+        for column in range(max(len(values) for values in self.choices.values())):
+            self.decode([min(column, len(values) - 1) for values in self.choices.values()])
+
+    @property
+    def choices(self) -> dict[str, tuple[int, ...]]:
+        """What is chosen and from which values, in the order of the genes."""
+        named = {}
+        for i in range(STAGES):
+            named[f"kernel {i + 1}"] = self.kernels[i]
+            named[f"split {i + 1}"] = self.splits[i]
+            named[f"expansion {i + 1}"] = self.expansions[i]
+        return named | {"heads": self.heads}
+
+    @property
+    def gene_counts(self) -> np.ndarray:
+        """How many values each gene takes, as an integer array [genes]."""
+        return np.array([len(values) for values in self.choices.values()])
+
+    @property
+    def size(self) -> int:
+        """How many topologies the space holds."""
+        return math.prod(len(values) for values in self.choices.values())
+
+    def decode(self, genome: Sequence[int] | np.ndarray) -> Genotype:
+        """The topology of a genome [genes]. Raises `UserError` for a wrong length or a gene out of range."""
+        choices = self.choices
+        if len(genome) != len(choices):
+            raise UserError(f"genome has {len(genome)} genes; this space's genomes have {len(choices)}")
+        values = []
+        for gene, (name, allowed) in zip(genome, choices.items(), strict=True):
+            if not 0 <= gene < len(allowed):
+                raise UserError(f"the gene {name} of the genome is {gene}; it must be from 0 to {len(allowed) - 1}")
+            values.append(allowed[gene])
+        stages = tuple(Stage(*values[3 * i : 3 * i + 3]) for i in range(STAGES))
+        return Genotype(stages, values[-1])
+
+    def encode(self, genotype: Genotype) -> np.ndarray:
+        """The genome of a genotype's topology, an integer array [genes]; layers and hidden dim are not in it.
+
+        Raises `UserError`, naming what lies outside the space.
+        """
+        values = [value for s in genotype.stages for value in (s.kernel, s.split, s.expansion)] + [genotype.heads]
+        genome = []
+        for value, (name, allowed) in zip(values, self.choices.items(), strict=True):
+            if value not in allowed:
+                raise UserError(f"{genotype}: {name} is {value}; in this space it is one of {_listed(allowed)}")
+            genome.append(allowed.index(value))
+        return np.array(genome)
+
+    def sample_genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`count` random genomes [count, genes]; every value of a gene is equally likely."""
+        return rng.integers(0, self.gene_counts, size=(count, self.gene_counts.size))
+
+    def sample(self, rng: np.random.Generator) -> Genotype:
+        """A random topology."""
+        return self.decode(self.sample_genomes(rng, 1)[0])
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raise `UserError` unless every member fits images of this size."""
+        _check_image_size(image_size, _image_step(math.lcm(*splits) for splits in self.splits), "this space")
+
+
+def _image_step(splits) -> int:
+    """The smallest image size that fits; the others are its multiples."""
+    return math.lcm(*(STEM_STRIDE * STAGE_STRIDE**i * split for i, split in enumerate(splits)))
+
+
+def _check_image_size(image_size: int, step: int, who: str) -> None:
+    if image_size > 0 and image_size % step == 0:
+        return
+    below = image_size // step * step
+    nearest = [str(size) for size in (below, below + step) if size > 0]
+    raise UserError(
+        f"image size {image_size} does not fit {who}: its stages and windows divide multiples of {step}; "
+        f"the nearest {'is' if len(nearest) == 1 else 'are'} {' and '.join(nearest)}"
+    )
+
+
+def _numbers(text: str, part: str, place: str, names: tuple[str, ...], least: int) -> tuple[int, ...]:
+    words = part.split(",")
+    if not least <= len(words) <= len(names):
+        raise UserError(
+            f"genotype {text!r}: {place} is {part!r}; it must hold {', '.join(names[:least])}"
+            f" and, but for a topology, {names[-1]}"
+        )
+    for word, name in zip(words, names, strict=False):
+        if not word.strip().isdecimal():
+            raise UserError(f"genotype {text!r}: {name} in {place} is {word!r}; it must be a whole number")
+    return tuple(int(word) for word in words)
+
+
+def _check_keys(data: Mapping, place: str, required: set[str], optional: set[str]) -> None:
+    unknown = sorted(set(data) - required - optional, key=str)
+    missing = sorted(required - set(data))
+    if unknown or missing:
+        fault = f"unknown key {unknown[0]!r}" if unknown else f"no key {missing[0]!r}"
+        raise UserError(f"{place}: {fault}; its keys are {', '.join(sorted(required | optional))}")
+
+
+def _different(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    values = tuple(values)
+    if not values or len(set(values)) < len(values):
+        raise UserError(f"{name}: found {list(values)}; it must be a list of different numbers")
+    return values
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,277 @@
+"""As-ViT's scores of a network at initialisation, without training (Chen et al., ICLR 2022, arXiv 2202.11921).
+
+Length distortion: how much the network stretches a circle of inputs; higher is
+better. NTK condition number: how unevenly the images share the gradient; lower
+is better. Both are of `forward_features`, the average over the last stage's
+tokens before the last norm.
+
+Shape suffixes: B images, T points of a curve, N tokens (and what else stands
+between), I inputs of a layer, O outputs, H heads, d dims of a head.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from vitas.asvit.genotype import Genotype
+from vitas.distributed import stream_seed
+from vitas.errors import UserError
+from vitas.models import StagedTransformer
+
+
+@dataclass(frozen=True)
+class Scores:
+    """length_distortion: higher is better. ntk_condition: lower is better."""
+
+    length_distortion: float
+    ntk_condition: float
+
+
+def score(
+    genotype: Genotype,
+    image_size: int = 224,
+    repeat: int = 5,
+    seed: int = 0,
+    batch_size: int = 16,
+    points: int = 10,
+    images: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Scores:
+    """Both scores of a genotype, averaged over `repeat` initialisations; the defaults are the published settings.
+
+    See `score_once`. Raises `UserError` for settings that give no score.
+    """
+    if repeat < 1:
+        raise UserError(f"repeat: found {repeat}; it must be at least 1")
+    return mean_scores(
+        [score_once(genotype, image_size, seed, i, batch_size, points, images, device) for i in range(repeat)]
+    )
+
+
+def mean_scores(parts: Sequence[Scores]) -> Scores:
+    """The mean of each score."""
+    return Scores(
+        math.fsum(part.length_distortion for part in parts) / len(parts),
+        math.fsum(part.ntk_condition for part in parts) / len(parts),
+    )
+
+
+def score_once(
+    genotype: Genotype,
+    image_size: int = 224,
+    seed: int = 0,
+    index: int = 0,
+    batch_size: int = 16,
+    points: int = 10,
+    images: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Scores:
+    """Both scores of a genotype for the initialisation `index` of a seed: a function of these arguments alone.
+
+    points: of the circle, from 0 to 2 pi with both ends.
+    images: those of the NTK, [B, 3, image_size, image_size], normalised. The
+        published method takes a batch of training images, the same for every
+        network and initialisation; without images, `batch_size` of Gaussian
+        noise are drawn.
+
+    The circle is that of the released implementation: it lies in the plane of
+    two Gaussian images, which are made orthonormal. Weights, circle and noise
+    depend on seed and index and not on the genotype, so that genotypes are
+    compared on equal inputs; they are drawn on the CPU, so that every device
+    scores the same network.
+
+    Raises `UserError` for an image size that does not fit, for fewer than two
+    images, for images of another size and for a circle without points.
+    """
+    genotype.check_image_size(image_size)
+    if points < 1:
+        raise UserError(f"points: found {points}; a circle needs at least 1")
+    found = batch_size if images is None else len(images)
+    if found < 2:
+        raise UserError(f"batch_size: found {found}; a condition number needs at least 2 images")
+    if images is None:
+        generator = torch.Generator().manual_seed(stream_seed(seed, "score images", index))
+        images = torch.randn(batch_size, 3, image_size, image_size, generator=generator)
+    elif images.shape[1:] != (3, image_size, image_size):
+        raise UserError(f"images: found {list(images.shape)}; they must be [images, 3, {image_size}, {image_size}]")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream_seed(seed, "score weights", index))
+        # Neither score reads the classifier.
+        network = StagedTransformer(genotype, num_classes=1, image_size=image_size)
+    network = network.to(device)
+    basis = circle_basis(image_size, stream_seed(seed, "score circle", index))
+    thetas = torch.linspace(0, 2 * math.pi, points)
+    return Scores(
+        length_distortion(network, basis.to(device), thetas.to(device)),
+        ntk_condition_number(network, images.to(device)),
+    )
+
+
+def circle_basis(image_size: int, seed: int) -> Tensor:
+    """Two random orthonormal images [2, 3, image_size, image_size], the plane of a circle."""
+    draws = torch.randn(3 * image_size**2, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(draws).Q.T.reshape(2, 3, image_size, image_size)
+
+
+def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> float:
+    """The sum over theta of || d features / d theta || on a circle of images, every LayerNorm made the identity.
+
+    network: has `forward_features` and `image_size`; it stays as it is.
+    basis: two images, [2, 3, image_size, image_size] or flattened; the circle
+        is cos(theta) basis[0] + sin(theta) basis[1].
+    thetas: points of the circle in radians [T].
+
+    All points are one forward-mode pass, which costs a few forward passes. It
+    runs in evaluation mode. The definition is arXiv 2202.11921's; that norms
+    are left out and that points are summed is the released implementation's.
+    """
+    network = _with_shared_weights(network).eval()
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(module, name, nn.Identity())
+    first, second = basis.reshape(2, 1, 3, network.image_size, network.image_size)
+    cos, sin = (f(thetas).reshape(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
+    with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level(), _ForwardModeAttention():
+        # The first use of forward mode loads a part of torch that warns of torch's own past.
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+        images = forward_ad.make_dual(cos * first + sin * second, cos * second - sin * first)
+        speed_TO = forward_ad.unpack_dual(network.forward_features(images)).tangent
+    return speed_TO.double().norm(dim=1).sum().item()
+
+
+class _ForwardModeAttention(TorchFunctionMode):
+    """Gives `F.scaled_dot_product_attention` a forward derivative, where its fused kernels have none.
+
+    The alternative, attention in plain operations, holds several matrices of
+    tokens by tokens at once; it takes four times as long on a CPU.
+
+    With S the scaled products, P their softmax and dots for derivatives,
+
+        d(P v) = P v. + P o (S. - rowsum(P o S.)) v   where  S. = scale (q. k^T + q k.^T)
+
+    The last term is a *backward* pass of another attention: that of values
+    [k | k.] with P, for the output gradient [q. | q]. So one fused forward of
+    values [k | k. | v | v.] and one fused backward give all there is.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return _attention_with_derivative(*args, **(kwargs or {}))
+
+
+def _attention_with_derivative(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    dims = q.shape[-1]
+    scale = dims**-0.5 if scale is None else scale
+    (q, dq), (k, dk), (v, dv) = (_dual(t) for t in (q, k, v))
+    zeros = torch.zeros_like(q)
+    with torch.enable_grad():
+        queries = torch.cat([q, zeros, zeros, zeros], dim=-1).requires_grad_()
+        # v is beside k where the queries are zero: it changes no product, and the backward pass multiplies by it.
+        keys = torch.cat([k, v, zeros, zeros], dim=-1)
+        values = torch.cat([k, dk, v, dv], dim=-1)
+        out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+        (gradient,) = torch.autograd.grad(out, queries, torch.cat([dq, q, zeros, zeros], dim=-1))
+    primal, through_values = out.detach()[..., 2 * dims :].split(dims, dim=-1)
+    return forward_ad.make_dual(primal, through_values + gradient[..., dims : 2 * dims])
+
+
+def _dual(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    primal, tangent = forward_ad.unpack_dual(tensor)
+    return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+
+def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
+    """The largest eigenvalue of the NTK's Gram matrix over the smallest; infinite where that is not positive.
+
+    Arguments as of `ntk_gram`. From arXiv 2202.11921, after Chen et al.,
+    "Neural Architecture Search on ImageNet in Four GPU Hours", ICLR 2021.
+    """
+    eigenvalues = ntk_eigenvalues(network, images)
+    smallest, largest = eigenvalues[0].item(), eigenvalues[-1].item()
+    return largest / smallest if smallest > 0 else math.inf
+
+
+def ntk_eigenvalues(network: nn.Module, images: Tensor) -> Tensor:
+    """The eigenvalues of `ntk_gram`, ascending, float64 [B]."""
+    return torch.linalg.eigvalsh(ntk_gram(network, images))
+
+
+def ntk_gram(network: nn.Module, images: Tensor) -> Tensor:
+    """The Gram matrix over images of the gradients of each image's summed features, float64 [B, B] on the CPU.
+
+    network: has `forward_features`; it stays as it is. Its layers with weights
+        are linear layers, ungrouped convolutions and LayerNorms.
+    images: [B, 3, image_size, image_size]; B is at least 1.
+
+    The gradients are those of every parameter whose name holds `weight`, as
+    released; the classifier and the last norm have none. One forward and one
+    backward pass, in evaluation mode: each layer's gradients of single images
+    come from what it read and the gradient of what it gave, and are dropped
+    once their products are added.
+
+    The products are summed in float64. They are sums of millions of terms, and
+    an error of theirs is one of the smallest eigenvalue's, hundreds of times
+    smaller than the largest, which is what the condition number divides by.
+    Raises `TypeError` for a layer of another kind.
+    """
+    network = _with_shared_weights(network).eval()
+    gram_BB = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
+
+    def follow(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
+            gradients_BP = _PER_IMAGE[type(layer)](layer, inputs[0].detach(), gradient).flatten(1)
+            # Part by part, so that the copies in float64 stay in the processor's cache.
+            for part in gradients_BP.split(2**14, dim=1):
+                part = part.double()
+                gram_BB.addmm_(part, part.T)
+
+        # No weight asks for a gradient, so the graph begins at the first layer that has one.
+        (output if output.requires_grad else output.requires_grad_()).register_hook(add)
+
+    for layer in network.modules():
+        if any("weight" in name for name, _ in layer.named_parameters(recurse=False)):
+            if type(layer) not in _PER_IMAGE:
+                raise TypeError(f"no gradient of single images is known for {type(layer).__name__}")
+            layer.register_forward_hook(follow)
+    with torch.enable_grad():
+        network.forward_features(images).sum().backward()
+    return gram_BB.cpu()
+
+
+def _linear_gradients(layer: nn.Linear, x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.flatten(1, -2).mT @ x.flatten(1, -2)
+
+
+def _convolution_gradients(layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
+    patches_BIN = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return gradient.flatten(2) @ patches_BIN.mT
+
+
+def _norm_gradients(layer: nn.LayerNorm, x: Tensor, gradient: Tensor) -> Tensor:
+    return (F.layer_norm(x, layer.normalized_shape, eps=layer.eps) * gradient).flatten(1, -2).sum(dim=1)
+
+
+# For each kind of layer: (it, what it read, the gradient of what it gave) -> its weight's gradient for each image.
+_PER_IMAGE: dict[type, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    nn.Linear: _linear_gradients,
+    nn.Conv2d: _convolution_gradients,
+    nn.LayerNorm: _norm_gradients,
+}
+
+
+def _with_shared_weights(network: nn.Module) -> nn.Module:
+    """The modules copied around the same weights, which ask for no gradient; what is done to the copy goes with it."""
+    return copy.deepcopy(network, {id(t): t.detach() for t in chain(network.parameters(), network.buffers())})

@@ -1,0 +1,309 @@
+"""Budgets, what populations of architectures cost, and how populations are drawn inside a budget.
+
+A `CostModel` predicts what genomes cost as arrays: `MacsModel` counts, exactly;
+`SpeedModel` predicts images per second from a few measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict
+
+from vitas.architecture import attention_macs_per_dim, count_macs, mlp_macs_per_dim
+from vitas.errors import UserError
+from vitas.section import DATACLASS_SECTION, Count, Positive
+from vitas.space import SearchSpace
+
+IMAGES_PER_SECOND = "images_per_second"
+# YAML reads a bare `true` as a boolean.
+Convention = Annotated[
+    Literal["released", "true", "images_per_second"],
+    BeforeValidator(lambda value: "true" if value is True else value),
+]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A range of what an architecture may cost, both ends included: `sample.budget` of the YAML.
+
+    minimum, maximum: multiply-adds of an image; or images per second, measured on the run's device.
+    convention: how multiply-adds are counted (see `vitas.architecture.count_macs`), or images_per_second.
+    batch_size: images of the forward passes that images per second are measured with.
+
+    Raises `UserError`, whose text begins with the field, for a range that holds nothing.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = DATACLASS_SECTION
+
+    minimum: Count
+    maximum: Positive
+    convention: Convention = "released"
+    batch_size: Positive = 256
+
+    def __post_init__(self) -> None:
+        if self.minimum > self.maximum:
+            raise UserError(f"minimum: found {self.minimum}; it must be at most the maximum, {self.maximum}")
+
+    @property
+    def is_speed(self) -> bool:
+        return self.convention == IMAGES_PER_SECOND
+
+    @property
+    def middle(self) -> float:
+        return (self.minimum + self.maximum) / 2
+
+    def distance(self, cost):
+        """How far costs (a number or an array) lie outside; 0 is inside. The one test of 'inside the budget'."""
+        return np.maximum(np.maximum(self.minimum - cost, cost - self.maximum), 0)
+
+    def __contains__(self, cost: float) -> bool:
+        return bool(self.distance(cost) == 0)
+
+    def nearest(self, costs: np.ndarray) -> float:
+        """Of costs [population] the one that lies nearest to the budget."""
+        return costs[np.argmin(self.distance(costs))]
+
+    def __str__(self) -> str:
+        if self.is_speed:
+            return f"{self.minimum:,} to {self.maximum:,} images/s"
+        return f"{self.minimum:,} to {self.maximum:,} MACs ({self.convention} convention)"
+
+
+class CostModel:
+    """What genomes of one space cost, as arrays.
+
+    less_is_dearer: whether a network that computes more has the smaller number, images per second.
+        Then a mean is the harmonic one: the speed at which they run one after another.
+    """
+
+    space: SearchSpace
+    less_is_dearer = False
+
+    def predict(self, genomes: np.ndarray) -> np.ndarray:
+        """The costs [population] of genomes [population, genes], in the terms of a `Budget`."""
+        raise NotImplementedError
+
+    def mean(self, genomes: np.ndarray) -> float:
+        """The mean cost of genomes [population, genes]."""
+        costs = self.predict(genomes)
+        return 1 / (1 / costs).mean() if self.less_is_dearer else costs.mean()
+
+
+@dataclass(frozen=True)
+class MacsModel(CostModel):
+    """Counts the multiply-adds of genomes of one space at one image size and class count."""
+
+    space: SearchSpace
+    image_size: int
+    num_classes: int
+    convention: str = "released"
+
+    def predict(self, genomes: np.ndarray) -> np.ndarray:
+        """Multiply-adds [population] of genomes [population, genes], as int64."""
+        columns = self.space.columns(genomes)
+        attention = np.where(columns.active, np.array(self.space.attention_dims)[columns.qkv], 0)
+        mlp = np.where(columns.active, np.array(self.space.mlp_dims)[columns.mlp], 0)
+        return count_macs(
+            np.array(self.space.patch_sizes)[columns.patch],
+            np.array(self.space.embed_dims)[columns.embed],
+            attention.sum(axis=1),
+            mlp.sum(axis=1),
+            self.image_size,
+            self.num_classes,
+            self.convention,
+        )
+
+    def nearest(self, budget: Budget) -> int:
+        """The MACs of a member that lie nearest to the budget: inside it exactly if any member's do.
+
+        Exact, without enumerating the space: for one patch size, embedding dim
+        and depth the cost is linear in the sums of attention and MLP dims, and
+        few different sums exist.
+        """
+        space = self.space
+        depths = range(1, space.depth + 1) if space.identity else range(space.depth, space.depth + 1)
+        attention_sums = _sums_by_depth(space.attention_dims, space.depth, space.shared_blocks)
+        mlp_sums = _sums_by_depth(space.mlp_dims, space.depth, space.shared_blocks)
+        best: int | None = None
+        for patch_size in space.patch_sizes:
+            tokens = (self.image_size // patch_size) ** 2 + (self.convention == "true")
+            for embed_dim in space.embed_dims:
+                fixed = count_macs(patch_size, embed_dim, 0, 0, self.image_size, self.num_classes, self.convention)
+                for depth in depths:
+                    attention = fixed + attention_macs_per_dim(embed_dim, tokens) * attention_sums[depth]
+                    mlp = mlp_macs_per_dim(embed_dim, tokens) * mlp_sums[depth]
+                    # For each attention sum, the first total at or above the minimum, and the one below it.
+                    at = np.searchsorted(mlp, budget.minimum - attention)
+                    for index in (at - 1, at):
+                        total = int(budget.nearest(attention + mlp[np.clip(index, 0, len(mlp) - 1)]))
+                        if best is None or budget.distance(total) < budget.distance(best):
+                            best = total
+                    if best in budget:
+                        return best
+        return best
+
+    def require(self, budget: Budget) -> None:
+        """Raise `UserError` if no architecture of the space meets the budget."""
+        nearest = self.nearest(budget)
+        if nearest not in budget:
+            raise UserError(f"no architecture of the space has {budget}; the nearest has {nearest:,}")
+
+
+def _sums_by_depth(dims: tuple[int, ...], depth: int, equal: bool) -> list[np.ndarray]:
+    """Entry k: the ascending sums of k widths; of k equal ones where all blocks are one."""
+    widths = np.array(dims, dtype=np.int64)
+    if equal:
+        return [widths * k for k in range(depth + 1)]
+    sums = [np.zeros(1, dtype=np.int64)]
+    for _ in range(depth):
+        sums.append(np.unique(sums[-1][:, None] + widths))
+    return sums
+
+
+@dataclass(frozen=True)
+class SpeedModel(CostModel):
+    """Predicts images per second on one device from a few measurements there.
+
+    The seconds of an image are a sum of what the parts of a network do (the
+    multiply-adds of each kind, the numbers that norms, softmax and GELU touch,
+    the calls), each with a price of its own. It only guides proposals: what
+    counts against a budget is measured.
+
+    prices: seconds of each feature, none negative.
+    """
+
+    space: SearchSpace
+    image_size: int
+    prices: tuple[float, ...]
+    less_is_dearer = True
+
+    @classmethod
+    def fit(
+        cls, space: SearchSpace, image_size: int, genomes: np.ndarray, images_per_second: Sequence[float]
+    ) -> SpeedModel:
+        """The model with the least squared relative error over measured genomes [population, genes]."""
+        # Loading it takes half a second, and few runs need it.
+        from scipy.optimize import nnls
+
+        features = _speed_features(space, image_size, genomes)
+        scale = features.max(axis=0)
+        relative = features / np.where(scale > 0, scale, 1) * np.asarray(images_per_second)[:, None]
+        prices, _ = nnls(relative, np.ones(len(relative)))
+        return cls(space, image_size, tuple(float(p) for p in prices / np.where(scale > 0, scale, 1)))
+
+    def predict(self, genomes: np.ndarray) -> np.ndarray:
+        """Predicted images per second [population] of genomes [population, genes]."""
+        return 1 / (_speed_features(self.space, self.image_size, genomes) @ np.array(self.prices))
+
+
+def _speed_features(space: SearchSpace, image_size: int, genomes: np.ndarray) -> np.ndarray:
+    """What costs time in an image's forward pass [population, 9]."""
+    columns = space.columns(genomes)
+    patch = np.array(space.patch_sizes)[columns.patch].astype(float)
+    embed = np.array(space.embed_dims)[columns.embed].astype(float)
+
+    def total(values: Sequence[int], choices: np.ndarray) -> np.ndarray:
+        return np.where(columns.active, np.array([*values, 0])[choices], 0).sum(axis=1)
+
+    attention = total(space.attention_dims, columns.qkv)
+    mlp = total(space.mlp_dims, columns.mlp)
+    heads = total(space.heads, columns.choice)
+    depth = columns.active.sum(axis=1)
+    tokens = (image_size // patch) ** 2 + 1
+    return np.stack(
+        [
+            np.ones_like(patch),
+            3 * patch**2 * embed * (tokens - 1),
+            depth,
+            depth * tokens * embed,
+            4 * embed * tokens * attention,
+            2 * tokens**2 * attention,
+            tokens**2 * heads,
+            2 * embed * tokens * mlp,
+            tokens * mlp,
+        ],
+        axis=1,
+    )
+
+
+def move_into_budget(
+    genomes: np.ndarray, model: CostModel, budget: Budget, rng: np.random.Generator, steps: int = 400
+) -> np.ndarray:
+    """Genomes [population, genes] moved towards the budget by random single-gene changes.
+
+    Each row outside the budget takes random changes that bring it no farther
+    away, until it is inside or `steps` are used up; rows inside stay as they
+    are. Rows still outside must be dropped or penalised.
+    """
+    genomes = model.space.canonical(genomes)
+    limits = model.space.gene_counts
+    distances = _distances(genomes, model, budget)
+    for _ in range(steps):
+        outside = np.flatnonzero(distances > 0)
+        if not outside.size:
+            break
+        genes = rng.integers(0, limits.size, size=outside.size)
+        trial = genomes[outside]
+        trial[np.arange(outside.size), genes] = rng.integers(0, limits[genes])
+        trial = model.space.canonical(trial)
+        trial_distances = _distances(trial, model, budget)
+        closer = trial_distances <= distances[outside]
+        genomes[outside[closer]] = trial[closer]
+        distances[outside[closer]] = trial_distances[closer]
+    return genomes
+
+
+def _distances(genomes: np.ndarray, model: CostModel, budget: Budget) -> np.ndarray:
+    """How far [population] genomes lie outside the budget; a network without blocks is infinitely far away."""
+    empty = ~model.space.columns(genomes).active.any(axis=1)
+    return np.where(empty, np.inf, budget.distance(model.predict(genomes)))
+
+
+def identity_probability(model: CostModel, budget: Budget, seed: int = 0, samples: int = 4096) -> float | None:
+    """The probability of an identity at which random subnets cost the middle of the budget on average.
+
+    ViTAS trains its supernet at this probability, so that training sees the
+    networks that the search will ask for. None where the space has no
+    identities; 0 where even full depth is cheaper than the middle.
+    """
+    if not model.space.identity:
+        return None
+
+    def too_expensive(probability: float) -> bool:
+        # The same draws at every probability make the mean fall (or rise) with it, so bisection is sound.
+        mean = model.mean(model.space.sample_genomes(np.random.default_rng(seed), samples, probability))
+        return mean < budget.middle if model.less_is_dearer else mean > budget.middle
+
+    low, high = 0.0, 1.0
+    if not too_expensive(low):
+        return low
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_expensive(middle) else (low, middle)
+    return (low + high) / 2
+
+
+# Random genomes that are drawn for each wanted one before the rest is moved in.
+_DRAWS_PER_MEMBER = 200
+
+
+def draw_in_budget(model: CostModel, budget: Budget, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to `count` different genomes [count, genes] inside the budget; fewer where there are no more.
+
+    Random ones first, at the identity probability that suits the budget; what
+    is missing is moved in from outside. Raises `UserError` if none was found.
+    """
+    genomes = model.space.sample_genomes(rng, count * _DRAWS_PER_MEMBER, identity_probability(model, budget))
+    found: dict[bytes, np.ndarray] = {}
+    for candidates in (genomes, move_into_budget(genomes[: 20 * count], model, budget, rng)):
+        for genome in candidates[budget.distance(model.predict(candidates)) == 0]:
+            if len(found) == count:
+                break
+            found.setdefault(genome.tobytes(), genome)
+    if not found:
+        raise UserError(f"found no architecture with {budget} among {len(genomes):,} tries; widen it")
+    return np.array(list(found.values()))

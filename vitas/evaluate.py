@@ -1,0 +1,109 @@
+"""Measuring networks: top-1, top-5 and loss over an evaluation set, and images per second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitas.data.evaluation import EvaluationSet
+from vitas.distributed import World, sum_
+
+
+@dataclass(frozen=True)
+class Score:
+    """top1, top5: in percent. loss: mean cross-entropy. images_per_second: of all ranks together."""
+
+    top1: float
+    top5: float
+    loss: float
+    images_per_second: float
+
+
+@torch.inference_mode()
+def evaluate(
+    forward: Callable[[Tensor], Tensor],
+    images: EvaluationSet,
+    batch_size: int,
+    amp: bool = False,
+    world: World = World(),
+    warm_up: bool = False,
+) -> Score:
+    """Score `forward` (images [b, 3, H, W] -> logits [b, classes]) over the set.
+
+    With a world of several, `images` is this rank's share and the score is
+    that of all shares together. The rate counts normalisation and the forward
+    passes, not decoding; where it is to be reported, `warm_up` runs a batch first.
+    """
+    device = images.mean.device
+    # On the device, so that no batch waits for the one before it: correct, correct among five, loss.
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    with autocast(device, amp):
+        if warm_up and len(images.images):
+            forward(next(images.batches(batch_size))[0])
+        _synchronize(device)
+        start = time.perf_counter()
+        for batch, labels in images.batches(batch_size):
+            logits = forward(batch).float()
+            best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            totals += torch.stack(
+                [
+                    best[:, 0].sum().double(),
+                    best.sum().double(),
+                    F.cross_entropy(logits, labels, reduction="sum").double(),
+                ]
+            )
+    _synchronize(device)
+    seconds = time.perf_counter() - start
+    rate = torch.tensor([len(images.images) / max(seconds, 1e-9)], dtype=torch.float64, device=device)
+    top1, top5, loss = (sum_(totals, world) / images.total).tolist()
+    return Score(100 * top1, 100 * top5, loss, sum_(rate, world).item())
+
+
+@torch.inference_mode()
+def images_per_second(network: nn.Module, image_size: int = 224, batch_size: int = 64, seconds: float = 2.0) -> float:
+    """How many images a network classifies in a second, on the device that it is on.
+
+    batch_size: images of a forward pass. seconds: of measuring, after half as many of warming up.
+
+    Forward passes only, in evaluation mode, of random images that are already
+    on the device; in bfloat16 on a GPU. The median over the passes.
+    """
+    device = next(network.parameters()).device
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+
+    def passes(seconds: float) -> list[float]:
+        times: list[float] = []
+        while sum(times) < seconds:
+            start = time.perf_counter()
+            network(images)
+            _synchronize(device)
+            times.append(time.perf_counter() - start)
+        return times
+
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            passes(seconds / 2)
+            return batch_size / median(passes(seconds))
+    finally:
+        network.train(was_training)
+
+
+def autocast(device: torch.device, amp: bool):
+    """bfloat16 where there is a GPU and it is asked for."""
+    if amp and device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

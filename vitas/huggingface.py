@@ -1,0 +1,117 @@
+"""A trained network as a folder that timm and Hugging Face's tools read: `config.json` and `model.safetensors`.
+
+After `import vitas.timm`, `timm.create_model("local-dir:FOLDER", pretrained=True)`
+is the network; uploaded to the Hub as it is, so is "hf-hub:OWNER/NAME".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import save
+
+from vitas.errors import UserError
+from vitas.files import write_folder
+from vitas.models.vision_transformer import VisionTransformer
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+# The entry point of timm that takes any architecture: the reader needs no name of its own for this one.
+ENTRY_POINT = "vitas"
+
+
+def write_huggingface_folder(
+    folder: Path,
+    network: VisionTransformer,
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str],
+    facts: Mapping[str, object],
+    crop_fraction: float = 0.875,
+) -> None:
+    """Write a network, whole or not at all.
+
+    mean, std: of the channels, with which images in [0, 1] are normalised.
+    class_names: in the order of the logits.
+    facts: what is known of the network (MACs, parameters, top-1 ...), plain
+        data for people; strings in the metadata of `model.safetensors`.
+    crop_fraction: the central part of the resized image that the network is tested on.
+
+    An earlier folder of this kind is replaced. Raises `UserError` where the
+    folder is another, where names or channels do not match the network, for a
+    network that is no architecture's, and for facts that are no plain data.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    architecture = network.architecture
+    if architecture is None:
+        raise UserError(f"{folder}: the network's classifier or last norm was taken away; no architecture says that")
+    if len(class_names) != network.num_classes:
+        raise UserError(f"class_names: found {len(class_names)}; the network has {network.num_classes} classes")
+    size, in_chans = network.image_size, network.patch_embed.proj.in_channels
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != in_chans:
+            raise UserError(f"{key}: found {len(values)} numbers; the images have {in_chans} channels")
+    config = {
+        "architecture": ENTRY_POINT,
+        "num_classes": network.num_classes,
+        "num_features": architecture.embed_dim,
+        "global_pool": "avg" if architecture.classifier == "mean" else "token",
+        "label_names": list(class_names),
+        "model_args": {"architecture": str(architecture)},
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [in_chans, size, size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": float(crop_fraction),
+            "crop_mode": "center",
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
+            "num_classes": network.num_classes,
+            "pool_size": None,
+            # timm before 1.0.31 takes all weights for those of three channels, and would adapt ours where they fit.
+            "first_conv": "patch_embed.proj" if in_chans == 3 else None,
+            "classifier": "head",
+        },
+        "facts": dict(facts),
+    }
+    # safetensors' readers look for the format; the rest is for people.
+    metadata = _as_strings(facts) | {"format": "pt", "architecture": str(architecture)}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_folder(folder, {CONFIG: text.encode(), WEIGHTS: save(tensors, metadata)})
+
+
+def _as_strings(facts: Mapping[str, object]) -> dict[str, str]:
+    strings = {}
+    for key, value in facts.items():
+        if not isinstance(key, str):
+            raise UserError(f"facts: found {key!r} as a name; names must be strings")
+        try:
+            text = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise UserError(f"facts: {key} is {value!r}; it must be plain data with finite numbers") from None
+        strings[key] = value if isinstance(value, str) else text
+    return strings
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is no folder; give one that is not there yet")
+    if not folder.exists():
+        return
+    held = sorted(path.name for path in folder.iterdir())
+    if held and (held != [CONFIG, WEIGHTS] or not _is_ours(folder / CONFIG)):
+        shown = ", ".join(held[:3]) + (" ..." if len(held) > 3 else "")
+        raise UserError(f"{folder} holds {shown}, which was not written by this project; give another folder")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(config, dict) and config.get("architecture") == ENTRY_POINT

@@ -1,0 +1,150 @@
+"""What every section of a YAML is made of, and the words for what is wrong in one.
+
+A section is a `Section`, or a frozen dataclass that is a concept of its own
+(`vitas.space.SearchSpace`, `vitas.budget.Budget`) with `DATACLASS_SECTION` as
+its pydantic configuration and fields of the strict types below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Number = Annotated[float, Field(strict=True)]
+NonNegative = Annotated[float, Field(ge=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
+AboveZero = Annotated[float, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+# YAML has lists, and a frozen dataclass holds tuples.
+as_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+DATACLASS_SECTION = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Section(BaseModel):
+    """A section: immutable, no unknown keys, no silent conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def leaves(data: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The values of nested mappings by their dotted keys; an empty mapping is a value."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def fields_of(section: type) -> dict[str, Any]:
+    """The keys of a section and their annotations."""
+    if is_dataclass(section):
+        hints = get_type_hints(section, include_extras=True)
+        return {field.name: hints[field.name] for field in fields(section)}
+    return {name: field.annotation for name, field in section.model_fields.items()}
+
+
+def defaults_of(section: type) -> dict[str, Any]:
+    """The keys of a section that may be left out, and what they then hold."""
+    if is_dataclass(section):
+        return {field.name: field.default for field in fields(section) if field.default is not MISSING}
+    return {
+        name: field.default for name, field in section.model_fields.items() if field.default is not PydanticUndefined
+    }
+
+
+def sections_in(annotation: Any) -> list[type]:
+    """The sections that an annotation allows."""
+    if isinstance(annotation, type) and (is_dataclass(annotation) or issubclass(annotation, Section)):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def explain(error: ValidationError, root: type) -> list[str]:
+    """One line a mistake: the key, what it held, and what is allowed."""
+    # A value that fits no member of a union has a fault for each of them; one line is enough.
+    return list(dict.fromkeys(_explain_fault(fault, root) for fault in error.errors()))
+
+
+def _explain_fault(fault: Mapping, root: type) -> str:
+    location, parents, own, in_union = _locate(root, fault["loc"])
+    key, kind, context = ".".join(map(str, location)), fault["type"], fault.get("ctx", {})
+    if in_union:
+        return f"{key}: found {fault['input']!r}; it must be a string or a mapping of keys"
+    if kind == "union_tag_invalid":
+        tags = " or ".join(tag.strip("' ") for tag in context["expected_tags"].split(","))
+        return f"{key}.method: found {context['tag']!r}; it must be {tags}"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key}: unknown key{_did_you_mean(parents, str(location[-1]))}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "value_error":
+        # What a section says of itself begins with one of its keys.
+        return f"{key}{'.' if own else ': '}{context['error']}" if key else str(context["error"])
+    if kind in ("too_short", "too_long"):
+        bound = "at least" if kind == "too_short" else "at most"
+        length = context.get("min_length", context.get("max_length"))
+        return f"{key}: found {fault['input']!r}; it must hold {bound} {length} values"
+    allowed = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key}: found {fault['input']!r}; it must be {_with_article(allowed)}"
+
+
+def _locate(root: type, location: tuple) -> tuple[list, list[type], list[type], bool]:
+    """Where a fault lies, without what pydantic adds to its location: tags of sections, names of a union's members.
+
+    Returns the keys and indices, the sections that hold the last of them, the
+    sections that may stand there, and whether the fault is of a union's member.
+    """
+    kept: list = []
+    parents: list[type] = []
+    sections: list[type] = [root]
+    for part in location:
+        tagged = [section for section in sections if len(sections) > 1 and _tag(section) == part]
+        if tagged:
+            sections = tagged
+        elif isinstance(part, int):
+            kept.append(part)
+        elif not sections:
+            return kept, parents, [], True
+        else:
+            kept.append(part)
+            parents = sections
+            known = [fields_of(section)[part] for section in sections if part in fields_of(section)]
+            sections = sections_in(known[0]) if known else []
+    return kept, parents, sections, False
+
+
+def _tag(section: type) -> object:
+    """What a section's `method` must hold."""
+    annotation = fields_of(section).get("method")
+    return get_args(annotation)[0] if annotation else None
+
+
+def _with_article(allowed: str) -> str:
+    nouns = {
+        "integer": "an integer",
+        "number": "a number",
+        "string": "a string",
+        "list": "a list",
+        "tuple": "a list",
+        "boolean": "true or false",
+    }
+    for noun, phrase in nouns.items():
+        if allowed == noun or allowed.startswith(f"{noun},"):
+            return phrase
+    return "a section of keys" if "dictionary" in allowed else allowed
+
+
+def _did_you_mean(sections: Iterable[type], key: str) -> str:
+    keys = [name for section in list(sections)[:1] for name in fields_of(section)]
+    near = get_close_matches(key, keys, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; the keys here are {', '.join(keys)}"

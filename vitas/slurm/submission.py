@@ -1,0 +1,172 @@
+"""Stages as Slurm jobs, through submitit.
+
+A job is the function `supervise`, run once in the batch step; it starts the
+ranks. So `vitas launch` and the sbatch files in `script/` differ in nothing
+but who writes the `#SBATCH` lines.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from vitas.errors import UserError, exit_on_user_error
+from vitas.files import read_text
+from vitas.run import STAGES, RunFolder, stages_of
+from vitas.slurm import queries
+from vitas.slurm.cluster import Cluster, fill_in, sbatch_values
+from vitas.slurm.supervisor import supervise
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage as a job: what is run, and what is asked of Slurm for it."""
+
+    stage: str
+    config: Path
+    overrides: tuple[str, ...]
+    save_path: Path
+    cluster: Cluster
+
+    @property
+    def program(self) -> str:
+        return STAGES[self.stage].program
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The overrides, with which the program runs this stage and no other."""
+        flags = (f"{stage}.flag={str(stage == self.stage).lower()}" for stage in stages_of(self.program))
+        return (*self.overrides, *flags)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue. log: what it prints; requeues go on writing it."""
+
+    job: StageJob
+    id: str
+    log: Path
+
+
+def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
+    """Put a job into the queue, to start once `after` has succeeded.
+
+    Raises `UserError` with what Slurm says, or for a save_path that cannot be
+    written to; then nothing is left behind.
+    """
+    executor = _executor(job, after)
+    with _no_leftovers(executor.folder.parent):
+        RunFolder(job.save_path).check_writable()
+        arguments = (read_text(job.config), str(job.config), job.arguments)
+        try:
+            with redirect_stderr(io.StringIO()):  # What sbatch says is in the error too.
+                handle = executor.submit(
+                    _run, job.program, *arguments, job.cluster.max_requeues, job.cluster.stop_margin
+                )
+        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+            raise UserError(f"Slurm refuses the job: {_sbatch_words(error)}") from None
+    for link in executor.folder.parent.glob(".submission_file_*.sh"):
+        link.unlink(missing_ok=True)  # submitit moves the file to the job's folder, and leaves a link
+    return Submitted(job, handle.job_id, handle.paths.stdout)
+
+
+def _run(*arguments: object) -> None:
+    """What submitit calls in the job, which then ends with the program's own exit code."""
+    with exit_on_user_error():
+        code = supervise(*arguments)
+    if code:
+        sys.exit(code)
+
+
+def sbatch_file(job: StageJob) -> str:
+    """The sbatch file that `submit` would hand to Slurm."""
+    executor = _executor(job, None)
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+class _Executor(submitit.SlurmExecutor):
+    """submitit's, which also makes the text of a job where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+
+def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
+    cluster = fill_in(job.cluster, job.stage) if queries.installed() else job.cluster
+    executor = _Executor(
+        RunFolder(job.save_path.resolve()).start(job.program, "%j"), python=shlex.quote(sys.executable)
+    )
+    # submitit wants some of these under names of its own, and takes all of them under sbatch's.
+    options: dict[str, object] = {"nodes": 1, "ntasks-per-node": 1, "time": "0", "requeue": True}
+    if after is not None:
+        options |= {"dependency": f"afterok:{after.id}", "kill-on-invalid-dep": "yes"}
+    options |= sbatch_values(cluster)
+    executor.update_parameters(
+        job_name=f"vitas-{job.stage}",
+        # The ranks watch the time limit themselves (`vitas.slurm.signals`): Slurm's warning comes up to a minute early.
+        signal_delay_s=0,
+        wckey=None,  # submitit's own, which clusters that check such keys would refuse
+        stderr_to_stdout=True,
+        # Slurm starts one process, which starts the ranks.
+        use_srun=False,
+        additional_parameters={name.replace("-", "_"): value for name, value in options.items()},
+    )
+    return executor
+
+
+@contextmanager
+def _no_leftovers(folder: Path) -> Iterator[None]:
+    """Take back what a refused submission wrote into a folder, and the folders that it made for that."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    before = set() if made else set(folder.iterdir())
+    try:
+        yield
+    except UserError:
+        for path in set(folder.iterdir()) - before if folder.exists() else ():
+            path.unlink()
+        for each in made:
+            if each.exists():
+                each.rmdir()
+        raise
+
+
+def _sbatch_words(error: Exception) -> str:
+    lines = re.findall(r"sbatch: error: (.*)", str(error))
+    text = lines[-1] if lines else str(error).strip().splitlines()[-1]
+    return text.removeprefix("Batch job submission failed: ")
+
+
+def follow(submitted: Submitted, say=print) -> bool:
+    """Print a job's log as it grows, through requeues, until the job has ended; whether it succeeded."""
+    at = 0
+    state = last_state = "PENDING"
+    while True:
+        # A controller that is busy or being restarted answers later.
+        with suppress(queries.SlurmError):
+            state = queries.state(submitted.id)
+        if submitted.log.exists():
+            with open(submitted.log, "rb") as file:
+                file.seek(at)
+                new = file.read()
+            at += len(new)
+            sys.stdout.write(new.decode(errors="replace"))
+            sys.stdout.flush()
+        if state not in queries.LIVE_STATES:
+            say(f"job {submitted.id} ended: {state or 'Slurm no longer knows it'}")
+            return state == "COMPLETED"
+        if state != last_state and state in ("PENDING", "RUNNING"):
+            say(f"job {submitted.id} is {state}")
+            last_state = state
+        time.sleep(2)

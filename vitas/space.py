@@ -1,0 +1,309 @@
+"""`SearchSpace`: what may be searched, and the codec between genomes and architectures.
+
+A genome is a row of small integers. Per-block spaces lay it out as the released
+`net_id` does, without the two constant entries of the norm and the classifier:
+
+    patch index, one choice per position, embedding width, (qkv, MLP) width per position
+
+A choice is an index into `heads`; with identities, the first index past them is
+the identity. The block-level ("cell") space, in which all blocks are one, is
+
+    patch index, heads index, embedding width, qkv width, MLP width[, identities]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from operator import index
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict
+
+from vitas.architecture import CLASSIFIERS, IDENTITY, Architecture, Block
+from vitas.errors import UserError
+from vitas.section import DATACLASS_SECTION, Flag, Number, Positive, as_tuple
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The maxima of a family of vision transformers and the ratios that its widths take: `model.space` of the YAML.
+
+    patch_sizes: allowed patch sizes, in pixels.
+    embed_dim, qkv_dim, mlp_dim: the largest embedding dim, rows of q, k and v
+        together (1440 is an attention dim of 480) and MLP dim.
+    depth: positions for blocks.
+    heads: allowed head counts of a block.
+    widths: ratios in (0, 1], ascending; a width is `round(maximum * ratio)`.
+    identity: a position may hold the identity, so depth is searched too.
+    shared_blocks: all blocks are one (ViTAS's block-level space; ViTAS-C).
+    classifier: `token` or `mean`, the same for the whole family.
+
+    Raises `UserError`, whose text begins with the field, for a space with a
+    member that cannot be built.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = DATACLASS_SECTION
+
+    patch_sizes: Annotated[tuple[Positive, ...], as_tuple]
+    embed_dim: Positive
+    depth: Positive
+    heads: Annotated[tuple[Positive, ...], as_tuple]
+    qkv_dim: Positive
+    mlp_dim: Positive
+    widths: Annotated[tuple[Number, ...], as_tuple]
+    identity: Flag = True
+    shared_blocks: Flag = False
+    classifier: Literal["token", "mean"] = "token"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_sizes", "heads", "widths"):
+            object.__setattr__(self, name, _ascending(name, getattr(self, name)))
+        for name in ("embed_dim", "depth", "qkv_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: found {getattr(self, name)}; it must be at least 1")
+        if self.widths[-1] > 1:
+            raise UserError(f"widths: found {self.widths[-1]}; ratios must be above 0 and at most 1")
+        if self.classifier not in CLASSIFIERS:
+            raise UserError(f"classifier: found {self.classifier!r}; it must be {' or '.join(CLASSIFIERS)}")
+        for name in ("embed_dim", "qkv_dim", "mlp_dim"):
+            dims = self._dims(getattr(self, name))
+            if dims[0] < 1 or len(set(dims)) < len(dims):
+                raise UserError(
+                    f"widths: found {list(self.widths)}, which give {name} the widths {list(dims)}; "
+                    "each ratio must give a width of its own, at least 1"
+                )
+        if self.heads[-1] > self.embed_dims[0]:
+            raise UserError(
+                f"heads: found {self.heads[-1]}, more than the smallest embedding dim {self.embed_dims[0]} "
+                f"(embed_dim {self.embed_dim} at width {self.widths[0]})"
+            )
+        for ratio, qkv_dim in zip(self.widths, self.qkv_dims, strict=True):
+            for heads in self.heads:
+                if qkv_dim % (3 * heads):
+                    raise UserError(
+                        f"heads: found {heads}, which does not divide the attention dim {qkv_dim / 3:g} "
+                        f"(qkv_dim {self.qkv_dim} at width {ratio}, a third of {qkv_dim}); "
+                        "every head count must divide the attention dim of every width"
+                    )
+
+    def _dims(self, maximum: int) -> tuple[int, ...]:
+        return tuple(round(maximum * ratio) for ratio in self.widths)
+
+    @property
+    def embed_dims(self) -> tuple[int, ...]:
+        return self._dims(self.embed_dim)
+
+    @property
+    def qkv_dims(self) -> tuple[int, ...]:
+        return self._dims(self.qkv_dim)
+
+    @property
+    def attention_dim(self) -> int:
+        """The largest attention dim."""
+        return self.qkv_dim // 3
+
+    @property
+    def attention_dims(self) -> tuple[int, ...]:
+        return tuple(dim // 3 for dim in self.qkv_dims)
+
+    @property
+    def mlp_dims(self) -> tuple[int, ...]:
+        return self._dims(self.mlp_dim)
+
+    @property
+    def size(self) -> int:
+        """How many different networks the space holds; genomes that differ in where identities stand are one."""
+        block_kinds = len(self.heads) * len(self.widths) ** 2
+        depths = range(1, self.depth + 1) if self.identity else (self.depth,)
+        bodies = len(depths) * block_kinds if self.shared_blocks else sum(block_kinds**depth for depth in depths)
+        return len(self.patch_sizes) * len(self.widths) * bodies
+
+    @property
+    def gene_counts(self) -> np.ndarray:
+        """How many values each gene takes, as an integer array [genes]."""
+        patches, heads, widths = len(self.patch_sizes), len(self.heads), len(self.widths)
+        if self.shared_blocks:
+            return np.array([patches, heads, widths, widths, widths] + [self.depth] * self.identity)
+        choices = heads + self.identity
+        return np.array([patches] + [choices] * self.depth + [widths] * (1 + 2 * self.depth))
+
+    def columns(self, genomes: np.ndarray) -> GenomeColumns:
+        """Named views of genomes [population, genes]."""
+        genomes = np.atleast_2d(genomes)
+        if self.shared_blocks:
+            identities = genomes[:, 5:6] if self.identity else np.zeros_like(genomes[:, :1])
+            active = np.arange(self.depth) < self.depth - identities
+            per_block = [np.broadcast_to(genomes[:, i : i + 1], active.shape) for i in (1, 3, 4)]
+            return GenomeColumns(genomes[:, 0], genomes[:, 2], per_block[0], per_block[1], per_block[2], active)
+        choice = genomes[:, 1 : 1 + self.depth]
+        widths = genomes[:, 2 + self.depth :]
+        return GenomeColumns(
+            genomes[:, 0],
+            genomes[:, 1 + self.depth],
+            choice,
+            widths[:, 0::2],
+            widths[:, 1::2],
+            choice < len(self.heads),
+        )
+
+    def decode(self, genome: Sequence[int] | np.ndarray) -> Architecture:
+        """The architecture of a genome. Raises `UserError` for a wrong length or a gene out of range."""
+        genes = np.asarray(genome)
+        limits = self.gene_counts
+        if genes.shape != limits.shape:
+            raise UserError(f"genome has {genes.size} genes; this space's genomes have {limits.size}")
+        for i, (gene, limit) in enumerate(zip(genes, limits, strict=True)):
+            if not 0 <= gene < limit:
+                raise UserError(f"gene {i} of the genome is {gene}; it must be from 0 to {limit - 1}")
+        one = self.columns(genes)
+        blocks = tuple(
+            Block(self.heads[choice], self.qkv_dims[qkv], self.mlp_dims[mlp]) if active else IDENTITY
+            for choice, qkv, mlp, active in zip(one.choice[0], one.qkv[0], one.mlp[0], one.active[0], strict=True)
+        )
+        return Architecture(self.patch_sizes[one.patch[0]], self.embed_dims[one.embed[0]], blocks, self.classifier)
+
+    def encode(self, architecture: Architecture) -> np.ndarray:
+        """The genome of an architecture, an integer array [genes]; width genes of identities are 0.
+
+        Positions that the architecture does not have are identities. Raises
+        `UserError`, naming what lies outside the space.
+        """
+        missing = self.depth - len(architecture.blocks)
+        if self.identity and missing > 0:
+            architecture = replace(architecture, blocks=architecture.blocks + (IDENTITY,) * missing)
+        patch = self._index("patch size", self.patch_sizes, architecture.patch_size)
+        embed = self._index("embedding dim", self.embed_dims, architecture.embed_dim)
+        if architecture.classifier != self.classifier:
+            raise UserError(f"{architecture}: this space's classifier is {self.classifier}")
+        if len(architecture.blocks) != self.depth:
+            raise UserError(f"{architecture} has {len(architecture.blocks)} positions; this space has {self.depth}")
+        if not self.identity and architecture.depth < self.depth:
+            raise UserError(f"{architecture} holds an identity; this space has none")
+        rows = [self._block_genes(block) for block in architecture.blocks]
+        if self.shared_blocks:
+            kinds = set(architecture.active_blocks)
+            if len(kinds) != 1 or architecture != architecture.shifted():
+                raise UserError(f"{architecture}: this space repeats one block, identities last")
+            choice, qkv, mlp = rows[0]
+            identities = [self.depth - architecture.depth] if self.identity else []
+            return np.array([patch, choice, embed, qkv, mlp, *identities])
+        choices = [row[0] for row in rows]
+        widths = [gene for row in rows for gene in row[1:]]
+        return np.array([patch, *choices, embed, *widths])
+
+    def _block_genes(self, block: Block) -> tuple[int, int, int]:
+        if block.is_identity:
+            return len(self.heads), 0, 0
+        return (
+            self._index("head count", self.heads, block.heads),
+            self._index("qkv dim", self.qkv_dims, block.qkv_dim),
+            self._index("MLP dim", self.mlp_dims, block.mlp_dim),
+        )
+
+    @staticmethod
+    def _index(what: str, allowed: tuple[int, ...], value: int) -> int:
+        if value not in allowed:
+            raise UserError(f"{what} {value} is not in this space: {', '.join(map(str, allowed))}")
+        return allowed.index(value)
+
+    def canonical(self, genomes: np.ndarray) -> np.ndarray:
+        """Genomes [population, genes] with identities last and 0 in genes that nothing reads.
+
+        Two genomes mean the same network exactly if their canonical rows are equal.
+        """
+        genomes = np.array(np.atleast_2d(genomes))
+        if self.shared_blocks:
+            return genomes
+        columns = self.columns(genomes)
+        # A stable sort on "is an identity" keeps the order of the blocks.
+        order = np.argsort(~columns.active, axis=1, kind="stable")
+        active = np.take_along_axis(columns.active, order, axis=1)
+        shifted = [np.take_along_axis(part, order, axis=1) for part in (columns.choice, columns.qkv, columns.mlp)]
+        columns.choice[:] = np.where(active, shifted[0], len(self.heads))
+        columns.qkv[:] = np.where(active, shifted[1], 0)
+        columns.mlp[:] = np.where(active, shifted[2], 0)
+        return genomes
+
+    def sample_genomes(
+        self, rng: np.random.Generator, count: int, identity_probability: float | None = None
+    ) -> np.ndarray:
+        """`count` random canonical genomes [count, genes], each with at least one block.
+
+        `identity_probability` is that of each position; without it, an identity
+        is as likely as any head count (in the block-level space: every depth
+        is equally likely).
+        """
+        genomes = rng.integers(0, self.gene_counts, size=(count, self.gene_counts.size))
+        if not self.identity:
+            return genomes
+        if self.shared_blocks:
+            if identity_probability is not None:
+                draws = rng.random((count, self.depth)) < identity_probability
+                genomes[:, 5] = np.minimum(draws.sum(axis=1), self.depth - 1)
+            return genomes
+        heads = len(self.heads)
+        probability = 1 / (heads + 1) if identity_probability is None else identity_probability
+        choice = rng.integers(0, heads, size=(count, self.depth))
+        identity = rng.random((count, self.depth)) < probability
+        identity[identity.all(axis=1), 0] = False
+        genomes[:, 1 : 1 + self.depth] = np.where(identity, heads, choice)
+        return self.canonical(genomes)
+
+    def sample(self, rng: np.random.Generator, identity_probability: float | None = None) -> Architecture:
+        """A random architecture of at least one block, identities last (see `sample_genomes`)."""
+        return self.decode(self.sample_genomes(rng, 1, identity_probability)[0])
+
+    def to_net_id(self, architecture: Architecture) -> str:
+        """The integers by which released ViTAS files name an architecture of a per-block space."""
+        self._check_net_id_space()
+        genome = self.encode(architecture)
+        model_len = 1 + self.depth
+        return " ".join(map(str, [*genome[:model_len], 0, 0, *genome[model_len:]]))
+
+    def from_net_id(self, net_id: str | Sequence[int]) -> Architecture:
+        """The architecture of a released `net_id`; identities stay where it has them."""
+        self._check_net_id_space()
+        try:
+            entries = [int(entry) for entry in (net_id.split() if isinstance(net_id, str) else map(index, net_id))]
+        except (TypeError, ValueError):
+            raise UserError(f"net_id: found {net_id!r}; it must be integers separated by spaces") from None
+        model_len = 1 + self.depth
+        expected = self.gene_counts.size + 2
+        if len(entries) != expected:
+            raise UserError(
+                f"net_id has {len(entries)} integers; this space of {self.depth} positions needs {expected}"
+            )
+        if entries[model_len : model_len + 2] != [0, 0]:
+            raise UserError(
+                f"net_id entries {model_len + 1} and {model_len + 2} (norm, classifier) are "
+                f"{entries[model_len : model_len + 2]}; they must be 0"
+            )
+        return self.decode(entries[:model_len] + entries[model_len + 2 :])
+
+    def _check_net_id_space(self) -> None:
+        if self.shared_blocks:
+            raise UserError("net_id names architectures of per-block spaces; this space shares its blocks")
+
+
+@dataclass(frozen=True)
+class GenomeColumns:
+    """Parts of genomes: patch and embed [population]; choice, qkv, mlp, active [population, depth]."""
+
+    patch: np.ndarray
+    embed: np.ndarray
+    choice: np.ndarray
+    qkv: np.ndarray
+    mlp: np.ndarray
+    active: np.ndarray
+
+
+def _ascending(name: str, values: Sequence) -> tuple:
+    values = tuple(values)
+    rising = all(a < b for a, b in pairwise(values))
+    if not values or not rising or not all(math.isfinite(v) for v in values) or values[0] <= 0:
+        raise UserError(f"{name}: found {list(values)}; it must be a list of ascending numbers above 0")
+    return values

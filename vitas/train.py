@@ -1,0 +1,263 @@
+"""The training loop: the published recipe, and exact resume.
+
+Every random draw comes from a stream named by the step that makes it (see
+`vitas.distributed.stream_seed`), so a checkpoint needs no generator's state: a
+run that was killed anywhere and started again equals an undisturbed one, bit
+by bit on CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from vitas import checkpoint
+from vitas.checkpoint import CheckpointFolder
+from vitas.config import Training
+from vitas.data.training import TrainingLoader
+from vitas.distributed import World, barrier, stop_requested, stream_seed, sum_
+from vitas.errors import UserError
+from vitas.evaluate import autocast
+from vitas.report import Report, duration
+from vitas.section import defaults_of, leaves
+from vitas.slurm.signals import Interrupted
+
+# What decides nothing about the result: a run may be resumed with other values of these.
+_FREE_KEYS = {
+    "flag", "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains, and how.
+
+    model: whose weights are trained and saved.
+    forward: (images, step) -> logits, for the loss.
+    num_classes: of the logits.
+    reduce_gradients: (step) -> None, called after the backward pass to average
+        gradients over the ranks; not needed where `forward` does so itself.
+    ema_decay: of an average of the weights; 0 is off.
+    about: plain data that is saved beside the weights (the architecture, say).
+    """
+
+    model: nn.Module
+    forward: Callable[[Tensor, int], Tensor]
+    num_classes: int
+    reduce_gradients: Callable[[int], None] = lambda step: None
+    ema_decay: float = 0.0
+    about: Mapping = field(default_factory=dict)
+
+
+def train(
+    task: Task,
+    settings: Training,
+    loader: TrainingLoader,
+    checkpoints: CheckpointFolder,
+    report: Report,
+    world: World,
+    seed: int,
+) -> None:
+    """Train to the last epoch, from the newest checkpoint where there is one.
+
+    Raises `UserError` for a checkpoint of another recipe or architecture, and
+    for a loss that is no longer finite; `Interrupted` where the run was asked
+    to stop, with a checkpoint of the last step written.
+    """
+    per_epoch = loader.steps_per_epoch
+    total = settings.epochs * per_epoch
+    optimizer = _optimizer(task.model, settings)
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=total,
+        lr_min=settings.min_lr,
+        warmup_t=settings.warmup_epochs * per_epoch,
+        warmup_lr_init=0,
+        t_in_epochs=False,
+    )
+    ema = ModelEmaV3(task.model, decay=task.ema_decay) if task.ema_decay else None
+    mixup = _mixup(settings, task.num_classes)
+    if mixup and settings.batch_size // world.size % 2:
+        raise UserError(
+            f"{report.stage}.batch_size: found {settings.batch_size}, which gives {world.size} processes "
+            f"{settings.batch_size // world.size} images each; mixup and cutmix pair images, so that must be even"
+        )
+    criterion = _criterion(settings, soft_targets=mixup is not None)
+    state = _State(task, settings, per_epoch, seed, optimizer, ema)
+    start = state.resume(checkpoints, world)
+    if start == total:
+        report.line(f"all {settings.epochs} epochs are done")
+        return
+    if start:
+        report.line(f"resumes at step {start:,} of {total:,} (epoch {start / per_epoch:.2f})")
+    task.model.train()
+    meter = _Meter(settings, per_epoch, start, report, world)
+    with report.progress(total, start, "steps") as update:
+        for step, (images, labels) in enumerate(loader.batches(start, total), start):
+            images = images.to(world.device, non_blocking=True)
+            labels = labels.to(world.device, non_blocking=True)
+            torch.manual_seed(stream_seed(seed, "network", step, world.rank))
+            if mixup:
+                np.random.seed(stream_seed(seed, "mixup", step) % 2**32)
+                images, labels = mixup(images, labels)
+            scheduler.step_update(step)
+            with autocast(world.device, settings.amp):
+                logits = task.forward(images, step)
+            loss = criterion(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            task.reduce_gradients(step)
+            if settings.clip_grad:
+                nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_grad)
+            optimizer.step()
+            if ema:
+                ema.update(task.model, step)
+            meter.add(loss)
+
+            done = step + 1
+            if done % settings.log_steps == 0 or done == total:
+                meter.report(done, optimizer.param_groups[0]["lr"], update)
+            reason = stop_requested(world) if done < total else None
+            if world.is_main:
+                epoch, within = divmod(done, per_epoch)
+                if within == 0 and (epoch % settings.checkpoint_epochs == 0 or done == total):
+                    checkpoints.save_epoch(state.at(done))
+                elif reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0):
+                    checkpoints.save_recent(state.at(done))
+            if reason:
+                report.line(f"stops after step {done:,} of {total:,}, which is saved ({reason})")
+                report.close()
+                # Slurm ends the other ranks with the first one, so none may leave before the checkpoint is there.
+                barrier(world)
+                raise Interrupted(reason)
+    # The next stage reads the last checkpoint on every rank.
+    barrier(world)
+
+
+def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
+    exempt = model.no_weight_decay()
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.ndim > 1 and name not in exempt]
+    others = [p for name, p in named if p.ndim <= 1 or name in exempt]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def _mixup(settings: Training, num_classes: int) -> Mixup | None:
+    if not (settings.mixup or settings.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def _criterion(settings: Training, soft_targets: bool) -> nn.Module:
+    if soft_targets:
+        # Mixup has smoothed the labels already.
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(settings.label_smoothing) if settings.label_smoothing else nn.CrossEntropyLoss()
+
+
+class _Meter:
+    """The mean loss since the last line, the rate and the time left."""
+
+    def __init__(self, settings: Training, per_epoch: int, start: int, report: Report, world: World) -> None:
+        self._settings, self._per_epoch, self._start = settings, per_epoch, start
+        self._report, self._world = report, world
+        self._total = settings.epochs * per_epoch
+        # Sum and count stay on the device: no step waits for its own loss.
+        self._losses = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._began = time.monotonic()
+
+    def add(self, loss: Tensor) -> None:
+        self._losses[0] += loss.detach()
+        self._losses[1] += 1
+
+    def report(self, done: int, lr: float, update: Callable[[int, str], None]) -> None:
+        """One line after `done` steps, on the bar, in the log and in the events. All ranks call it."""
+        summed, count = sum_(self._losses, self._world).tolist()
+        self._losses.zero_()
+        loss = summed / count
+        if not math.isfinite(loss):
+            stage = self._report.stage
+            raise UserError(
+                f"the loss is {loss} at step {done}; train with a smaller {stage}.lr "
+                f"(it is {self._settings.lr}) or with {stage}.clip_grad"
+            )
+        per_step = (time.monotonic() - self._began) / (done - self._start)
+        rate = self._settings.batch_size / per_step
+        update(done, f"loss {loss:.3f}  {rate:,.0f} images/s")
+        self._report.log_only(
+            f"epoch {done / self._per_epoch:.2f}/{self._settings.epochs}  step {done}/{self._total}  "
+            f"loss {loss:.4f}  lr {lr:.3g}  {rate:,.0f} images/s  left {duration(per_step * (self._total - done))}"
+        )
+        self._report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate})
+
+
+class _State:
+    """Everything that a checkpoint holds, and the recipe it may be resumed under."""
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Training,
+        per_epoch: int,
+        seed: int,
+        optimizer: torch.optim.Optimizer,
+        ema: ModelEmaV3 | None,
+    ) -> None:
+        self._task, self._optimizer, self._ema = task, optimizer, ema
+        self._per_epoch = per_epoch
+        # An architecture may be given in several forms; what it means is in `about`.
+        given = settings.model_dump(mode="json", exclude={"architecture"})
+        decisive = {key: value for key, value in leaves(given) if key not in _FREE_KEYS}
+        self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(leaves(task.about))}
+        # A key that an older version did not have meant what its default means now.
+        self._defaults = defaults_of(type(settings))
+
+    def at(self, step: int) -> dict:
+        """The state after `step` steps; `epoch` counts whole epochs."""
+        return {
+            "epoch": step // self._per_epoch,
+            "step": step,
+            "model": self._task.model.state_dict(),
+            "ema": self._ema.module.state_dict() if self._ema else None,
+            "optimizer": self._optimizer.state_dict(),
+            "recipe": self._recipe,
+            **self._task.about,
+        }
+
+    def resume(self, checkpoints: CheckpointFolder, world: World) -> int:
+        """Load the newest checkpoint, if there is one; the step to go on from."""
+        path = checkpoints.newest()
+        if path is None:
+            return 0
+        state = checkpoint.read(path, world.device)
+        recipe = state.get("recipe")
+        if not isinstance(recipe, Mapping):
+            raise UserError(f"{path} is no checkpoint of this program's training; move it away, or change save_path")
+        for key in [*self._recipe, *(key for key in recipe if key not in self._recipe)]:
+            ours, theirs = (part.get(key, self._defaults.get(key)) for part in (self._recipe, recipe))
+            if ours != theirs:
+                raise UserError(
+                    f"{path} was trained with {key} {theirs!r}, and now it is {ours!r}; "
+                    "set it back, or choose another save_path"
+                )
+        self._task.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._ema:
+            self._ema.module.load_state_dict(state["ema"])
+        return state["step"]
