@@ -37,7 +37,14 @@ def retrain(config: RunConfig, world: World) -> None:
         report.line("; ".join([f"starts from the weights of {settings.from_checkpoint}", *changes]))
     network.to(world.device)
     loader = TrainingLoader(
-        settings.data, model.image_size, model.mean, model.std, settings.batch_size, world, config.seed
+        settings.data,
+        model.image_size,
+        model.mean,
+        model.std,
+        settings.batch_size,
+        world,
+        config.seed,
+        settings.repeats,
     )
     report.line(
         f"{architecture}: {architecture.macs(model.image_size, model.num_classes):,} MACs, "

@@ -18,11 +18,9 @@
 #SBATCH --output=%x-%j.out
 set -euo pipefail
 
-# Slurm runs a copy of this file, and knows where it came from.
 script="${BASH_SOURCE[0]}"
-if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -f "$(dirname "$script")/stages.bash" ]; then
-    script="$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')"
-    script="${script%" $*"}"
-fi
+# Slurm runs a copy of this file, and knows where it came from.
+[ -f "$(dirname "$script")/stages.bash" ] || script="$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')"
+script="${script%" $*"}"
 source "$(dirname "$script")/stages.bash"
 search_stages model.sharing=ordinal ViTAS_1G_AutoSlim.yaml "$@"

@@ -1,6 +1,7 @@
 # Sourced by the scripts that start stages.
 #   use_environment                  .venv, or else the active Python if it can run the project, or else set .venv up
-#   search_stages OVERRIDE CONFIG [WORDS]  search and sample, on all tasks of the job that this is, or on this machine
+#   search_stages KEY=VALUE CONFIG [WORDS] search and sample, on all tasks of the job that this is, or on this machine;
+#                                          a YAML or WORDS that say another value of the key are refused
 #   launch_stage STAGE CONFIG [WORDS]      a stage as `vitas launch` does it; CONFIG is for WORDS that name none
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -28,7 +29,7 @@ use_environment() {
 }
 
 search_stages() {
-    local override="$1" config="$2" module=vitas.slurm.local
+    local setting="$1" config="$2" module=vitas.slurm.local
     shift 2
     case "${1:-}" in
         -h | --help) print_help "$script"; exit ;;
@@ -37,7 +38,7 @@ search_stages() {
     esac
     use_environment
     if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.slurm.supervisor; fi
-    exec python -m "$module" search "$config" "$override" "$@"
+    exec python -m "$module" --for "$setting" search "$config" "$@"
 }
 
 launch_stage() {

@@ -25,7 +25,14 @@ def search(config: RunConfig, world: World) -> None:
     subnets = subnets_to_train(config, report, world)
     supernet = build_supernet(config, world)
     loader = TrainingLoader(
-        settings.data, model.image_size, model.mean, model.std, settings.batch_size, world, config.seed
+        settings.data,
+        model.image_size,
+        model.mean,
+        model.std,
+        settings.batch_size,
+        world,
+        config.seed,
+        settings.repeats,
     )
     weights = sum(p.numel() for p in supernet.parameters())
     report.line(

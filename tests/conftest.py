@@ -17,7 +17,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from vitas import Architecture, SearchSpace
+from vitas import Architecture, Block, SearchSpace
 from vitas.data.digits import write_digits
 
 # The same examples in every run, and no clock: a failure is the code's, not the machine's.
@@ -33,6 +33,12 @@ SMALL_SPACE = {
     "mlp_dim": 64,
     "widths": [0.5, 1.0],
 }
+
+
+def largest(space: SearchSpace) -> Architecture:
+    """The widest, deepest member with the smallest patches: the shape of the supernet."""
+    block = Block(space.heads[-1], space.qkv_dims[-1], space.mlp_dims[-1])
+    return Architecture(space.patch_sizes[0], space.embed_dims[-1], (block,) * space.depth, space.classifier)
 
 
 @pytest.fixture(scope="session")

@@ -292,7 +292,7 @@ _DRAWS_PER_MEMBER = 200
 
 
 def draw_in_budget(model: CostModel, budget: Budget, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `count` different genomes [count, genes] inside the budget; fewer where there are no more.
+    """Up to `count` different genomes [count, genes] inside the budget; fewer where no more are found.
 
     Random ones first, at the identity probability that suits the budget; what
     is missing is moved in from outside. Raises `UserError` if none was found.

@@ -85,6 +85,23 @@ def _mistakes(path: str | Path, source: Configuration, lines: list[str]) -> User
     return UserError(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
 
 
+def settle(path: Path, overrides: Sequence[str], setting: str) -> tuple[str, ...]:
+    """The overrides, and `setting` (key=value) as one more: of a script that is for this value of a key.
+
+    Raises `UserError` where the file or the overrides say another value.
+    """
+    source = read_configuration(read_text(path), str(path), overrides)
+    key, _, value = setting.partition("=")
+    found: object = source.data
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    if found not in (None, value):
+        raise _mistakes(
+            path, source, [f"{key}: found {found!r}; this script is for {value!r}. Leave {key} out, or take its script"]
+        )
+    return (*overrides, setting)
+
+
 def find(name: str, program: str) -> Path:
     """The path `name`, or `configs/PROGRAM/name`, or `configs/name`; `.yaml` may be left out.
 

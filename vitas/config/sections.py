@@ -46,6 +46,7 @@ class Training(Section):
     lr: the peak; 1e-3 at a batch of 1024, and it is not scaled for you.
     weight_decay: on matrices only.
     warmup_epochs: from a rate of zero; then cosine down to min_lr, per iteration.
+    repeats: of an image in an epoch, each augmented anew (repeated augmentation); an epoch has as many steps as ever.
     mixup, cutmix: their alphas; 0 is off, and with both each batch takes one.
     clip_grad: the largest gradient norm; 0 is off.
     amp: bfloat16 where there is a GPU.
@@ -60,10 +61,11 @@ class Training(Section):
     epochs: Positive = 300
     batch_size: Positive = 1024
     lr: AboveZero = 1e-3
-    min_lr: NonNegative = 1e-5
+    min_lr: NonNegative = 0.0
     weight_decay: NonNegative = 0.05
     warmup_epochs: Count = 5
     label_smoothing: Fraction = 0.1
+    repeats: Positive = 1
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
     clip_grad: NonNegative = 0.0

@@ -67,6 +67,8 @@ class TrainingLoader:
     image_size, mean, std: of the images that come out.
     batch_size: of all ranks together; a last, smaller batch of an epoch is left out.
     world, seed: which part of every batch is this rank's; which streams are drawn from.
+    repeats: repeated augmentation (Hoffer et al., CVPR 2020): an image comes so many times in a row, each time varied
+        anew, and an epoch of as many steps sees so many times fewer images.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class TrainingLoader:
         batch_size: int,
         world: World,
         seed: int,
+        repeats: int = 1,
     ) -> None:
         if batch_size % world.size:
             raise UserError(f"batch_size: found {batch_size}; it must be a multiple of the {world.size} processes")
@@ -91,6 +94,7 @@ class TrainingLoader:
         self._batch_size = batch_size
         self._world = world
         self._seed = seed
+        self._repeats = repeats
         self._workers = settings.workers
         self.steps_per_epoch = len(folder) // batch_size
 
@@ -112,7 +116,8 @@ class TrainingLoader:
             worker_init_fn=signals.ignore,
         )
 
-    def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int]]]:
+    def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int, int]]]:
+        """This rank's items of each step: epoch, image, and which of its repeats."""
         part = self._world.share(self._batch_size)
         order: np.ndarray | None = None
         for step in range(start, end):
@@ -120,8 +125,8 @@ class TrainingLoader:
             if order is None or position == 0:
                 rng = np.random.default_rng(stream_seed(self._seed, "order", epoch))
                 order = rng.permutation(len(self._dataset))
-            batch = order[position * self._batch_size :][: self._batch_size]
-            yield [(epoch, int(index)) for index in batch[part]]
+            places = range(position * self._batch_size, (position + 1) * self._batch_size)[part]
+            yield [(epoch, int(order[place // self._repeats]), place % self._repeats) for place in places]
 
 
 class _Batches:
@@ -133,12 +138,12 @@ class _Batches:
     def __len__(self) -> int:
         return self._end - self._start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         return self._loader._items(self._start, self._end)
 
 
 class AugmentedImages(Dataset):
-    """Items are asked for by (epoch, index), which together with the seed decide every random draw."""
+    """Items are asked for by (epoch, index, repeat), which together with the seed decide every random draw."""
 
     def __init__(self, folder: ImageFolder, transform, seed: int) -> None:
         self._folder, self._transform, self._seed = folder, transform, seed
@@ -146,12 +151,13 @@ class AugmentedImages(Dataset):
     def __len__(self) -> int:
         return len(self._folder)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = item
+    def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int]:
+        epoch, index, repeat = item
         image, label = self._folder[index]
         # A worker's generators serve nothing else; the main process's do.
         before = None if get_worker_info() else _generator_states()
-        _seed_generators(stream_seed(self._seed, "augment", epoch, index))
+        names = ("augment", epoch, index, repeat) if repeat else ("augment", epoch, index)
+        _seed_generators(stream_seed(self._seed, *names))
         tensor = self._transform(image)
         if before:
             random.setstate(before[0])

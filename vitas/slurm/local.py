@@ -1,10 +1,11 @@
 """A program as processes of this machine, in the foreground.
 
-python -m vitas.slurm.local PROGRAM CONFIG [key=value ...]
+python -m vitas.slurm.local [--for KEY=VALUE] PROGRAM CONFIG [key=value ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -41,9 +42,22 @@ def _gpus() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
+def read_arguments(module: str) -> tuple[str, Path, tuple[str, ...]]:
+    """Program, YAML and overrides of the command line of `module`, which starts a program here or in a job.
+
+    `--for KEY=VALUE` is what a script is for: set, but refused where the YAML
+    or an override say another value. Raises `UserError`.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}")
+    parser.add_argument("--for", dest="setting", metavar="KEY=VALUE")
+    parser.add_argument("program")
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_args()
+    path, overrides = configuration.find(given.config, given.program), tuple(given.overrides)
+    return given.program, path, configuration.settle(path, overrides, given.setting) if given.setting else overrides
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        print("usage: python -m vitas.slurm.local PROGRAM CONFIG [key=value ...]", file=sys.stderr)
-        sys.exit(2)
     with exit_on_user_error():
-        sys.exit(run_locally(sys.argv[1], configuration.find(sys.argv[2], sys.argv[1]), sys.argv[3:]))
+        sys.exit(run_locally(*read_arguments("vitas.slurm.local")))

@@ -5,7 +5,7 @@ program's ranks stop by themselves on a signal or before the time limit
 (`vitas.slurm.signals`), and any of them may die; what becomes of the job then is
 decided here, in one place, for sbatch files and submitit alike:
 
-    python -m vitas.slurm.supervisor PROGRAM CONFIG [key=value ...]
+    python -m vitas.slurm.supervisor [--for KEY=VALUE] PROGRAM CONFIG [key=value ...]
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vitas import config as configuration
 from vitas.errors import MISTAKE, UserError, exit_on_user_error
 from vitas.files import Journal, read_text, write_text
 from vitas.released import read_configuration
 from vitas.run import RunFolder
 from vitas.slurm import queries, signals
 from vitas.slurm.cluster import load_cluster
+from vitas.slurm.local import read_arguments
 from vitas.slurm.lock import check_free
 
 # Where the supervisor wants to be told how its ranks ended.
@@ -204,9 +204,6 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        print("usage: python -m vitas.slurm.supervisor PROGRAM CONFIG [key=value ...]", file=sys.stderr)
-        sys.exit(2)
     with exit_on_user_error():
-        found = configuration.find(sys.argv[2], sys.argv[1])
-        sys.exit(supervise(sys.argv[1], read_text(found), str(found), sys.argv[3:]))
+        program, path, overrides = read_arguments("vitas.slurm.supervisor")
+        sys.exit(supervise(program, read_text(path), str(path), overrides))

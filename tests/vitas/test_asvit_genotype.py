@@ -62,12 +62,6 @@ def test_the_yaml_form_may_leave_out_what_a_topology_does():
     assert Genotype.from_dict({"stages": stages, "heads": 32}) == Genotype.parse(SEED_TOPOLOGY)
 
 
-def test_a_quarter_of_the_width_keeps_all_else():
-    large = Genotype.parse(LARGE)
-    assert str(large.scaled(1 / 4)) == LARGE.replace("180", "45")
-    assert large.scaled(1 / 4).scaled(4) == large
-
-
 def test_heads_that_do_not_divide_the_dims_get_whole_shares():
     assert Genotype.parse("4,2,2,1|2,1,2,1|2,1,2,1|2,1,2,1|32,37").attention_dims == (36, 72, 144, 288)
 

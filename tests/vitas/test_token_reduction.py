@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from vitas.space.network import Network, parse_network
 
+from tests.vitas.conftest import random_images, randomise
 from vitas import Genotype, StagedTransformer, VisionTransformer, create_model, zoo
+from vitas.catalog import find_architecture
 from vitas.errors import UserError
+from vitas.timm import TimmVisionTransformer
 
 VIT = "p4-e32-mean-h2q96m64x2"
 STAGED = "4,2,2,1|2,1,2,2|3,1,3,1|2,1,2,1|16,16"
@@ -23,16 +25,7 @@ REDUCED = [
 
 
 def random_network(text: str, image_size: int) -> VisionTransformer | StagedTransformer:
-    """A network in which every weight matters: no zero biases, no norms of one."""
-    torch.manual_seed(0)
-    network = create_model(text, 5, image_size)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return network
-
-
-def random_images(size: int, count: int = 2) -> Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return randomise(create_model(text, 5, image_size))
 
 
 # Full tokens
@@ -40,7 +33,7 @@ def random_images(size: int, count: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("text", [VIT, UNEVEN])
 def test_full_tokens_after_reduced_ones_are_what_they_were(text):
-    network, images = random_network(text, 32), random_images(32)
+    network, images = random_network(text, 32), random_images(2, 32)
     features, keys = network.forward_features(images), list(network.state_dict())
     network.set_token_reduction(2)
     assert not torch.equal(network.forward_features(images).mean(), features.mean())
@@ -56,7 +49,7 @@ def test_weights_know_no_reduction():
     fresh.load_state_dict(network.state_dict())
     assert fresh.token_reduction == 1
     network.set_token_reduction(1)
-    assert torch.equal(fresh(random_images(32)), network(random_images(32)))
+    assert torch.equal(fresh(random_images(2, 32)), network(random_images(2, 32)))
 
 
 # Reduced tokens
@@ -64,7 +57,7 @@ def test_weights_know_no_reduction():
 
 @pytest.mark.parametrize("reduce", [2, 4, 8])
 def test_patch_tokens_are_those_of_a_convolution_of_larger_stride_and_dilation(reduce):
-    network, images = random_network(VIT, 32), random_images(32)
+    network, images = random_network(VIT, 32), random_images(2, 32)
     projection = network.patch_embed.proj
     plain = F.conv2d(images, projection.weight, projection.bias, stride=4 * reduce, dilation=reduce)
     class_position, positions = network.pos_embed[:, :1], network.pos_embed[:, 1:]
@@ -80,7 +73,7 @@ def test_patch_tokens_are_those_of_a_convolution_of_larger_stride_and_dilation(r
 @pytest.mark.parametrize("kernel", [4, 5, 7, 8])
 @pytest.mark.parametrize("reduce", [2, 4])
 def test_the_stem_is_a_convolution_of_larger_stride_dilation_and_padding(kernel, reduce):
-    network, images = random_network(STAGED.replace("4", str(kernel), 1), 32), random_images(32)
+    network, images = random_network(STAGED.replace("4", str(kernel), 1), 32), random_images(2, 32)
     network.set_token_reduction(reduce)
     seen = []
     network.patch_embed.norm = nn.Identity()
@@ -97,7 +90,7 @@ def test_the_stem_is_a_convolution_of_larger_stride_dilation_and_padding(kernel,
 def test_tokens_beyond_the_edge_see_the_mean_colour_and_the_positions_that_are_there():
     """14 x 14 tokens reduced by 4 are 4 x 4, the last of which stand for 2."""
     network = random_network("p16-e24-token-h2q48m24", 224)
-    images, wider = random_images(224), torch.zeros(2, 3, 256, 256)
+    images, wider = random_images(2, 224), torch.zeros(2, 3, 256, 256)
     wider[..., :224, :224] = images
     projection = network.patch_embed.proj
     plain = F.conv2d(wider, projection.weight, projection.bias, stride=64, dilation=4).flatten(2).transpose(1, 2)
@@ -110,9 +103,9 @@ def test_tokens_beyond_the_edge_see_the_mean_colour_and_the_positions_that_are_t
 
 
 def test_outputs_of_blocks_have_the_shape_of_the_reduced_tokens():
-    network = random_network(VIT, 32)
+    network = randomise(TimmVisionTransformer(find_architecture(VIT), 5, 32))
     network.set_token_reduction(3)
-    for maps in network.forward_intermediates(random_images(32), intermediates_only=True):
+    for maps in network.forward_intermediates(random_images(2, 32), intermediates_only=True):
         assert maps.shape == (2, 32, 3, 3)
 
 
@@ -128,7 +121,7 @@ def test_every_parameter_has_a_gradient_in_the_same_order(text, image_size, redu
             for name, p in network.named_parameters()
         ]
         network.zero_grad()
-        network(random_images(image_size)).square().sum().backward()
+        network(random_images(2, image_size)).square().sum().backward()
         for hook in hooks:
             hook.remove()
     assert orders[0] == orders[1]
@@ -145,8 +138,8 @@ def test_counted_macs_of_reduced_tokens_are_torchs(text, image_size, reduce):
     network = random_network(text, image_size).eval()
     network.set_token_reduction(reduce)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(random_images(image_size, 1))
-    assert parse_network(text).macs(image_size, 5, reduce=reduce) == counter.get_total_flops() / 2
+        network(random_images(1, image_size))
+    assert find_architecture(text).macs(image_size, 5, reduce=reduce) == counter.get_total_flops() / 2
 
 
 def test_tokens_and_windows_of_reduced_tokens():
@@ -167,7 +160,7 @@ def test_tokens_and_windows_of_reduced_tokens():
 @pytest.mark.parametrize("text", [VIT, STAGED])
 def test_a_reduction_that_there_are_too_few_tokens_for_is_refused(text, reduce):
     message = rf"found {reduce!r}; an image gives 8 x 8 tokens, it must be an integer from 2 to 8"
-    architecture: Network = parse_network(text)
+    architecture = find_architecture(text)
     network = create_model(architecture, 5, 32)
     for refuse in (lambda: network.set_token_reduction(reduce), lambda: architecture.macs(32, 5, reduce=reduce)):
         with pytest.raises(UserError, match=message):

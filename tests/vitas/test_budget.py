@@ -1,0 +1,201 @@
+"""Budgets, what populations cost, and how populations are brought into a budget."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import largest
+from vitas import zoo
+from vitas.architecture import CONVENTIONS
+from vitas.budget import Budget, MacsModel, draw_in_budget, identity_probability, move_into_budget
+from vitas.errors import UserError
+
+IMAGE_SIZE, NUM_CLASSES = 16, 10
+
+# Populations
+
+
+@cache
+def model_and_members(space, convention="released"):
+    """The counter of a tiny space and the MACs of all its members, ascending."""
+    model = MacsModel(space, IMAGE_SIZE, NUM_CLASSES, convention)
+    genomes = np.stack(np.meshgrid(*map(np.arange, space.gene_counts), indexing="ij"), axis=-1)
+    genomes = genomes.reshape(-1, space.gene_counts.size)
+    return model, np.unique(model.predict(genomes[space.columns(genomes).active.any(axis=1)]))
+
+
+def distances(macs: np.ndarray, budget: Budget) -> np.ndarray:
+    return np.maximum(np.maximum(budget.minimum - macs, macs - budget.maximum), 0)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_costs_of_a_population_are_those_of_its_members(tiny_space, all_genomes, convention):
+    genomes = all_genomes(tiny_space)
+    counted = MacsModel(tiny_space, IMAGE_SIZE, NUM_CLASSES, convention).predict(genomes)
+    assert counted.dtype == np.int64
+    assert counted.tolist() == [tiny_space.decode(g).macs(IMAGE_SIZE, NUM_CLASSES, convention) for g in genomes]
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32), convention=st.sampled_from(CONVENTIONS))
+def test_costs_of_random_members_of_random_spaces(spaces, data, seed, convention):
+    space = data.draw(spaces)
+    genomes = space.sample_genomes(np.random.default_rng(seed), 5)
+    counted = MacsModel(space, 48, 7, convention).predict(genomes)
+    assert counted.tolist() == [space.decode(genome).macs(48, 7, convention) for genome in genomes]
+
+
+# Budgets
+
+
+def test_both_ends_of_a_budget_are_inside():
+    budget = Budget(10, 20)
+    assert [macs in budget for macs in (9, 10, 20, 21)] == [False, True, True, False]
+
+
+def test_the_distance_to_a_budget_is_how_far_costs_lie_outside():
+    budget = Budget(10, 20)
+    assert [budget.distance(macs) for macs in (7, 10, 20, 24)] == [3, 0, 0, 4]
+    assert budget.distance(np.array([7, 15, 24])).tolist() == [3, 0, 4]
+
+
+def test_the_nearest_of_costs_is_the_least_far_outside():
+    assert Budget(10, 20).nearest(np.array([5, 23, 30])) == 23
+    assert Budget(10, 20).nearest(np.array([9, 15, 21])) == 15
+    assert Budget(10, 20).middle == 15
+
+
+def test_a_budget_that_holds_nothing_is_refused():
+    with pytest.raises(UserError, match="^minimum: found 21; .* 20$"):
+        Budget(21, 20)
+    Budget(20, 20)
+
+
+@settings(max_examples=300)
+@given(
+    kind=st.sampled_from(["identity", "deep", "no identity", "shared", "shared, no identity"]),
+    convention=st.sampled_from(CONVENTIONS),
+    data=st.data(),
+)
+def test_nearest_and_require_agree_with_every_member(tiny_spaces, kind, convention, data):
+    model, members = model_and_members(tiny_spaces[kind], convention)
+    # Ends on, next to and between the members' model, and outside them all.
+    end = st.sampled_from(members.tolist()) | st.integers(0, int(members[-1]) + 10)
+    low, high = sorted(data.draw(end) + data.draw(st.integers(-1, 1)) for _ in range(2))
+    if data.draw(st.booleans()):
+        high = low
+    budget = Budget(low, high, convention)
+    nearest = model.nearest(budget)
+    shortest = distances(members, budget).min()
+    assert nearest in members
+    assert distances(np.array(nearest), budget) == shortest
+    if shortest:
+        with pytest.raises(UserError, match=f"{low:,} to {high:,} MACs .*{convention}.* nearest has {nearest:,}"):
+            model.require(budget)
+    else:
+        model.require(budget)
+
+
+@settings(max_examples=40)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_move_into_stays_in_the_space_and_comes_no_farther_from_any_budget(spaces, data, seed):
+    space = data.draw(spaces)
+    model = MacsModel(space, IMAGE_SIZE, NUM_CLASSES)
+    low, high = sorted(data.draw(st.integers(0, largest(space).macs(16, 10) * 2)) for _ in range(2))
+    budget, rng = Budget(low, high), np.random.default_rng(seed)
+    genomes = space.sample_genomes(rng, 20)
+    moved = move_into_budget(genomes, model, budget, rng, steps=50)
+    assert np.array_equal(moved, space.canonical(moved))
+    assert space.columns(moved).active.any(axis=1).all()
+    assert ((moved >= 0) & (moved < space.gene_counts)).all()
+    assert (distances(model.predict(moved), budget) <= distances(model.predict(genomes), budget)).all()
+
+
+@pytest.mark.parametrize("name", ["vitas_a", "vitas_b", "vitas_e", "vitas_f"])
+def test_move_into_brings_random_genomes_into_the_published_budgets(vitas_spaces, name):
+    """Most of them: a row from which every single change leads away stays outside."""
+    space = vitas_spaces[name]
+    model, rng = MacsModel(space, 224, 1000), np.random.default_rng(0)
+    published = zoo()[name].macs(convention="released")
+    budget = Budget(int(0.98 * published), int(1.02 * published))
+    genomes = space.sample_genomes(rng, 100)
+    assert (distances(model.predict(genomes), budget) == 0).mean() < 0.1
+    moved = move_into_budget(genomes, model, budget, rng)
+    assert (distances(model.predict(moved), budget) == 0).mean() > 0.6
+
+
+def test_move_into_leaves_what_is_inside_and_its_input_as_they_are(tiny_space):
+    model, members = model_and_members(tiny_space)
+    genomes = tiny_space.sample_genomes(np.random.default_rng(0), 100)
+    before = genomes.copy()
+    budget = Budget(int(members[0]), int(np.median(members)))
+    inside = distances(model.predict(genomes), budget) == 0
+    assert 0 < inside.sum() < len(genomes)
+    moved = move_into_budget(genomes, model, budget, np.random.default_rng(1))
+    assert np.array_equal(genomes, before)
+    assert np.array_equal(moved[inside], genomes[inside])
+
+
+def test_move_into_gives_a_genome_of_identities_a_block(tiny_spaces):
+    """A child without any block is in no budget: it is no member of the space."""
+    space = tiny_spaces["identity"]
+    model, members = model_and_members(space)
+    empty = np.array([[0, 2, 2, 0, 0, 0, 0, 0]])
+    moved = move_into_budget(empty, model, Budget(0, int(members[-1])), np.random.default_rng(0))
+    assert space.columns(moved).active.any()
+
+
+@settings(max_examples=20)
+@given(share=st.floats(0.05, 0.95), shared_blocks=st.booleans())
+def test_random_subnets_cost_the_middle_of_the_budget_on_average(tiny_spaces, share, shared_blocks):
+    space = tiny_spaces["shared" if shared_blocks else "deep"]
+    model, _ = model_and_members(space)
+
+    def mean_macs(probability):
+        return model.predict(space.sample_genomes(np.random.default_rng(1), 4096, probability)).mean()
+
+    cheapest, dearest = mean_macs(1.0), mean_macs(0.0)
+    middle = cheapest + share * (dearest - cheapest)
+    probability = identity_probability(model, Budget(int(0.9 * middle), int(1.1 * middle)))
+    assert mean_macs(probability) == pytest.approx(middle, rel=0.04)
+
+
+def test_identity_probability_is_zero_where_full_depth_is_below_the_middle(small_space):
+    model = MacsModel(small_space, 32, 10)
+    dearest = largest(small_space).macs(32, 10, "released")
+    assert identity_probability(model, Budget(dearest, dearest)) == 0
+
+
+def test_identity_probability_is_none_in_a_space_without_identities(tiny_spaces):
+    for kind in ("no identity", "shared, no identity"):
+        model, members = model_and_members(tiny_spaces[kind])
+        assert identity_probability(model, Budget(int(members[0]), int(members[-1]))) is None
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_genomes_drawn_in_a_budget_are_different_and_inside_and_as_many_as_asked(tiny_space, count):
+    model, members = model_and_members(tiny_space)
+    budget = Budget(*(int(np.quantile(members, share)) for share in (0.4, 0.6)))
+    drawn = draw_in_budget(model, budget, count, np.random.default_rng(0))
+    assert len(np.unique(drawn, axis=0)) == len(drawn) == count
+    assert np.array_equal(drawn, tiny_space.canonical(drawn))
+    assert (distances(model.predict(drawn), budget) == 0).all()
+
+
+def test_where_few_genomes_are_in_a_budget_fewer_are_drawn(tiny_spaces, all_genomes):
+    space = tiny_spaces["shared"]
+    model, members = model_and_members(space)
+    budget = Budget(int(members[5]), int(members[7]))
+    genomes = all_genomes(space)
+    inside = distances(model.predict(genomes), budget) == 0
+    drawn = draw_in_budget(model, budget, 100, np.random.default_rng(0))
+    assert sorted(map(tuple, drawn)) == sorted(map(tuple, genomes[inside]))
+
+
+def test_a_budget_that_no_draw_meets_is_refused(tiny_spaces):
+    model, members = model_and_members(tiny_spaces["identity"])
+    above = int(members[-1]) + 1
+    with pytest.raises(UserError, match=f"{above:,} to {above:,} MACs"):
+        draw_in_budget(model, Budget(above, above), 5, np.random.default_rng(0))
