@@ -2,11 +2,11 @@
 
     python bench/asvit_against_vitas.py FOLDER [--macs 2_400_000] [--seeds 3]
 
-As-ViT searches and grows first; ViTAS then searches among architectures of as
-many MACs as As-ViT's pick has, 3% fewer at most. Both picks are retrained from
-scratch with each seed and measured on the test images. MNIST, 32 x 32 (see
-`bench/images.py`). Everything is run by the project's own stages in FOLDER, so a
-killed run goes on where it was.
+As-ViT searches and grows first. ViTAS then searches among architectures with as
+many MACs as As-ViT's pick, or up to 3% fewer. Both picks are retrained from
+scratch with each seed and measured on the test images. The images are MNIST at
+32 x 32 (see `bench/images.py`). The project's own stages do everything, in
+FOLDER, so a killed run resumes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def images(folder: Path, part: str, workers: int = 0) -> dict:
 
 
 def without(data: dict, key: str) -> dict:
-    """A section, and those in it, without a key."""
+    """A section and its sub-sections, without a key."""
     return {k: without(v, key) if isinstance(v, dict) else v for k, v in data.items() if k != key}
 
 

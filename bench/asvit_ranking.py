@@ -5,14 +5,14 @@
 
 Random topologies of the published space, all at one hidden dim, are scored and
 then trained by the `retrain` stage with one recipe; the `test` stage measures
-them. Every number is journalled as it comes, so the same command goes on where
-it was stopped, and `--plot-only` needs nothing but the journal. IMAGES is the
-folder that bench/images.py writes; it is written where it is not there.
+them. Every result is written to a journal at once, so the same command resumes
+a stopped run, and `--plot-only` needs the journal alone. IMAGES is the folder
+that bench/images.py writes; it is created if it does not exist.
 
-Kendall's tau is between the accuracy, a mean over the seeds, and each
-predictor, turned so that more should be better. Its interval is a bootstrap
-over the topologies, with 95% of the taus inside. How well anything could rank
-is the tau between the accuracies of two seeds.
+Kendall's tau compares the accuracy, a mean over the seeds, with each predictor,
+whose sign is chosen so that more should be better. Its interval is a bootstrap
+over the topologies that holds 95% of the taus. The tau between the accuracies
+of two seeds says how well anything could rank.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ from vitas.files import Journal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = 10
-# Twice the published five: the second five say how well five agree with five others.
+# Twice the published five, to see how well five agree with five others.
 REPEAT, INITIALISATIONS = 5, 10
 NTK_IMAGES = 16
-# The networks are tested on both parts that they were not trained on, for a finer accuracy.
+# Networks are tested on both parts that they were not trained on, for a finer accuracy.
 TESTED = ("val", "test")
 RECIPE = {
     "epochs": 6,
@@ -69,9 +69,9 @@ RECIPE = {
 }
 AUGMENTATION = {"auto_augment": None, "color_jitter": 0.0, "random_erasing": 0.0, "flip": 0.0, "scale": [0.7, 1.0]}
 BOOTSTRAPS, RANDOM_SCORES = 2000, 2000
-# Pairs of topologies that differ by no more than this share are taken to cost the same.
+# Pairs of topologies whose MACs differ by no more than this share count as equally expensive.
 SIMILAR = 0.05
-# Topologies with two seeds that it takes to speak of a tau between these.
+# The fewest topologies with two seeds for which a tau between the seeds is given.
 ENOUGH = 10
 
 
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def topologies(count: int, hidden_dim: int) -> list[Genotype]:
-    """The first `count` of an endless series of different random topologies."""
+    """The first `count` of a fixed series of different random topologies."""
     space, rng = GenotypeSpace(), np.random.default_rng(0)
     found: dict[Genotype, None] = {}
     while len(found) < count:
@@ -112,7 +112,7 @@ def topologies(count: int, hidden_dim: int) -> list[Genotype]:
 
 
 def measure(journal: Journal, arguments: argparse.Namespace) -> None:
-    """Add to the journal what it lacks."""
+    """Add to the journal the results that it lacks."""
     images, image_size = arguments.images, arguments.image_size
     setup = {"kind": "setup", "hidden_dim": arguments.hidden_dim, "image_size": image_size} | RECIPE | AUGMENTATION
     if not journal.lines:
@@ -126,9 +126,9 @@ def measure(journal: Journal, arguments: argparse.Namespace) -> None:
         if str(genotype) not in scored:
             journal.append(scores_of(genotype, batch))
     done = {(line["genotype"], line["seed"]) for line in of_kind(journal, "training")}
-    # Seed by seed, so that a run that is stopped has compared as many topologies as it could.
+    # Seed by seed, so that a stopped run has compared as many topologies as possible.
     todo = [(g, seed) for seed in range(arguments.seeds) for g in genotypes if (str(g), seed) not in done]
-    # Not forked: threads of this process would not come along.
+    # Not forked: a fork would not have the threads of this process.
     with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
         trainings = [pool.submit(accuracy_of, genotype, seed, images, image_size) for genotype, seed in todo]
         for number, training in enumerate(as_completed(trainings), 1):
@@ -146,7 +146,7 @@ def of_kind(journal: Journal, kind: str) -> Iterator[dict]:
 
 
 def ntk_images(images: Path, image_size: int) -> Tensor:
-    """The same random training images for every network, as the stages normalise them."""
+    """Random training images, the same for every network, normalised as in the stages."""
     model = Model()
     data = EvaluationData(data_dir=str(images / "train"), workers=0, crop_fraction=1.0)
     found = EvaluationSet.load(data, image_size, model.mean, model.std, World(), everything=True)
@@ -155,9 +155,11 @@ def ntk_images(images: Path, image_size: int) -> Tensor:
 
 
 def scores_of(genotype: Genotype, batch: Tensor) -> dict:
-    """Costs, and both scores for each initialisation: the mean of the first so many is what `vitas.asvit.scores.score` gives.
+    """Costs, and both scores for each initialisation.
 
-    The NTK is that of the batch, and for comparison that of Gaussian noise.
+    The mean over the first n is what `vitas.asvit.scores.score` gives for n
+    initialisations. The NTK is that of the batch, and for comparison that of
+    Gaussian noise.
     """
     image_size = batch.shape[-1]
     start = time.perf_counter()
@@ -177,7 +179,7 @@ def scores_of(genotype: Genotype, batch: Tensor) -> dict:
 
 
 def accuracy_of(genotype: Genotype, seed: int, images: Path, image_size: int) -> dict:
-    """Top-1 in percent and loss after training, means over the tested parts (which are of one size)."""
+    """Top-1 in percent and loss after training, averaged over the tested parts (which have the same size)."""
     start = time.perf_counter()
     rows = []
     with (
@@ -197,7 +199,7 @@ def accuracy_of(genotype: Genotype, seed: int, images: Path, image_size: int) ->
 
 
 def configuration(genotype: Genotype, seed: int, images: Path, image_size: int, part: str, save_path: str) -> RunConfig:
-    """Training with the one recipe, and testing on `part` of the images."""
+    """The configuration that trains with the one recipe, and tests on `part` of the images."""
     retrain_data = {"data_dir": str(images / "train"), "workers": 0, "augmentation": AUGMENTATION}
     test_data = {"data_dir": str(images / part), "workers": 0, "crop_fraction": 1.0}
     only_last = {"checkpoint_epochs": RECIPE["epochs"]}
@@ -217,7 +219,7 @@ def configuration(genotype: Genotype, seed: int, images: Path, image_size: int, 
 
 @dataclass(frozen=True)
 class Results:
-    """What a journal holds; arrays end in topologies.
+    """What a journal holds; topologies are the last axis of every array.
 
     accuracy, loss: [seeds, topologies], NaN where a later seed was not trained.
     scores: each score's name in the journal -> [initialisations, topologies].
@@ -232,7 +234,7 @@ class Results:
 
     @classmethod
     def of(cls, journal: Journal) -> Results:
-        """Raises `UserError` where there are not three topologies to compare."""
+        """Raises `UserError` for fewer than three topologies."""
         scored = {line["genotype"]: line for line in of_kind(journal, "scores")}
         trained = {(line["seed"], line["genotype"]): line for line in of_kind(journal, "training")}
         names = [name for name in scored if (0, name) in trained]
@@ -251,12 +253,12 @@ class Results:
         return cls([Genotype.parse(name) for name in names], outcome("top1"), outcome("loss"), *costs, scores)
 
     def over_seeds(self, outcome: np.ndarray) -> np.ndarray:
-        """A mean for each topology, over the seeds that all were trained with: they are compared on equal terms."""
+        """A mean for each topology, over those seeds that all topologies were trained with, for a fair comparison."""
         return outcome[~np.isnan(outcome).any(axis=1)].mean(axis=0)
 
     @property
     def twice(self) -> np.ndarray:
-        """The accuracy of the first two seeds [2, topologies], of the topologies that have both."""
+        """The accuracy of the first two seeds [2, topologies], for the topologies that have both."""
         has_both = (~np.isnan(self.accuracy[:2])).sum(axis=0) == 2
         return self.accuracy[:2, has_both] if has_both.any() else np.empty((2, 0))
 
@@ -265,7 +267,7 @@ class Results:
         return self.scores[name][initialisations].mean(axis=0)
 
     def predictors(self, initialisations: slice = slice(REPEAT)) -> dict[str, np.ndarray]:
-        """Name -> a value for each topology, of which more should be better."""
+        """Name -> a value for each topology; more should be better."""
         stretch, condition = (self.score(name, initialisations) for name in ("length_distortion", "ntk_condition"))
         return {
             "length distortion": stretch,
@@ -282,7 +284,7 @@ def tau(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """The bootstrap's middle 95% of tau."""
+    """The middle 95% of the bootstrapped taus."""
     draws = np.random.default_rng(0).integers(0, len(x), size=(BOOTSTRAPS, len(x)))
     return middle([tau(x[draw], y[draw]) for draw in draws])
 
@@ -293,7 +295,7 @@ def middle(taus: Sequence[float]) -> tuple[float, float]:
 
 
 def tau_of_similar(x: np.ndarray, y: np.ndarray, macs: np.ndarray) -> tuple[float, int]:
-    """Tau over those pairs alone whose MACs are similar, and how many they are."""
+    """Tau over the pairs with similar MACs only, and their number."""
     first, second = np.triu_indices(len(x), 1)
     close = np.abs(np.log(macs[first] / macs[second])) < np.log1p(SIMILAR)
     x_signs, y_signs = (np.sign(values[first] - values[second])[close] for values in (x, y))
@@ -302,7 +304,7 @@ def tau_of_similar(x: np.ndarray, y: np.ndarray, macs: np.ndarray) -> tuple[floa
 
 
 def random_taus(y: np.ndarray) -> np.ndarray:
-    """The taus of many scores that know nothing."""
+    """The taus of many random scores."""
     rng = np.random.default_rng(0)
     return np.array([tau(rng.random(len(y)), y) for _ in range(RANDOM_SCORES)])
 
@@ -331,7 +333,7 @@ def tell(results: Results) -> None:
 
 
 def tell_noise(results: Results, accuracy: np.ndarray, console: Console) -> None:
-    """How much of the accuracies' spread is the topologies', and how well anything could rank them."""
+    """How much of the spread of the accuracies is due to the topologies, and how well anything could rank them."""
     first, second = results.twice
     if not len(first):
         return
@@ -352,14 +354,14 @@ def tell_noise(results: Results, accuracy: np.ndarray, console: Console) -> None
 
 
 def seed_variance(results: Results) -> float:
-    """Of the accuracy of one topology, over seeds; topologies that have several are pooled."""
+    """The variance of the accuracy of one topology over seeds, pooled over the topologies that have several."""
     repeated = results.accuracy[:, (~np.isnan(results.accuracy)).sum(axis=0) > 1]
     freedom = (~np.isnan(repeated)).sum(axis=0) - 1
     return (np.nanvar(repeated, axis=0, ddof=1) * freedom).sum() / freedom.sum()
 
 
 def tell_repeats(results: Results, accuracy: np.ndarray, console: Console) -> None:
-    """What more initialisations change: the agreement of a score with another draw of itself, and with the accuracy."""
+    """What more initialisations change: how a score agrees with another draw of itself, and with the accuracy."""
     sizes = (1, REPEAT, INITIALISATIONS)
     table = table_of(
         "initialisations", *(f"tau of {n} and {n} others" for n in sizes[:-1]), *(f"of {n} and accuracy" for n in sizes)
@@ -375,7 +377,7 @@ def tell_repeats(results: Results, accuracy: np.ndarray, console: Console) -> No
 
 
 def tell_genes(results: Results, accuracy: np.ndarray, console: Console) -> None:
-    """Which choices of the space the accuracy follows, and which the scores."""
+    """Which choices of the space the accuracy and the scores follow."""
     table = table_of("tau of a choice with", "accuracy", "length distortion", "-NTK condition")
     predictors = results.predictors()
     genomes = np.array([GenotypeSpace().encode(genotype) for genotype in results.genotypes])
@@ -401,11 +403,11 @@ def shown(ends: tuple[float, float]) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """One panel a predictor: a dot a topology."""
+    """One panel per predictor, one dot per topology."""
     accuracy = results.over_seeds(results.accuracy)
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     grid = figure.subplots(2, 4)
-    # Predictor -> what the axis says, and what of the value it shows.
+    # Predictor -> the label of its axis, and the factor that its values are multiplied by.
     axes = {
         "length distortion": ("length distortion", 1),
         "-NTK condition": ("condition number, falling", -1),
@@ -438,7 +440,7 @@ def draw_pair(panel: Axes, name: str, x: np.ndarray, y: np.ndarray, label: str, 
 
 
 def draw_seeds(panel: Axes, results: Results, accuracy: np.ndarray) -> None:
-    """The accuracy of two seeds, in the range of the other panels: what lies off the line is noise."""
+    """The accuracy of two seeds, in the range of the other panels; the distance from the line is noise."""
     first, second = results.twice
     if not len(first):
         panel.set_visible(False)
@@ -453,7 +455,7 @@ def draw_seeds(panel: Axes, results: Results, accuracy: np.ndarray) -> None:
 
 
 def draw_random(panel: Axes, accuracy: np.ndarray) -> None:
-    """How the taus of random scores spread."""
+    """The spread of the taus of random scores."""
     chance = random_taus(accuracy)
     low, high = middle(chance)
     panel.hist(chance, bins=30, color="0.7")

@@ -1,16 +1,15 @@
-"""What As-ViT's scores of one network cost, beside an implementation that takes the definitions at their word.
+"""What As-ViT's scores of one network cost, beside a literal implementation of the definitions.
 
     python bench/asvit_scores.py [--image-size 224] [--peer-image-size 96] [--threads 2]
 
 The peer runs one backward pass per feature for the length distortion, and one
 per image for the NTK, as the released implementation does. It takes minutes at
-224 x 224, so it runs at a smaller size, where both must agree, and the scores
-are timed at both sizes.
+224 x 224, so it runs at a smaller size, where both must agree. The scores are
+timed at both sizes.
 
-Seconds are the least of the repeats, but for the peer, which runs once. Beside
-them stand the processor's seconds, all threads together, which other work on
-the machine adds less to. The difference is relative, between our value and the
-peer's.
+Seconds are the least of the repeats; the peer runs once. CPU seconds, summed
+over all threads, are shown too: other work on the machine affects them less.
+The difference is the relative one between our value and the peer's.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def main() -> None:
 
 
 def measure(table: Table, arguments: argparse.Namespace, image_size: int, with_peer: bool) -> None:
-    """Adds a row for each score."""
+    """Add a row for each score."""
     torch.manual_seed(0)
     network = StagedTransformer(Genotype.parse(arguments.genotype), 1, image_size).to(arguments.device)
     images = torch.randn(arguments.batch_size, 3, image_size, image_size, device=arguments.device)
@@ -75,7 +74,7 @@ def measure(table: Table, arguments: argparse.Namespace, image_size: int, with_p
 
 
 def least(function: Callable[[], float], repeats: int) -> tuple[float, float, float]:
-    """A function's value, its least seconds and its least seconds of the processor, over some calls."""
+    """A function's value, and its least seconds and CPU seconds over some calls."""
     walls, processors = [], []
     for _ in range(repeats):
         wall, processor = time.perf_counter(), time.process_time()
@@ -100,7 +99,7 @@ def plain_length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -
 
 
 def plain_ntk_condition_number(network: nn.Module, images: Tensor) -> float:
-    """One backward pass of the batch per image."""
+    """One backward pass per image."""
     weights = [parameter for name, parameter in network.named_parameters() if "weight" in name]
     features = network.forward_features(images)
     rows = []

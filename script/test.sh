@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole test suite, after its own set-up, with a real Slurm on this machine for tests/cluster/, which the tests
-# start and take down. Arguments go to pytest: ./script/test.sh -k space
+# Set up .venv, lint, and run the whole test suite. For tests/cluster/ the tests start a real Slurm on this machine, and
+# stop it again. Arguments go to pytest: ./script/test.sh -k space
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 case "${1:-}" in -h | --help) print_help "${BASH_SOURCE[0]}"; exit ;; esac

@@ -1,13 +1,19 @@
-"""Running the programs as users do, as processes of their own."""
+"""Running the programs as users do: as processes of their own, or in this one where that is all the same."""
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+
+from vitas.program import run_stages
+from vitas.slurm.signals import SIGNALS
 
 REPOSITORY = Path(__file__).parent.parent
 # One thread, as torchrun sets it: results of one and of several processes can be compared to the bit.
@@ -34,6 +40,18 @@ def run(program: str, config: Path, *overrides: str, processes: int = 1) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def run_here(program: str, config: Path, *overrides: str) -> str:
+    """The same without the seconds of a new process: what a program does to its end, and what it printed."""
+    output, handlers = io.StringIO(), {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with redirect_stdout(output):
+            run_stages(program, "", arguments=[str(config), *overrides])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return output.getvalue()
 
 
 def kill_when(condition: Callable[[], bool], program: str, config: Path, *overrides: str) -> None:

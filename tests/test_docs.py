@@ -6,37 +6,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 import vitas
 from vitas import config
-from vitas.config import (
-    AsvitSearch,
-    BudgetRange,
-    Growth,
-    Model,
-    Retrain,
-    RunConfig,
-    Sample,
-    Search,
-    Space,
-    TokenPhase,
-    Training,
-)
+from vitas.budget import Budget
+from vitas.config import AsvitSearch, Growth, Model, Retrain, RunConfig, Sample, Search, TokenPhase, Training
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.files import parse_yaml
+from vitas.section import Section, defaults_of, fields_of, sections_in
 from vitas.slurm.cluster import Cluster, load_cluster
+from vitas.space import SearchSpace
 
-# Headings of docs/configuration.md, and the model whose fields stand there: its own, not those that it inherits.
+# Headings of docs/configuration.md, and the section whose keys stand there: its own, not those that it inherits.
 SECTIONS = {
     "Top level": RunConfig,
     "`model`": Model,
-    "`model.space`": Space,
+    "`model.space`": SearchSpace,
     "`search` and `retrain`: the recipe": Training,
     "`search` only": Search,
     "`search` with `method: asvit`": AsvitSearch,
@@ -46,7 +35,7 @@ SECTIONS = {
     "Data of `search` and `retrain`": TrainingData,
     "`augmentation`": Augmentation,
     "`sample`": Sample,
-    "`sample.budget`": BudgetRange,
+    "`sample.budget`": Budget,
     "Data of `sample` and `test`": EvaluationData,
     "`test`": config.Test,
 }
@@ -73,17 +62,24 @@ def fenced(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def models_within(model: type[BaseModel]) -> set[type[BaseModel]]:
-    found = {model}
-    for field in model.model_fields.values():
-        for part in parts_of(field.annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                found |= models_within(part)
-    return found
+def sections_within(section: type) -> set[type]:
+    """A section and all in it."""
+    inner = (part for annotation in fields_of(section).values() for part in sections_in(annotation))
+    return {section}.union(*map(sections_within, inner))
 
 
-def parts_of(annotation: object) -> list:
-    return [annotation, *(inner for part in get_args(annotation) for inner in parts_of(part))]
+def allowed_values(annotation: Any) -> set[str]:
+    """The values that an annotation lists, wherever in it."""
+    if get_origin(annotation) is Literal:
+        return set(map(str, get_args(annotation)))
+    return set().union(*map(allowed_values, get_args(annotation)))
+
+
+def own_keys(heading: str) -> dict[str, Any]:
+    """The keys of a heading's section, with their annotations, without those of the recipe."""
+    section = SECTIONS[heading]
+    inherited = fields_of(Training) if section in (Search, Retrain) else {}
+    return {name: annotation for name, annotation in fields_of(section).items() if name not in inherited}
 
 
 def keys_of(heading: str) -> dict[str, dict[str, str]]:
@@ -98,38 +94,52 @@ def readme(repository) -> str:
 
 
 def test_every_section_of_the_configuration_is_documented():
-    for model in models_within(RunConfig):
+    for within in sections_within(RunConfig):
         assert any(
-            issubclass(model, known) and set(model.model_fields) == set(known.model_fields)
+            issubclass(within, known) and fields_of(within).keys() == fields_of(known).keys()
             for known in SECTIONS.values()
-        ), f"docs/configuration.md has no section for {model.__name__}"
+        ), f"docs/configuration.md has no section for {within.__name__}"
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_every_key_is_documented_with_its_default(heading):
-    model = SECTIONS[heading]
-    inherited = Training.model_fields if model in (Search, Retrain) else {}
-    fields = {name: field for name, field in model.model_fields.items() if name not in inherited}
-    rows = keys_of(heading)
-    assert set(rows) == set(fields), f"{heading}: the table and {model.__name__} differ"
+    rows, defaults = keys_of(heading), defaults_of(SECTIONS[heading])
+    assert set(rows) == set(own_keys(heading)), f"{heading}: the table and {SECTIONS[heading].__name__} differ"
     for name, row in rows.items():
         columns = [column for column in row if column.startswith("default")]
+        assert columns
         for column in columns:
-            default = fields[name].default
+            if row[column] == "*required*":
+                assert name not in defaults, f"{heading}: {name} has a default"
+                continue
+            assert name in defaults, f"{heading}: {name} has no default"
+            default = defaults[name]
             if column == "default (`search`)":
-                default = getattr(WeakAugmentation(), name)
+                default = defaults_of(WeakAugmentation)[name]
             if row[column] == "see below":
-                assert isinstance(default, BaseModel)
-            elif row[column] == "*required*":
-                assert default is PydanticUndefined, f"{heading}: {name} has a default"
+                assert isinstance(default, Section)
             else:
                 written = parse_yaml(row[column].strip("`"), name)
                 wanted = pytest.approx(default, rel=1e-4) if name == "ratio" else default
                 assert written == wanted, f"{heading}: {name} has another default"
 
 
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_a_key_that_takes_a_few_values_is_documented_with_all_of_them(heading):
+    """Also those that come from a registry: sharing schemes, objectives."""
+    rows = keys_of(heading)
+    for name, annotation in own_keys(heading).items():
+        # One key chooses between two sections, which have a value each.
+        sections = sections_in(fields_of(RunConfig)["search"]) if (heading, name) == ("`search` only", "method") else []
+        values = set().union(allowed_values(annotation), *(allowed_values(fields_of(s)[name]) for s in sections))
+        if values:
+            written = set(re.findall(r"[\w.]+", rows[name]["type"])) - {"or", "list", "of", "and"}
+            assert written == values, f"{heading}: {name}"
+
+
 def test_supernet_augmentation_is_the_documented_one():
-    assert Search.model_fields["data"].annotation.model_fields["augmentation"].default == WeakAugmentation()
+    data = fields_of(Search)["data"]
+    assert defaults_of(data)["augmentation"] == WeakAugmentation()
 
 
 def test_published_table_is_the_zoo(readme):

@@ -10,6 +10,7 @@ from inference.test import test as measure
 from retrain.retrain import retrain
 from search.sample import sample
 from search.search import search
+from tests.conftest import largest
 from vitas import SearchSpace, SuperNet, distributed
 from vitas import config as configuration
 from vitas.data.evaluation import EvaluationSet
@@ -45,8 +46,8 @@ def test_an_extracted_subnet_has_the_supernets_logits(world) -> None:
     space = SearchSpace((8,), 64, 3, (2, 4), 192, 128, (0.5, 1.0))
     supernet = SuperNet(space, 10, 32).to(world.device).eval()
     images = torch.randn(4, 3, 32, 32, device=world.device)
-    dense = supernet.extract(space.largest, "right")
-    assert torch.allclose(supernet(images, space.largest, "right"), dense(images), atol=1e-3)
+    dense = supernet.extract(largest(space), "right")
+    assert torch.allclose(supernet(images, largest(space), "right"), dense(images), atol=1e-3)
 
 
 def test_gradients_are_averaged_over_nccl(monkeypatch) -> None:

@@ -1,85 +1,182 @@
-"""Who may import whom: the arrows of the design, as they are drawn in the code."""
+"""Who may import whom, and what may load torch: the arrows of the design, as they are drawn in the code."""
 
 import ast
+import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-STAGES = ("search", "retrain", "inference")
+from vitas.run import STAGES
 
-# A module of vitas may import those of the rows above its own, and no other.
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROGRAMS = ("search", "retrain", "inference")
+
+# The rooms of vitas: a module, or a package, or a module of a package that lies elsewhere than the rest of it.
+# A room may import those of the rows above its own, and no other.
 LAYERS = (
-    ("errors", "settings", "importing"),
-    ("slurm",),
-    ("files", "distributed"),
-    ("interruption", "lock", "provenance", "space"),
-    ("released", "models", "cost", "data"),
-    ("config", "checkpoint", "report", "scores"),
-    ("engine", "registry"),
+    ("errors", "section"),
+    ("architecture", "files", "sharing", "data.folders", "data.digits", "slurm.queries"),
+    ("space", "asvit.genotype", "run", "slurm.signals", "slurm.lock"),
+    ("budget", "catalog", "released"),
+    ("config",),
+    ("slurm.cluster", "slurm.local"),
+    ("slurm.supervisor",),
+    ("slurm.submission",),
+    ("distributed", "models"),
+    ("asvit.scores", "data", "checkpoint", "report", "provenance"),
+    ("evaluate", "timm"),
+    ("train", "huggingface"),
     ("program",),
-    ("launch",),
     ("cli",),
 )
-LEVELS = {module: level for level, row in enumerate(LAYERS) for module in row}
+LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
+# All other rooms answer before torch could be loaded, which takes seconds: a wrong YAML, --help, `vitas describe`.
+WITH_TORCH = (
+    "distributed", "models", "asvit.scores", "data", "checkpoint", "report", "provenance", "evaluate", "timm",
+    "huggingface", "train",
+)  # fmt: skip
+FRAMEWORKS = ("torch", "torchvision", "timm")
 
 
-def sources(package: str) -> list[Path]:
-    return sorted((REPOSITORY / package).rglob("*.py"))
+def name_of(path: Path) -> str:
+    """vitas/data/digits.py -> vitas.data.digits; vitas/data/__init__.py -> vitas.data."""
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def module_of(path: Path) -> str:
-    """vitas/data/digits.py -> data; vitas/cost.py -> cost."""
-    return path.relative_to(REPOSITORY).with_suffix("").parts[1]
+SOURCES = {name_of(path): path for package in ("vitas", *PROGRAMS) for path in (REPOSITORY / package).rglob("*.py")}
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names of all that a file imports anywhere, `from a import b` as a.b and relative ones resolved."""
+def room_of(module: str) -> str | None:
+    """vitas.data.digits -> data.digits; vitas.models.supernet -> models; None for the front, vitas itself."""
+    parts = module.split(".")[1:]
+    rooms = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((room for room in rooms if room in LEVELS), None)
+
+
+def rooms_of_vitas() -> dict[str, list[str]]:
+    """The modules of each room; one that has no room counts as a room of its own."""
+    rooms: dict[str, list[str]] = {}
+    for module, path in sorted(SOURCES.items()):
+        # A package's front may be a docstring alone, which says what lies in it.
+        is_empty = path.name == "__init__.py" and not imports(path)
+        if module.startswith("vitas.") and module != "vitas.__main__" and (room_of(module) or not is_empty):
+            rooms.setdefault(room_of(module) or module, []).append(module)
+    return rooms
+
+
+def statements(node: ast.AST, loading: bool) -> Iterator[ast.AST]:
+    """All below a node; where it is about loading the module, without functions and what only type checkers read."""
+    for child in ast.iter_child_nodes(node):
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+        )
+        if not (loading and later):
+            yield child
+            yield from statements(child, loading)
+
+
+def imports(path: Path, loading: bool = False) -> set[str]:
+    """The modules that a file imports anywhere, or (`loading`) while it is loaded; `from vitas import SuperNet` is
+    `vitas`."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(ast.parse(path.read_text()), loading):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = path.relative_to(REPOSITORY).parts[: -node.level] if node.level else ()
             base = ".".join([*package, *([node.module] if node.module else [])])
-            names |= {f"{base}.{alias.name}" for alias in node.names}
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            names |= inner & set(SOURCES) | ({base} if inner - set(SOURCES) else set())
     return names
 
 
-def vitas_modules(path: Path) -> set[str]:
-    """The modules of vitas that a file of it imports; its front, `from vitas import SuperNet`, is `vitas` itself."""
-    found = set()
-    for name in imports(path):
-        top, _, rest = name.partition(".")
-        if top == "vitas":
-            part = rest.split(".")[0]
-            found.add(part if part in LEVELS else "vitas")
-    return found
+def loaded_with(module: str, seen: set[str] | None = None) -> set[str]:
+    """All that is loaded with a module of ours: the packages around it, what they import, and so on."""
+    seen = set() if seen is None else seen
+    parts = module.split(".")
+    for length in range(1, len(parts) + 1):
+        each = ".".join(parts[:length])
+        if each not in seen:
+            seen.add(each)
+            if each in SOURCES:
+                for name in imports(SOURCES[each], loading=True):
+                    loaded_with(name, seen)
+    return seen
 
 
-@pytest.mark.parametrize("package", ["vitas", *STAGES])
+def strings(path: Path) -> set[str]:
+    """The texts in a file's code."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize("package", ["vitas", *PROGRAMS])
 def test_the_library_imports_no_stage_and_no_stage_another(package):
-    assert sources(package)
-    for path in sources(package):
-        tops = {name.partition(".")[0] for name in imports(path)}
-        assert not tops & (set(STAGES) - {package}), path
+    modules = [module for module in SOURCES if module.split(".")[0] == package]
+    assert modules
+    for module in modules:
+        tops = {name.partition(".")[0] for name in imports(SOURCES[module])}
+        assert not tops & (set(PROGRAMS) - {package}), module
 
 
-def test_every_module_of_the_library_has_a_layer():
-    modules = {module_of(path) for path in sources("vitas")} - {"__init__", "__main__"}
-    assert modules <= set(LEVELS), "give the new module its row in LAYERS"
+def test_the_library_names_a_stages_modules_in_one_place_alone():
+    """As text, in the tables of vitas/run.py; nothing else of the library loads a module by a text."""
+    of_stages = "|".join(re.escape(name) for name in SOURCES if name.split(".")[0] in PROGRAMS and "." in name)
+    for module, path in SOURCES.items():
+        if module.split(".")[0] == "vitas" and module != "vitas.run":
+            named = [text for text in strings(path) if re.search(rf"\b({of_stages})\b", text)]
+            assert not named, f"{module} names a stage's module: {named}"
+            # The front loads modules of vitas when they are asked for.
+            assert module == "vitas" or "import_module" not in path.read_text(), module
+    assert any(re.search(rf"\b({of_stages})\b", text) for text in strings(SOURCES["vitas.run"]))
 
 
-@pytest.mark.parametrize("module", sorted(LEVELS, key=LEVELS.get))
-def test_a_module_imports_lower_layers_alone(module):
-    """So there is no circle between modules either."""
-    for path in sources("vitas"):
-        if module_of(path) == module:
-            higher = {name for name in vitas_modules(path) - {module} if LEVELS.get(name, 99) >= LEVELS[module]}
-            assert not higher, f"{path.relative_to(REPOSITORY)} imports {higher}"
+def test_the_table_of_stages_names_functions_that_are_there():
+    assert {stage.program for stage in STAGES.values()} == set(PROGRAMS)
+    for stage in STAGES.values():
+        for method in stage.functions:
+            assert callable(stage.function(method))
 
 
-def test_the_ground_floor_knows_no_framework():
-    """Architectures and spaces can be read where no torch is loaded."""
-    for path in sources("vitas/space"):
-        assert not {name for name in imports(path) if name.partition(".")[0] in ("torch", "timm", "torchvision")}, path
+def test_every_module_of_the_library_has_a_room_and_every_room_a_module():
+    assert set(rooms_of_vitas()) == set(LEVELS), "give the new module its row in LAYERS"
+    assert set(WITH_TORCH) <= set(LEVELS)
+
+
+@pytest.mark.parametrize("room", LEVELS)
+def test_a_room_imports_lower_rooms_alone(room):
+    """So there is no circle between rooms."""
+    for module in rooms_of_vitas()[room]:
+        ours = {name for name in imports(SOURCES[module]) if name.split(".")[0] == "vitas"}
+        # The front is above all rooms.
+        rooms = {room_of(name) or name for name in ours} - {room}
+        higher = {name for name in rooms if LEVELS.get(name, 99) >= LEVELS[room]}
+        assert not higher, f"{module} imports {higher}"
+
+
+def test_no_module_is_loaded_in_a_circle():
+    """Within a room, and within a stage, too."""
+    tuple(TopologicalSorter({name: imports(path, loading=True) for name, path in SOURCES.items()}).static_order())
+
+
+TORCH_FREE = [
+    *(module for room, modules in rooms_of_vitas().items() if room not in WITH_TORCH for module in modules),
+    # The front, and what programs load before they know that their YAML is right.
+    *("vitas", "vitas.__main__", "search.__main__", "search.objectives", "retrain.__main__", "inference.__main__"),
+]
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_what_does_not_compute_loads_no_torch(module):
+    heavy = {name for name in loaded_with(module) if name.split(".")[0] in FRAMEWORKS}
+    assert not heavy, f"loading {module} loads {heavy}"
+
+
+@pytest.mark.parametrize("room", WITH_TORCH)
+def test_rooms_that_may_load_torch_do(room):
+    """Else they belong to those that may not."""
+    loaded = set().union(*(loaded_with(module) for module in rooms_of_vitas()[room]))
+    assert loaded & set(FRAMEWORKS)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from tests.conftest import largest
 from tests.processes import run
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder, load_weights
@@ -65,7 +66,7 @@ def test_every_stage(runs) -> None:
     model = config.model
     data = config.test.data
     images, _ = next(EvaluationSet.load(data, model.image_size, model.mean, model.std, World(), True).batches(64))
-    architecture = config.space.largest
+    architecture = largest(config.space)
     logits = []
     for folder in (folders[1] / "search", tmp_path / "trained by two"):
         supernet = SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode).eval()

@@ -1,13 +1,13 @@
-"""`Architecture`: the one currency between the stages, and what one costs.
+"""`Architecture`: the description of a network that the stages pass on, and its costs.
 
-It says what a network is, never how it was found. Its forms (the object, the
-canonical text, the YAML mapping) parse back to equal objects; genomes and
-`net_id` need a space, see `vitas.space`.
+It says what a network is, not how it was found. It can be an object, a
+canonical text or a YAML mapping; the last two parse back to an equal object.
+Genomes and `net_id` need a space, see `vitas.space`.
 
 For a given patch size and embedding dim, MACs and parameters are linear in the
 sum of the attention dims and the sum of the MLP dims. `count_macs` and
 `count_parameters` take those sums as integers or as integer arrays (one entry
-an architecture), so one formula serves a single architecture and a population.
+per architecture), so they serve a single architecture and a population.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from itertools import groupby
 from vitas.errors import UserError, require_integer
 
 CLASSIFIERS = ("token", "mean")
-# How multiply-adds are counted: as computed, or as ViTAS's budgets and tables count them.
+# How MACs are counted: as computed, or as in ViTAS's budgets and tables.
 CONVENTIONS = ("true", "released")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One position of a network: a transformer block, or the identity.
+    """One position of an architecture: a transformer block, or the identity.
 
     heads: attention heads.
-    qkv_dim: rows of q, k and v together; a third of it is the attention dim.
+    qkv_dim: dims of q, k and v together; the attention dim is a third of it.
     mlp_dim: hidden dim of the MLP.
     """
 
@@ -66,12 +66,12 @@ TEXT_FORM = "p16-e230-token-h3q432m720x12-idx4"
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A vision transformer, fully described but for image size and class count.
+    """A vision transformer, complete except for image size and class count.
 
     patch_size: side of the square patches, in pixels.
     embed_dim: width of the residual stream.
-    blocks: one entry a position, identities included: stochastic depth counts
-        positions, and so do the key names of released files.
+    blocks: one entry per position, identities included: stochastic depth and
+        the key names of released files count positions.
     classifier: what the classifier reads, `token` (the class token) or `mean`
         (the mean of the patch tokens). The class token takes part in attention
         either way, as in the released networks.
@@ -94,15 +94,15 @@ class Architecture:
                 raise UserError(f"{block.heads} heads are more than the embedding dim {self.embed_dim}")
 
     def check_image_size(self, image_size: int) -> None:
-        """Raise `UserError` unless patches tile the image."""
+        """Raise `UserError` unless the patches tile the image."""
         check_patch_size(self.patch_size, image_size)
 
     def tokens_per_side(self, image_size: int, reduce: int = 1) -> int:
-        """Patch tokens along a side of the image, where the patches' stride and dilation are `reduce` times larger."""
+        """Patch tokens along a side of the image, with the patches' stride and dilation `reduce` times larger."""
         return coarser_side(image_size // self.patch_size, reduce)
 
     def check_token_reduction(self, image_size: int, reduce: int) -> None:
-        """Raise `UserError` for a reduction that images of this size have too few tokens for, or that is no integer."""
+        """Raise `UserError` unless images of this size have enough tokens for the reduction, an integer."""
         check_token_reduction(self.tokens_per_side(image_size), reduce)
 
     @property
@@ -112,26 +112,26 @@ class Architecture:
 
     @property
     def depth(self) -> int:
-        """How many blocks compute something."""
+        """The number of blocks, identities excluded."""
         return len(self.active_blocks)
 
     def shifted(self) -> Architecture:
-        """The same network with its identities at the end: one object for all genomes that mean it."""
+        """The same network with its identities last, so that all genomes of one network give equal objects."""
         active = self.active_blocks
         return replace(self, blocks=active + (IDENTITY,) * (len(self.blocks) - len(active)))
 
     def compact(self) -> Architecture:
-        """The same network without identities, over whose blocks stochastic depth grows to its full rate."""
+        """The same network without identities: stochastic depth reaches its full rate at the last block."""
         return replace(self, blocks=self.active_blocks)
 
     def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true", *, reduce: int = 1) -> int:
-        """Multiply-adds of one image; `convention` is `true` or `released` (see `count_macs`).
+        """MACs per image; `convention` is `true` or `released` (see `count_macs`).
 
-        reduce: of the tokens along a side (see `tokens_per_side`). Raises
-            `UserError` as `check_token_reduction` does.
+        reduce: token reduction (see `tokens_per_side`); raises `UserError` as
+            `check_token_reduction` does.
         """
         self.check_token_reduction(image_size, reduce)
-        # As many patches as a smaller image has.
+        # The size of an image with as many patches.
         size = self.patch_size * self.tokens_per_side(image_size, reduce)
         return count_macs(self.patch_size, self.embed_dim, *self._totals(), size, num_classes, convention)
 
@@ -140,7 +140,7 @@ class Architecture:
         return count_parameters(self.patch_size, self.embed_dim, *self._totals(), self.depth, image_size, num_classes)
 
     def costs(self, image_size: int = 224, num_classes: int = 1000) -> dict[str, int | None]:
-        """What an image costs, as plain data: `macs`, `macs_released` and `parameters`."""
+        """`macs`, `macs_released` and `parameters`, as plain data."""
         return {
             "macs": self.macs(image_size, num_classes),
             "macs_released": self.macs(image_size, num_classes, "released"),
@@ -151,12 +151,12 @@ class Architecture:
         return sum(b.attention_dim for b in self.blocks), sum(b.mlp_dim for b in self.blocks)
 
     def __str__(self) -> str:
-        """The canonical text: one word, fit for file names, keys and command lines."""
+        """The canonical text: one word, usable in file names, keys and command lines."""
         return "-".join([f"p{self.patch_size}", f"e{self.embed_dim}", self.classifier, *_runs(self.blocks)])
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
-        """The architecture of a canonical text; `UserError` names the part that does not parse."""
+        """The architecture of a canonical text. Raises `UserError`, naming the part that does not parse."""
         parts = text.strip().split("-")
         head = _TEXT_HEAD.match("-".join(parts[:3]))
         if head is None:
@@ -166,7 +166,7 @@ class Architecture:
             match = _TEXT_BLOCK.match(part)
             if match is None:
                 raise UserError(
-                    f"architecture {text!r}: {part!r} is no block; one reads h3q432m720 or id, and x12 repeats it"
+                    f"architecture {text!r}: found {part!r}; a block must read h3q432m720 or id, and x12 repeats it"
                 )
             heads, qkv_dim, mlp_dim, identity, repeat = match.groups()
             if repeat is not None and int(repeat) < 1:
@@ -208,7 +208,7 @@ class Architecture:
             if not isinstance(entry, Mapping) or set(entry) - {"repeat"} != keys:
                 raise UserError(
                     f"architecture.blocks[{i}] is {entry!r}; it must be 'identity' or hold heads, qkv_dim, mlp_dim "
-                    "(and repeat, if it is to be repeated)"
+                    "(and optionally repeat)"
                 )
             numbers = {key: require_integer(value, f"architecture.blocks[{i}].{key}") for key, value in entry.items()}
             repeat = numbers.pop("repeat", 1)
@@ -224,7 +224,7 @@ class Architecture:
 
 
 def check_patch_size(patch_size: int, image_size: int) -> None:
-    """Raise `UserError` unless patches tile the image."""
+    """Raise `UserError` unless the patches tile the image."""
     if image_size % patch_size:
         raise UserError(f"patch size {patch_size} does not divide the image size {image_size}")
 
@@ -245,12 +245,12 @@ def count_macs(
     num_classes: int,
     convention: str = "true",
 ):
-    """Multiply-adds of one forward pass of one image.
+    """MACs (multiply-adds) of the forward pass of one image.
 
     `true` counts what is computed: the class token takes part in every block
-    and the classifier runs once. `released` is the count that the ViTAS
-    budgets and its published table are in: no class token in the blocks, and
-    the classifier once per patch token.
+    and the classifier runs once. `released` is the count of ViTAS's budgets
+    and published table: no class token in the blocks, and the classifier once
+    per patch token.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
@@ -266,12 +266,12 @@ def count_macs(
 
 
 def attention_macs_per_dim(embed_dim, tokens):
-    """MACs that one dim of attention adds: q, k, v and the projection (4 d T), and both products (2 T^2)."""
+    """MACs per attention dim (T tokens): q, k, v and the projection take 4 d T, both products take 2 T^2."""
     return 4 * embed_dim * tokens + 2 * tokens**2
 
 
 def mlp_macs_per_dim(embed_dim, tokens):
-    """MACs that one hidden dim of an MLP adds."""
+    """MACs per hidden dim of an MLP."""
     return 2 * embed_dim * tokens
 
 
@@ -284,17 +284,17 @@ def count_parameters(
     image_size: int,
     num_classes: int,
 ):
-    """Parameters: projection, class token, positions, `blocks` blocks, last norm and classifier."""
+    """Parameters: patch projection, class token, position embedding, `blocks` blocks, last norm and classifier."""
     patches = (image_size // patch_size) ** 2
     stem = 3 * embed_dim * patch_size**2 + embed_dim + embed_dim + (patches + 1) * embed_dim
-    # Of a block: two norms (4 d) and the biases of the projection and of fc2 (2 d) do not depend on its widths.
+    # 6 d per block, whatever its widths: two norms (4 d), the biases of the projection and of fc2 (2 d).
     body = (4 * embed_dim + 3) * attention_total + (2 * embed_dim + 1) * mlp_total + 6 * embed_dim * blocks
     head = 2 * embed_dim + embed_dim * num_classes + num_classes
     return stem + body + head
 
 
 def coarser_side(tokens: int, reduce: int) -> int:
-    """Tokens along a side of what has `tokens` of them, in steps of `reduce`; the last step may reach beyond.
+    """Tokens along a side after reducing `tokens` by `reduce`, rounded up.
 
     A reduction r multiplies the stride and the dilation of a network's first
     projection by r (As-ViT's progressive tokenisation; Chen et al., ICLR 2022).
@@ -303,7 +303,7 @@ def coarser_side(tokens: int, reduce: int) -> int:
 
 
 def check_token_reduction(tokens: int, reduce: int) -> None:
-    """Raise `UserError` unless `tokens` along a side can be reduced: by 1 (not at all) to `tokens` (one is left)."""
+    """Raise `UserError` unless `reduce` is an integer from 1 (no reduction) to `tokens`, the tokens along a side."""
     if type(reduce) is int and (reduce == 1 or 1 <= reduce <= tokens):
         return
     allowed = f"it must be an integer from 2 to {tokens}" if tokens > 1 else "so there is nothing to reduce"

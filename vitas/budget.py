@@ -1,7 +1,7 @@
-"""Budgets, what populations of architectures cost, and how populations are drawn inside a budget.
+"""Budgets, the costs of populations of architectures, and drawing populations inside a budget.
 
-A `CostModel` predicts what genomes cost as arrays: `MacsModel` counts, exactly;
-`SpeedModel` predicts images per second from a few measurements.
+A `CostModel` gives the costs of many genomes at once: `MacsModel` counts MACs
+exactly, `SpeedModel` predicts images per second from a few measurements.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Convention = Annotated[
 
 @dataclass(frozen=True)
 class Budget:
-    """A range of what an architecture may cost, both ends included: `sample.budget` of the YAML.
+    """The range that an architecture's cost must be in, both ends included: `sample.budget` of the YAML.
 
-    minimum, maximum: multiply-adds of an image; or images per second, measured on the run's device.
-    convention: how multiply-adds are counted (see `vitas.architecture.count_macs`), or images_per_second.
-    batch_size: images of the forward passes that images per second are measured with.
+    minimum, maximum: MACs per image, or images per second measured on the run's device.
+    convention: how MACs are counted (see `vitas.architecture.count_macs`), or images_per_second.
+    batch_size: with which images per second are measured.
 
-    Raises `UserError`, whose text begins with the field, for a range that holds nothing.
+    Raises `UserError`, beginning with the field, for an empty range.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = DATACLASS_SECTION
@@ -57,14 +57,14 @@ class Budget:
         return (self.minimum + self.maximum) / 2
 
     def distance(self, cost):
-        """How far costs (a number or an array) lie outside; 0 is inside. The one test of 'inside the budget'."""
+        """How far costs (a number or an array) are outside the budget; 0 is inside. The only test of 'inside'."""
         return np.maximum(np.maximum(self.minimum - cost, cost - self.maximum), 0)
 
     def __contains__(self, cost: float) -> bool:
         return bool(self.distance(cost) == 0)
 
     def nearest(self, costs: np.ndarray) -> float:
-        """Of costs [population] the one that lies nearest to the budget."""
+        """The cost nearest to the budget among costs [population]."""
         return costs[np.argmin(self.distance(costs))]
 
     def __str__(self) -> str:
@@ -74,17 +74,17 @@ class Budget:
 
 
 class CostModel:
-    """What genomes of one space cost, as arrays.
+    """The costs of genomes of one space, as arrays.
 
-    less_is_dearer: whether a network that computes more has the smaller number, images per second.
-        Then a mean is the harmonic one: the speed at which they run one after another.
+    less_is_dearer: True where a smaller number is a higher cost, as of images per second.
+        The mean is then the harmonic one: the speed at which the networks run one after another.
     """
 
     space: SearchSpace
     less_is_dearer = False
 
     def predict(self, genomes: np.ndarray) -> np.ndarray:
-        """The costs [population] of genomes [population, genes], in the terms of a `Budget`."""
+        """The costs [population] of genomes [population, genes], in the unit of a `Budget`."""
         raise NotImplementedError
 
     def mean(self, genomes: np.ndarray) -> float:
@@ -95,7 +95,7 @@ class CostModel:
 
 @dataclass(frozen=True)
 class MacsModel(CostModel):
-    """Counts the multiply-adds of genomes of one space at one image size and class count."""
+    """Counts the MACs of genomes of one space at one image size and class count."""
 
     space: SearchSpace
     image_size: int
@@ -103,7 +103,7 @@ class MacsModel(CostModel):
     convention: str = "released"
 
     def predict(self, genomes: np.ndarray) -> np.ndarray:
-        """Multiply-adds [population] of genomes [population, genes], as int64."""
+        """MACs [population] of genomes [population, genes], as int64."""
         columns = self.space.columns(genomes)
         attention = np.where(columns.active, np.array(self.space.attention_dims)[columns.qkv], 0)
         mlp = np.where(columns.active, np.array(self.space.mlp_dims)[columns.mlp], 0)
@@ -118,11 +118,11 @@ class MacsModel(CostModel):
         )
 
     def nearest(self, budget: Budget) -> int:
-        """The MACs of a member that lie nearest to the budget: inside it exactly if any member's do.
+        """The MACs nearest to the budget that any architecture of the space has.
 
         Exact, without enumerating the space: for one patch size, embedding dim
         and depth the cost is linear in the sums of attention and MLP dims, and
-        few different sums exist.
+        there are few different sums.
         """
         space = self.space
         depths = range(1, space.depth + 1) if space.identity else range(space.depth, space.depth + 1)
@@ -154,7 +154,7 @@ class MacsModel(CostModel):
 
 
 def _sums_by_depth(dims: tuple[int, ...], depth: int, equal: bool) -> list[np.ndarray]:
-    """Entry k: the ascending sums of k widths; of k equal ones where all blocks are one."""
+    """Entry k holds the ascending sums of k widths; of k equal widths where all blocks are equal."""
     widths = np.array(dims, dtype=np.int64)
     if equal:
         return [widths * k for k in range(depth + 1)]
@@ -168,12 +168,11 @@ def _sums_by_depth(dims: tuple[int, ...], depth: int, equal: bool) -> list[np.nd
 class SpeedModel(CostModel):
     """Predicts images per second on one device from a few measurements there.
 
-    The seconds of an image are a sum of what the parts of a network do (the
-    multiply-adds of each kind, the numbers that norms, softmax and GELU touch,
-    the calls), each with a price of its own. It only guides proposals: what
-    counts against a budget is measured.
+    The seconds per image are a weighted sum of features of the network: MACs
+    of each kind, numbers that norms, softmax and GELU touch, and calls. The
+    prediction only guides proposals; what counts against a budget is measured.
 
-    prices: seconds of each feature, none negative.
+    prices: seconds per unit of each feature, none negative.
     """
 
     space: SearchSpace
@@ -186,7 +185,7 @@ class SpeedModel(CostModel):
         cls, space: SearchSpace, image_size: int, genomes: np.ndarray, images_per_second: Sequence[float]
     ) -> SpeedModel:
         """The model with the least squared relative error over measured genomes [population, genes]."""
-        # Loading it takes half a second, and few runs need it.
+        # Imported here: it takes half a second, and few runs need it.
         from scipy.optimize import nnls
 
         features = _speed_features(space, image_size, genomes)
@@ -201,7 +200,7 @@ class SpeedModel(CostModel):
 
 
 def _speed_features(space: SearchSpace, image_size: int, genomes: np.ndarray) -> np.ndarray:
-    """What costs time in an image's forward pass [population, 9]."""
+    """Features [population, 9] that the time of an image's forward pass depends on."""
     columns = space.columns(genomes)
     patch = np.array(space.patch_sizes)[columns.patch].astype(float)
     embed = np.array(space.embed_dims)[columns.embed].astype(float)
@@ -233,11 +232,11 @@ def _speed_features(space: SearchSpace, image_size: int, genomes: np.ndarray) ->
 def move_into_budget(
     genomes: np.ndarray, model: CostModel, budget: Budget, rng: np.random.Generator, steps: int = 400
 ) -> np.ndarray:
-    """Genomes [population, genes] moved towards the budget by random single-gene changes.
+    """Move genomes [population, genes] towards the budget by random single-gene changes.
 
-    Each row outside the budget takes random changes that bring it no farther
-    away, until it is inside or `steps` are used up; rows inside stay as they
-    are. Rows still outside must be dropped or penalised.
+    A row outside the budget takes `steps` random changes, or fewer until it is
+    inside; changes that bring it farther away are undone. Rows inside stay as
+    they are. The caller must drop or penalise rows that are still outside.
     """
     genomes = model.space.canonical(genomes)
     limits = model.space.gene_counts
@@ -258,23 +257,23 @@ def move_into_budget(
 
 
 def _distances(genomes: np.ndarray, model: CostModel, budget: Budget) -> np.ndarray:
-    """How far [population] genomes lie outside the budget; a network without blocks is infinitely far away."""
+    """How far genomes are outside the budget [population]; infinitely far without any block."""
     empty = ~model.space.columns(genomes).active.any(axis=1)
     return np.where(empty, np.inf, budget.distance(model.predict(genomes)))
 
 
 def identity_probability(model: CostModel, budget: Budget, seed: int = 0, samples: int = 4096) -> float | None:
-    """The probability of an identity at which random subnets cost the middle of the budget on average.
+    """The identity probability at which the mean cost of random subnets is the middle of the budget.
 
-    ViTAS trains its supernet at this probability, so that training sees the
-    networks that the search will ask for. None where the space has no
-    identities; 0 where even full depth is cheaper than the middle.
+    ViTAS trains its supernet at this probability, so that training covers the
+    subnets that the search will score. None if the space has no identities; 0
+    if even subnets of full depth are cheaper than the middle.
     """
     if not model.space.identity:
         return None
 
     def too_expensive(probability: float) -> bool:
-        # The same draws at every probability make the mean fall (or rise) with it, so bisection is sound.
+        # With the same draws at every probability the mean is monotonic in it, so bisection works.
         mean = model.mean(model.space.sample_genomes(np.random.default_rng(seed), samples, probability))
         return mean < budget.middle if model.less_is_dearer else mean > budget.middle
 
@@ -287,7 +286,7 @@ def identity_probability(model: CostModel, budget: Budget, seed: int = 0, sample
     return (low + high) / 2
 
 
-# Random genomes that are drawn for each wanted one before the rest is moved in.
+# Random genomes drawn per wanted one, before others are moved into the budget.
 _DRAWS_PER_MEMBER = 200
 
 

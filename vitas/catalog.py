@@ -1,7 +1,7 @@
-"""The architectures that have a name, and the one place where a name, text, mapping or file becomes one.
+"""Named architectures, and how a name, text, mapping or file becomes an architecture.
 
-Names are those of the published networks (`zoo`) and those that a search gives
-to what it found (`architectures.yaml`).
+Names are those of the published networks (`zoo`), and those that a search gives
+its results in `architectures.yaml`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vitas.errors import UserError
 from vitas.files import read_yaml, write_text
 from vitas.space import SearchSpace
 
-# What a run trains: ViTAS's architectures, or As-ViT's. Both have forms that parse back, costs and fitting image sizes.
+# What a run trains. Both have a text and a YAML form, costs, and image sizes that fit.
 AnyArchitecture: TypeAlias = Architecture | Genotype
 
-# The first entry of architectures.yaml.
+# Refers to the first entry of architectures.yaml.
 BEST = "best"
 
 _RATIOS = tuple(i / 10 for i in range(1, 11))
@@ -51,8 +51,7 @@ _NET_IDS = {
     ),
 }
 
-
-# As-ViT's, grown from one topology (arXiv 2202.11921).
+# As-ViT's architectures, grown from one topology (arXiv 2202.11921).
 _GENOTYPES = {
     "asvit_small": "8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88",
     "asvit_base": "8,2,3,3|4,1,2,1|4,1,4,5|4,1,6,2|32,116",
@@ -91,7 +90,7 @@ def _zoo() -> dict[str, AnyArchitecture]:
 
 
 def zoo() -> dict[str, AnyArchitecture]:
-    """The published networks by name: ViTAS's A, B, C, E, F, As-ViT's Small, Base, Large (genotypes), DeiT's Ti, S."""
+    """The published architectures by name: ViTAS A, B, C, E, F; As-ViT Small, Base, Large (genotypes); DeiT Ti, S."""
     return dict(_zoo())
 
 
@@ -100,14 +99,15 @@ def find_architecture(
     listed: Mapping[str, AnyArchitecture] | None = None,
     space: SearchSpace | None = None,
 ) -> AnyArchitecture:
-    """The architecture that `reference` means.
+    """The architecture that `reference` refers to.
 
-    reference: itself; `best` or a name in `listed`; a name of the zoo; a
-        canonical text; FILE.yaml:NAME; a mapping, {net_id: ...} in `space` or
-        the YAML form of one.
+    reference: an architecture; `best` or a name in `listed`; a name in the zoo;
+        a canonical text; FILE.yaml:NAME; a mapping, either {net_id: ...} in
+        `space` or an architecture's YAML form.
     listed: what a search found, by name, best first.
 
-    Raises `UserError` where it means none, with the near names, or several.
+    Raises `UserError` for an unknown reference, with similar names, and for one
+    that refers to several.
     """
     if isinstance(reference, Architecture | Genotype):
         return reference
@@ -125,11 +125,11 @@ def find_architecture(
 
 
 def find_architectures(reference: str, also: Sequence[str] | Mapping = ()) -> dict[str, AnyArchitecture]:
-    """All that a name of the zoo, a canonical text, FILE.yaml or FILE.yaml:NAME means, by name.
+    """The architectures, by name, that a zoo name, a canonical text, FILE.yaml or FILE.yaml:NAME refers to.
 
     A file is a run's `architectures.yaml`, or the YAML form of one
-    architecture. Raises `UserError` for a name, text, file or entry that means
-    none; `also` are names that the caller knows besides.
+    architecture. Raises `UserError` for an unknown name, text, file or entry;
+    the message suggests names of the zoo and of `also`.
     """
     path, _, entry = reference.partition(":")
     if path.endswith((".yaml", ".yml")):
@@ -149,7 +149,7 @@ def find_architectures(reference: str, also: Sequence[str] | Mapping = ()) -> di
 def _from_mapping(data: Mapping, space: SearchSpace | None) -> AnyArchitecture:
     if "net_id" in data:
         if set(data) != {"net_id"}:
-            raise UserError(f"found {data!r}; net_id stands alone, its space is model.space")
+            raise UserError(f"found {data!r}; net_id must be the only key, its space is model.space")
         if space is None:
             raise UserError("model.space: is missing; it says what may be searched")
         return space.from_net_id(data["net_id"])
@@ -170,7 +170,7 @@ def _from_file(path: str, entry: str) -> dict[str, AnyArchitecture]:
 
 @dataclass(frozen=True)
 class Found:
-    """An entry of architectures.yaml. facts: plain data about it (score, costs), for people."""
+    """An entry of architectures.yaml. facts: its score and costs as plain data, for people to read."""
 
     name: str
     architecture: AnyArchitecture
@@ -178,7 +178,7 @@ class Found:
 
 
 def write_found(path: Path, entries: Sequence[Found]) -> None:
-    """Write what a search found, best first, in one atomic step."""
+    """Write architectures.yaml atomically; `entries` are best first."""
     rows = [
         {"name": e.name, **e.facts, "text": str(e.architecture), "architecture": e.architecture.to_dict()}
         for e in entries
@@ -187,7 +187,7 @@ def write_found(path: Path, entries: Sequence[Found]) -> None:
 
 
 def read_found(path: Path) -> dict[str, AnyArchitecture]:
-    """Names and architectures, best first. Raises `UserError` for a file that is not of this form."""
+    """The architectures of an architectures.yaml by name, best first. Raises `UserError` for any other file."""
     data = read_yaml(path)
     rows = data.get("architectures") if isinstance(data, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):

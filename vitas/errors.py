@@ -1,8 +1,7 @@
-"""The one exception for mistakes that a user can mend.
+"""`UserError`, the exception for mistakes that a user can fix, and checks that raise it.
 
-Every program of the project catches it at the top, prints its message and
-exits with code 2 (see `exit_on_user_error`); anything else is a bug and keeps
-its traceback.
+Every program catches it at the top, prints its message and exits with code 2
+(see `exit_on_user_error`). Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The exit code of a program that refuses what its user asked for.
+# The exit code after a `UserError`.
 MISTAKE = 2
 
 
 class UserError(ValueError):
-    """What was wrong: the key or file, what it held, and what would be right."""
+    """A mistake of the user. The message says which key or file, what it held and what would be right."""
 
 
 @contextmanager
@@ -30,25 +29,25 @@ def exit_on_user_error() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISTAKE)
     except BrokenPipeError:
-        # Python flushes stdout once more when it exits, which would print a traceback of its own.
+        # Python flushes stdout again at exit, which would print another traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # 128 + SIGPIPE, as a shell reports a program that died of it
+        sys.exit(141)  # 128 + SIGPIPE, what a shell reports for a program that SIGPIPE ended.
 
 
 def is_integer(value: object) -> bool:
-    """Whether a value is an integer; Python counts True and False among them."""
+    """Whether a value is an integer and not a bool, which Python counts as one."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def require_integer(value: object, key: str) -> int:
-    """The value itself. Raises `UserError`, which begins with `key`, unless it is an integer."""
+    """Return `value`. Raises `UserError`, beginning with `key`, unless it is an integer."""
     if not is_integer(value):
         raise UserError(f"{key} is {value!r}; it must be an integer")
     return value
 
 
 def number_from_environment(name: str) -> float | None:
-    """A variable's number; None where it is not set. Raises `UserError` for anything but a number of 0 or more."""
+    """The number in an environment variable, None if unset. Raises `UserError` unless it is a number of 0 or more."""
     text = os.environ.get(name)
     if not text:
         return None

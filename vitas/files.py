@@ -1,4 +1,4 @@
-"""Files: writing none by halves, journals, and YAML as data only."""
+"""Files: atomic writes, journals, and YAML read as plain data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitas.errors import UserError
 
 
 def make_folder(folder: Path, key: str) -> None:
-    """Make a folder that files can be written to. Raises `UserError`, which begins with `key`, where that cannot be."""
+    """Make a writable folder. Raises `UserError`, beginning with `key`, where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -26,9 +26,9 @@ def make_folder(folder: Path, key: str) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it over `path`.
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
 
-    A process that dies on any line leaves the old file or the new one.
+    A process that dies at any point leaves the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -49,9 +49,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files so that it appears whole or not at all; one that is there already is replaced.
+    """Write a folder of files so that it appears whole or not at all; an existing folder is replaced.
 
-    A process that dies between the two renames of a replacement leaves the old folder beside, under a hidden name.
+    A process that dies between the two renames of a replacement leaves the old folder under a hidden name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}") for suffix in ("tmp", "old"))
@@ -75,7 +75,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
+    """Flush a folder's entries to disk, so that a rename survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -87,9 +87,9 @@ _INTEGER, _FLOAT = _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML as data only, in which 1e-3 is a number, 12:00:00 is none, and a key may stand only once."""
+    """Plain data only; 1e-3 is a number, 12:00:00 is a string, and a repeated key is an error."""
 
-    # YAML 1.1 counts 12:00:00 in base 60; people write a time limit.
+    # YAML 1.1 reads 12:00:00 as a number in base 60; people mean a time limit.
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in found if tag not in _NUMBERS]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -99,7 +99,7 @@ class _YamlLoader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except ValueError as error:
-            # What looks like a date or a number and is none, say 2020-13-45.
+            # Text in the form of a date or number that is not a valid one, e.g. 2020-13-45.
             raise yaml.constructor.ConstructorError(
                 None, None, f"found {node.value!r}: {error}", node.start_mark
             ) from None
@@ -112,11 +112,11 @@ class _YamlLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"a key is {key!r}; it must be a word", key_node.start_mark
+                    None, None, f"found the key {key!r}; a key must be a word", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -129,7 +129,7 @@ _YamlLoader.add_implicit_resolver(
 )
 _YamlLoader.add_implicit_resolver(
     _FLOAT,
-    # YAML 1.1 wants a point and a signed exponent in a float; people write 1e-3.
+    # YAML 1.1 requires a point and a signed exponent in a float; people write 1e-3.
     re.compile(
         r"[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF))$"
         r"|\.(?:nan|NaN|NAN)$"
@@ -139,11 +139,11 @@ _YamlLoader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> object:
-    """YAML as plain data. Raises `UserError`, which names `where`, for what is none."""
+    """YAML as plain data. Raises `UserError`, naming `where`, for invalid YAML."""
     try:
         return yaml.load(text, _YamlLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{where} is no valid YAML: {_one_line(error)}") from None
+        raise UserError(f"{where} is not valid YAML: {_one_line(error)}") from None
 
 
 def _one_line(error: Exception) -> str:
@@ -151,40 +151,40 @@ def _one_line(error: Exception) -> str:
 
 
 def read_yaml(path: Path) -> object:
-    """A YAML file as plain data. Raises `UserError` for a missing file or what is no YAML."""
+    """A YAML file as plain data. Raises `UserError` for a missing file or invalid YAML."""
     return parse_yaml(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """A file's text. Raises `UserError` for a missing file or what is no text."""
+    """A file's text. Raises `UserError` for a missing file or one that is not text."""
     try:
         return path.read_text()
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no text file") from None
+        raise UserError(f"{path} is not a text file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
 def parse_configuration(text: str, where: str) -> dict:
-    """A run's YAML as plain data; nothing in it is checked. Raises `UserError`, which names `where`."""
-    # Anchors make one object of several sections, and an override must change only the one it names.
-    data = _unshared(parse_yaml(text, where))
+    """A run's YAML as plain data, unchecked. Raises `UserError`, naming `where`, unless it is a mapping."""
+    # YAML anchors make one object of several sections; an override must change only the section it names.
+    data = _unshare(parse_yaml(text, where))
     if not isinstance(data, dict):
-        raise UserError(f"{where}: found {type(data).__name__}; a configuration is a mapping of keys")
+        raise UserError(f"{where}: found {type(data).__name__}; it must be a mapping of keys")
     return data
 
 
-def _unshared(data: object) -> object:
+def _unshare(data: object) -> object:
     if isinstance(data, dict):
-        return {key: _unshared(value) for key, value in data.items()}
-    return [_unshared(value) for value in data] if isinstance(data, list) else data
+        return {key: _unshare(value) for key, value in data.items()}
+    return [_unshare(value) for value in data] if isinstance(data, list) else data
 
 
 def apply_override(data: dict, override: str) -> None:
-    """Set what `key=value` says; the key is dotted, the value YAML. Raises `UserError` for what does not read so."""
+    """Apply one `key=value` override: a dotted key, a YAML value. Raises `UserError` for anything else."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"argument {override!r}: it must read key=value, as search.epochs=10")
+        raise UserError(f"argument {override!r}: it must read key=value, e.g. search.epochs=10")
     value = parse_yaml(text, f"argument {override!r}")
     *sections, last = key.split(".")
     for name in sections:
@@ -192,15 +192,15 @@ def apply_override(data: dict, override: str) -> None:
             data[name] = {}
         data = data[name]
         if not isinstance(data, dict):
-            raise UserError(f"argument {override!r}: {name} holds {data!r}, not keys")
+            raise UserError(f"argument {override!r}: {name} holds {data!r}, not a section of keys")
     data[last] = value
 
 
 class Journal:
-    """A file of JSON lines that grows by whole lines only.
+    """A file of JSON lines that only ever gains whole lines.
 
-    `lines` are those that an earlier process wrote; a last one that it left
-    half written is cut off. Raises `UserError` where any other line is broken.
+    `lines` holds the records in it, those of earlier processes included. A half-written
+    last line is cut off. Raises `UserError` where any other line is broken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -213,12 +213,12 @@ class Journal:
             try:
                 self.lines.append(json.loads(line))
             except ValueError:
-                raise UserError(f"{path}: line {number} is no JSON; mend it, or move the file away") from None
+                raise UserError(f"{path}: line {number} is not JSON; fix it, or move the file away") from None
         if torn:
             os.truncate(path, path.stat().st_size - len(torn))
 
     def append(self, *records: dict) -> None:
-        """Add records and flush them to disk."""
+        """Append records and flush them to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
             file.writelines(json.dumps(record).encode() + b"\n" for record in records)

@@ -15,11 +15,10 @@ from safetensors.torch import save
 from vitas.errors import UserError
 from vitas.files import write_folder
 from vitas.models.vision_transformer import VisionTransformer
+from vitas.timm import GENERIC, POOL_OF_CLASSIFIER
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-# The entry point of timm that takes any architecture: the reader needs no name of its own for this one.
-ENTRY_POINT = "vitas"
 
 
 def write_huggingface_folder(
@@ -55,10 +54,11 @@ def write_huggingface_folder(
         if len(values) != in_chans:
             raise UserError(f"{key}: found {len(values)} numbers; the images have {in_chans} channels")
     config = {
-        "architecture": ENTRY_POINT,
+        # The entry point for any architecture: the reader need not have registered this one.
+        "architecture": GENERIC,
         "num_classes": network.num_classes,
         "num_features": architecture.embed_dim,
-        "global_pool": "avg" if architecture.classifier == "mean" else "token",
+        "global_pool": POOL_OF_CLASSIFIER[architecture.classifier],
         "label_names": list(class_names),
         "model_args": {"architecture": str(architecture)},
         "pretrained_cfg": {
@@ -114,4 +114,4 @@ def _is_ours(path: Path) -> bool:
         config = json.loads(path.read_bytes())
     except ValueError:
         return False
-    return isinstance(config, dict) and config.get("architecture") == ENTRY_POINT
+    return isinstance(config, dict) and config.get("architecture") == GENERIC

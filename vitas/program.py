@@ -144,6 +144,8 @@ def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
 
 def _release(lock: Lock | None) -> None:
     if lock:
+        # Looking after it would take it again.
+        signals.guard(None)
         lock.release()
 
 

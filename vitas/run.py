@@ -16,9 +16,9 @@ class Stage:
 
     program: `python -m PROGRAM` runs it.
     home: the folder under `save_path` that it writes to.
-    functions: what runs it, as `module:function` taking (RunConfig, World), by the section's `method`. Text, so that
-        this library imports no stage, and nothing is loaded before the configuration is known to be right.
-    nodes: what it asks Slurm for where nobody says how many.
+    functions: for each `method` of the section, the `module:function` that runs it, taking (RunConfig, World). Text,
+        so that `vitas` imports no stage, and nothing is loaded before the configuration is checked.
+    nodes: how many it asks Slurm for by default.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Stage:
     nodes: int = 2
 
     def function(self, method: str = "") -> Callable:
-        """The function that runs it; it loads the stage's module."""
+        """Import and return the function that runs the stage."""
         module, _, name = self.functions[method].partition(":")
         return getattr(import_module(module), name)
 
@@ -47,12 +47,12 @@ STAGES = {
 }
 
 
-# What a key of the YAML may hold, where a stage's own registry says it (`module:dict`); those modules load no torch.
+# For keys of the YAML that hold names from a stage's registry: that registry, `module:dict`. The modules load no torch.
 _REGISTRIES = {"sample.objectives": "search.objectives:OBJECTIVES"}
 
 
 def offered_by(key: str) -> Mapping[str, object]:
-    """The registry of a stage whose names a key of the YAML may hold."""
+    """The registry whose names a key of the YAML may hold."""
     module, _, name = _REGISTRIES[key].partition(":")
     return getattr(import_module(module), name)
 
@@ -63,20 +63,20 @@ def stages_of(program: str) -> tuple[str, ...]:
 
 
 def _home(name: str) -> str:
-    """The folder of a stage, or of a program: where its first stage writes."""
+    """The folder that a stage, or the first stage of a program, writes to."""
     return STAGES[name if name in STAGES else stages_of(name)[0]].home
 
 
-def _of_job(name: str, job: str | None) -> str:
+def _with_job(name: str, job: str | None) -> str:
     return f"{name}-{job}" if job else name
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run's files lie: the one place that knows the layout under `save_path`.
+    """The paths of a run's files; the only place that knows the layout under `save_path`.
 
-    The `sample` stage writes beside `search`, and `test` beside `retrain`; a
-    program's files lie where its first stage writes.
+    `sample` writes into the folder of `search`, and `test` into that of
+    `retrain`. A program's files are in the folder of its first stage.
     """
 
     root: Path
@@ -88,19 +88,19 @@ class RunFolder:
         return self.root / _home(stage) / "events"
 
     def log(self, stage: str, job: str | None) -> Path:
-        """The lines of a stage: one file for each Slurm job, and one for all starts without Slurm."""
-        return self.root / _home(stage) / "log" / f"{_of_job(stage, job)}.log"
+        """The log of a stage: one file per Slurm job, and one for all starts without Slurm."""
+        return self.root / _home(stage) / "log" / f"{_with_job(stage, job)}.log"
 
     def start(self, program: str, job: str | None) -> Path:
-        """The folder that says how a program was started: its configuration, environment, errors, requeues."""
-        return self.root / _home(program) / "log" / _of_job(program, job)
+        """The folder for what a start of a program leaves: its configuration, environment, errors and requeues."""
+        return self.root / _home(program) / "log" / _with_job(program, job)
 
     def lock(self, program: str) -> Path:
-        """Who is writing here: one process or job at a time, for each program."""
+        """The lock file: one process or job at a time writes for a program."""
         return self.root / _home(program) / f"{program}.lock"
 
     def check_writable(self) -> None:
-        """Make the folder. Raises `UserError` where it cannot be made, or not be written to."""
+        """Make the folder. Raises `UserError` where it cannot be made or written to."""
         make_folder(self.root, "save_path")
 
     @property
@@ -118,13 +118,18 @@ class RunFolder:
 
     @property
     def growth(self) -> Path:
-        """As-ViT's scores of the networks that growth chose among."""
+        """As-ViT's scores of the candidates of each growth step."""
         return self.root / "search" / "growth.jsonl"
 
     @property
     def speeds(self) -> Path:
-        """Measured images per second, where the budget is in them."""
+        """Measured images per second of each architecture, where the search needs them."""
         return self.root / "search" / "speeds.jsonl"
+
+    @property
+    def journals(self) -> tuple[Path, ...]:
+        """Every file of scores and measurements."""
+        return self.population, self.topologies, self.growth, self.speeds
 
     @property
     def architectures(self) -> Path:

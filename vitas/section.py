@@ -1,13 +1,13 @@
-"""What every section of a YAML is made of, and the words for what is wrong in one.
+"""The base of every section of the YAML, and readable messages for pydantic's errors.
 
-A section is a `Section`, or a frozen dataclass that is a concept of its own
-(`vitas.space.SearchSpace`, `vitas.budget.Budget`) with `DATACLASS_SECTION` as
+A section is a `Section`, or a frozen dataclass that is also used on its own
+(`vitas.space.SearchSpace`, `vitas.budget.Budget`), with `DATACLASS_SECTION` as
 its pydantic configuration and fields of the strict types below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args, get_type_hints
@@ -24,20 +24,20 @@ Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 AboveZero = Annotated[float, Field(gt=0, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-# YAML has lists, and a frozen dataclass holds tuples.
+# YAML has lists; a frozen dataclass holds tuples.
 as_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 DATACLASS_SECTION = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Section(BaseModel):
-    """A section: immutable, no unknown keys, no silent conversion between types."""
+    """A section of the YAML: immutable, no unknown keys, no silent conversion between types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def leaves(data: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The values of nested mappings by their dotted keys; an empty mapping is a value."""
+    """The values of nested mappings with their dotted keys; an empty mapping counts as a value."""
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -54,7 +54,7 @@ def fields_of(section: type) -> dict[str, Any]:
 
 
 def defaults_of(section: type) -> dict[str, Any]:
-    """The keys of a section that may be left out, and what they then hold."""
+    """The optional keys of a section and their defaults."""
     if is_dataclass(section):
         return {field.name: field.default for field in fields(section) if field.default is not MISSING}
     return {
@@ -70,8 +70,8 @@ def sections_in(annotation: Any) -> list[type]:
 
 
 def explain(error: ValidationError, root: type) -> list[str]:
-    """One line a mistake: the key, what it held, and what is allowed."""
-    # A value that fits no member of a union has a fault for each of them; one line is enough.
+    """One line per mistake: the key, what it held and what is allowed."""
+    # A value that fits no member of a union has a fault for each member; one line is enough.
     return list(dict.fromkeys(_explain_fault(fault, root) for fault in error.errors()))
 
 
@@ -88,7 +88,7 @@ def _explain_fault(fault: Mapping, root: type) -> str:
     if kind == "missing":
         return f"{key}: is missing"
     if kind == "value_error":
-        # What a section says of itself begins with one of its keys.
+        # The message of a section's own validator begins with one of its keys.
         return f"{key}{'.' if own else ': '}{context['error']}" if key else str(context["error"])
     if kind in ("too_short", "too_long"):
         bound = "at least" if kind == "too_short" else "at most"
@@ -99,10 +99,10 @@ def _explain_fault(fault: Mapping, root: type) -> str:
 
 
 def _locate(root: type, location: tuple) -> tuple[list, list[type], list[type], bool]:
-    """Where a fault lies, without what pydantic adds to its location: tags of sections, names of a union's members.
+    """Map pydantic's location of a fault to the YAML's keys; pydantic adds union tags and names of union members.
 
-    Returns the keys and indices, the sections that hold the last of them, the
-    sections that may stand there, and whether the fault is of a union's member.
+    Returns the keys and indices, the sections that hold the last key, the
+    sections allowed as its value, and whether the fault is in a union's member.
     """
     kept: list = []
     parents: list[type] = []
@@ -124,7 +124,7 @@ def _locate(root: type, location: tuple) -> tuple[list, list[type], list[type], 
 
 
 def _tag(section: type) -> object:
-    """What a section's `method` must hold."""
+    """The value that selects a section in a union: its `method`."""
     annotation = fields_of(section).get("method")
     return get_args(annotation)[0] if annotation else None
 
@@ -144,7 +144,7 @@ def _with_article(allowed: str) -> str:
     return "a section of keys" if "dictionary" in allowed else allowed
 
 
-def _did_you_mean(sections: Iterable[type], key: str) -> str:
-    keys = [name for section in list(sections)[:1] for name in fields_of(section)]
+def _did_you_mean(sections: list[type], key: str) -> str:
+    keys = [name for section in sections[:1] for name in fields_of(section)]
     near = get_close_matches(key, keys, n=1)
     return f"; did you mean {near[0]}?" if near else f"; the keys here are {', '.join(keys)}"

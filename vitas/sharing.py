@@ -1,12 +1,12 @@
-"""Weight sharing: which channels of the supernet's widest weights a width uses. A new scheme is a new entry here.
+"""Weight sharing: which channels of the supernet's widest weights a width uses.
 
 | scheme | which channels a width c of C uses | passes a step |
 |---|---|---|
 | ordinal (AutoSlim, AutoFormer) | the first c | 1 |
 | bilateral (BCNet) | left: the first c; right: the last c | 2, one loss on the sum of both logits |
-| cyclic (ViTAS v2) | c from a start that rotates with the step, wrapping round | 1 |
+| cyclic (ViTAS v2) | c from a start that moves with the step, wrapping round | 1 |
 
-The supernet asks a scheme, and knows none by name.
+To add a scheme, add it to `SCHEMES`; the supernet refers to none by name.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from typing import TypeAlias
 
 from vitas.errors import UserError
 
-# The way in which a pass cuts the weights: what a scheme has one or several of.
+# Selects the channels of a pass; a scheme has one or several sides.
 Side: TypeAlias = str | int
-# Ranges (start, stop) in the order in which they are used: one, or two where channels wrap round.
+# Ranges (start, stop) in the order of use: one, or two where channels wrap round.
 Channels: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class SharingScheme(ABC):
-    """Which channels a width uses, and with which sides a subnet is trained and scored."""
+    """Decides which channels a width uses, and with which sides a subnet is trained and scored."""
 
     name: str
-    # What `SuperNet` takes where nobody says a side, and what a score is taken over.
+    # The sides that a score is the mean over, and the default of `SuperNet`.
     scoring_sides: tuple[Side, ...]
 
     def training_sides(self, step: int) -> tuple[Side, ...]:
-        """The passes of a training step; their logits are summed for one loss."""
+        """The sides of a training step, one pass each; their logits are summed for one loss."""
         return self.scoring_sides
 
     @abstractmethod
     def channels(self, width: int, maximum: int, side: Side) -> Channels:
-        """The channels of `maximum` that a width uses. Raises `UserError` for a side that the scheme does not have."""
+        """The channels, out of `maximum`, that a width uses. Raises `UserError` for a side of another scheme."""
 
     def _refuse(self, side: Side) -> None:
         raise UserError(f"side {side!r}: {self.name} sharing has {' and '.join(map(str, self.scoring_sides))}")
 
 
 class Ordinal(SharingScheme):
-    """AutoSlim's and AutoFormer's: the first channels."""
+    """The first channels (AutoSlim, AutoFormer)."""
 
     name = "ordinal"
     scoring_sides = ("left",)
@@ -54,7 +54,7 @@ class Ordinal(SharingScheme):
 
 
 class Bilateral(SharingScheme):
-    """BCNet's: over all widths, both sides together use every channel equally often."""
+    """The first and the last channels (BCNet): over all widths, each channel is used equally often."""
 
     name = "bilateral"
     scoring_sides = ("left", "right")
@@ -66,14 +66,17 @@ class Bilateral(SharingScheme):
 
 
 class Cyclic(SharingScheme):
-    """ViTAS v2's: a side is a step, and each step starts one channel further, so that all are used equally often.
+    """ViTAS v2: the side is the step, and each step starts one channel further, so all are used equally often.
 
-    Where the channels wrap round they are two ranges, which have to be copied
-    into one: that costs a copy of those weights, and of their gradients, a pass.
+    The heads of a block divide the channels in the order in which they are
+    used, so they move along with the start.
+
+    Channels that wrap round are two ranges, which must be copied into one
+    tensor: a copy of those weights, and of their gradients, in each pass.
     """
 
     name = "cyclic"
-    # Every start is trained as much as every other one, so one of them gives the score.
+    # All starts are trained equally often, so one of them is enough for a score.
     scoring_sides = (0,)
 
     def training_sides(self, step: int) -> tuple[Side, ...]:
@@ -81,7 +84,7 @@ class Cyclic(SharingScheme):
 
     def channels(self, width: int, maximum: int, side: Side) -> Channels:
         if not isinstance(side, int):
-            raise UserError(f"side {side!r}: cyclic sharing has one for each step, an integer")
+            raise UserError(f"side {side!r}: cyclic sharing takes the step, an integer")
         start = side % maximum
         stop = start + width
         return ((start, stop),) if stop <= maximum else ((start, maximum), (0, stop - maximum))

@@ -1,12 +1,13 @@
-"""`SearchSpace`: what may be searched, and the codec between genomes and architectures.
+"""`SearchSpace`: the architectures that may be searched, and the conversion between genomes and architectures.
 
-A genome is a row of small integers. Per-block spaces lay it out as the released
-`net_id` does, without the two constant entries of the norm and the classifier:
+A genome is a row of small integers. In per-block spaces its layout is that of
+the released `net_id`, without the two constant entries for norm and classifier:
 
     patch index, one choice per position, embedding width, (qkv, MLP) width per position
 
-A choice is an index into `heads`; with identities, the first index past them is
-the identity. The block-level ("cell") space, in which all blocks are one, is
+A choice is an index into `heads`; the index after the last one is the identity,
+where the space has identities. In the block-level ("cell") space, where all
+blocks are equal, it is
 
     patch index, heads index, embedding width, qkv width, MLP width[, identities]
 """
@@ -30,20 +31,20 @@ from vitas.section import DATACLASS_SECTION, Flag, Number, Positive, as_tuple
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The maxima of a family of vision transformers and the ratios that its widths take: `model.space` of the YAML.
+    """The maximal dims of the architectures, and the ratios that their widths take: `model.space` of the YAML.
 
     patch_sizes: allowed patch sizes, in pixels.
-    embed_dim, qkv_dim, mlp_dim: the largest embedding dim, rows of q, k and v
+    embed_dim, qkv_dim, mlp_dim: the largest embedding dim, dims of q, k and v
         together (1440 is an attention dim of 480) and MLP dim.
     depth: positions for blocks.
     heads: allowed head counts of a block.
     widths: ratios in (0, 1], ascending; a width is `round(maximum * ratio)`.
     identity: a position may hold the identity, so depth is searched too.
-    shared_blocks: all blocks are one (ViTAS's block-level space; ViTAS-C).
-    classifier: `token` or `mean`, the same for the whole family.
+    shared_blocks: all blocks are equal (ViTAS's block-level space; ViTAS-C).
+    classifier: `token` or `mean`, the same for all architectures.
 
-    Raises `UserError`, whose text begins with the field, for a space with a
-    member that cannot be built.
+    Raises `UserError`, beginning with the field, if any architecture of the
+    space cannot be built.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = DATACLASS_SECTION
@@ -116,7 +117,7 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """How many different networks the space holds; genomes that differ in where identities stand are one."""
+        """The number of different networks; genomes that differ only in the places of identities count once."""
         block_kinds = len(self.heads) * len(self.widths) ** 2
         depths = range(1, self.depth + 1) if self.identity else (self.depth,)
         bodies = len(depths) * block_kinds if self.shared_blocks else sum(block_kinds**depth for depth in depths)
@@ -124,7 +125,7 @@ class SearchSpace:
 
     @property
     def gene_counts(self) -> np.ndarray:
-        """How many values each gene takes, as an integer array [genes]."""
+        """The number of values of each gene, an integer array [genes]."""
         patches, heads, widths = len(self.patch_sizes), len(self.heads), len(self.widths)
         if self.shared_blocks:
             return np.array([patches, heads, widths, widths, widths] + [self.depth] * self.identity)
@@ -169,8 +170,8 @@ class SearchSpace:
     def encode(self, architecture: Architecture) -> np.ndarray:
         """The genome of an architecture, an integer array [genes]; width genes of identities are 0.
 
-        Positions that the architecture does not have are identities. Raises
-        `UserError`, naming what lies outside the space.
+        An architecture with fewer positions than the space is filled up with
+        identities. Raises `UserError`, naming what is outside the space.
         """
         missing = self.depth - len(architecture.blocks)
         if self.identity and missing > 0:
@@ -211,9 +212,9 @@ class SearchSpace:
         return allowed.index(value)
 
     def canonical(self, genomes: np.ndarray) -> np.ndarray:
-        """Genomes [population, genes] with identities last and 0 in genes that nothing reads.
+        """Genomes [population, genes] with identities last and 0 in unused genes.
 
-        Two genomes mean the same network exactly if their canonical rows are equal.
+        Two genomes give the same network if and only if their canonical rows are equal.
         """
         genomes = np.array(np.atleast_2d(genomes))
         if self.shared_blocks:
@@ -233,7 +234,7 @@ class SearchSpace:
     ) -> np.ndarray:
         """`count` random canonical genomes [count, genes], each with at least one block.
 
-        `identity_probability` is that of each position; without it, an identity
+        `identity_probability` applies to each position; by default an identity
         is as likely as any head count (in the block-level space: every depth
         is equally likely).
         """
@@ -254,18 +255,18 @@ class SearchSpace:
         return self.canonical(genomes)
 
     def sample(self, rng: np.random.Generator, identity_probability: float | None = None) -> Architecture:
-        """A random architecture of at least one block, identities last (see `sample_genomes`)."""
+        """A random architecture with at least one block, identities last (see `sample_genomes`)."""
         return self.decode(self.sample_genomes(rng, 1, identity_probability)[0])
 
     def to_net_id(self, architecture: Architecture) -> str:
-        """The integers by which released ViTAS files name an architecture of a per-block space."""
+        """The `net_id` of an architecture in released ViTAS files; per-block spaces only."""
         self._check_net_id_space()
         genome = self.encode(architecture)
         model_len = 1 + self.depth
         return " ".join(map(str, [*genome[:model_len], 0, 0, *genome[model_len:]]))
 
     def from_net_id(self, net_id: str | Sequence[int]) -> Architecture:
-        """The architecture of a released `net_id`; identities stay where it has them."""
+        """The architecture of a released `net_id`; identities keep their positions."""
         self._check_net_id_space()
         try:
             entries = [int(entry) for entry in (net_id.split() if isinstance(net_id, str) else map(index, net_id))]

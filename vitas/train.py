@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,7 @@ from vitas.distributed import World, barrier, stop_requested, stream_seed, sum_
 from vitas.errors import UserError
 from vitas.evaluate import autocast
 from vitas.report import Report, duration
-from vitas.section import defaults_of, leaves
+from vitas.section import Section, defaults_of, fields_of, leaves, sections_in
 from vitas.slurm.signals import Interrupted
 
 # What decides nothing about the result: a run may be resumed with other values of these.
@@ -207,6 +207,16 @@ class _Meter:
         self._report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate})
 
 
+def _default_leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The defaults of a section's keys and of those in it, by their dotted keys, as JSON has them."""
+    defaults = section.model_construct(**defaults_of(section)).model_dump(mode="json", warnings=False)
+    yield from leaves(defaults, prefix)
+    for key, annotation in fields_of(section).items():
+        if key not in defaults:
+            for inner in sections_in(annotation):
+                yield from _default_leaves(inner, f"{prefix}{key}.")
+
+
 class _State:
     """Everything that a checkpoint holds, and the recipe it may be resumed under."""
 
@@ -226,7 +236,7 @@ class _State:
         decisive = {key: value for key, value in leaves(given) if key not in _FREE_KEYS}
         self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(leaves(task.about))}
         # A key that an older version did not have meant what its default means now.
-        self._defaults = defaults_of(type(settings))
+        self._defaults = dict(_default_leaves(type(settings)))
 
     def at(self, step: int) -> dict:
         """The state after `step` steps; `epoch` counts whole epochs."""

@@ -69,14 +69,14 @@ def path(make_config, small_digits) -> Path:
 
 
 def test_each_phase_ends_at_its_fraction_of_the_steps():
-    schedule = TokenSchedule.of(phases((0.15, 4), (0.25, 2)), 100)
+    schedule = TokenSchedule.from_phases(phases((0.15, 4), (0.25, 2)), 100)
     assert [schedule.reduction(step) for step in (0, 14, 15, 24, 25, 99)] == [4, 4, 2, 2, 1, 1]
-    assert {TokenSchedule.of([], 100).reduction(step) for step in range(100)} == {1}
+    assert {TokenSchedule.from_phases([], 100).reduction(step) for step in range(100)} == {1}
 
 
 @given(st.lists(st.floats(0.001, 0.999), unique=True, max_size=4), st.integers(1, 1000))
 def test_every_step_has_a_reduction_and_the_last_has_full_tokens(untils, total):
-    schedule = TokenSchedule.of(phases(*((until, 2 + i) for i, until in enumerate(sorted(untils)))), total)
+    schedule = TokenSchedule.from_phases(phases(*((until, 2 + i) for i, until in enumerate(sorted(untils)))), total)
     reductions = [schedule.reduction(step) for step in range(total)]
     assert reductions[-1] == 1
     # The phases come in their order, and each ends at its fraction.
@@ -156,7 +156,7 @@ def test_a_run_stopped_before_between_and_after_the_switches_goes_on_as_undistur
 TRAIN_IN_TURN = """
 import sys
 
-from retrain.training import retrain
+from retrain.retrain import retrain
 from tests.retrain.test_token_schedule import keep_first_epoch
 from vitas import config, distributed
 

@@ -9,7 +9,7 @@ from inference.test import test as measure
 from retrain.retrain import retrain
 from search.sample import sample
 from search.search import search
-from tests.conftest import small_run
+from tests.conftest import largest, small_run
 from vitas import config as configuration
 from vitas.architecture import Architecture
 from vitas.checkpoint import CheckpointFolder, read
@@ -43,8 +43,8 @@ def test_an_architecture_of_the_yaml_is_trained(make_config, given) -> None:
 def test_a_net_id_is_trained(make_config) -> None:
     path = make_config()
     space = configuration.load(path).space
-    config = train(path, f"retrain.architecture={{net_id: {space.to_net_id(space.largest)}}}")
-    assert Architecture.parse(newest(config)["architecture"]) == space.largest
+    config = train(path, f"retrain.architecture={{net_id: {space.to_net_id(largest(space))}}}")
+    assert Architecture.parse(newest(config)["architecture"]) == largest(space)
 
 
 def test_the_best_or_a_named_one_of_the_search_is_trained_from_scratch_or_from_the_supernet(make_config) -> None:

@@ -15,12 +15,13 @@ from search.asvit.search import larger, search
 from search.asvit.topology import Policy, best_of_ranks, reward
 from tests.processes import run
 from vitas import config as configuration
+from vitas import distributed
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.asvit.scores import Scores
 from vitas.catalog import read_found
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.slurm import signals
+from vitas.report import Report
 from vitas.slurm.signals import Interrupted
 
 TOPOLOGY = "8,2,3|4,1,2|4,1,4|4,1,6|32"
@@ -106,6 +107,29 @@ def test_a_policy_learns_what_is_rewarded():
     assert policy.entropy < 1.0
 
 
+def test_a_reward_is_compared_with_the_mean_of_those_so_far(asvit, formula, monkeypatch):
+    """Weighted towards the last ones; of the first steps too, though the average starts at 0."""
+    told, learnt = [], []
+    monkeypatch.setattr(Report, "scalars", lambda self, step, values: told.append(values))
+    update = Policy.update
+    monkeypatch.setattr(
+        Policy, "update", lambda self, genome, advantage: (learnt.append(advantage), update(self, genome, advantage))
+    )
+    config = configuration.load(asvit(steps=8, repeat=1, baseline_decay=0.5))
+    search(config, World())
+    told = told[:8]
+    rewards = [values["reward"] for values in told]
+    assert rewards[0] == 0
+    assert len({round(reward, 6) for reward in rewards}) > 3
+    # By hand: the last reward has weight 1, the one before 1/2, then 1/4.
+    assert told[1]["baseline"] == pytest.approx(rewards[1] / 1.5)
+    assert told[2]["baseline"] == pytest.approx((rewards[2] + rewards[1] / 2) / 1.75)
+    for step, values in enumerate(told):
+        weights = [0.5 ** (step - i) for i in range(step + 1)]
+        assert values["baseline"] == pytest.approx(np.average(rewards[: step + 1], weights=weights), abs=1e-12)
+        assert learnt[step] == pytest.approx(rewards[step] - values["baseline"], abs=1e-12)
+
+
 @pytest.mark.parametrize("algorithm", ["reinforce", "nsga2"])
 def test_both_algorithms_find_what_the_scores_call_good(asvit, formula, algorithm):
     """Beside as many random topologies, by the scores' own standard."""
@@ -155,14 +179,27 @@ def test_the_series_grows_to_the_budget_and_any_of_it_can_be_named(asvit, formul
     assert {"length_distortion", "ntk_condition", "macs", "parameters"} <= set(entries[0])
 
 
-def test_scores_are_taken_at_a_part_of_the_width(asvit, formula):
-    growth = {"hidden_dim": 32, "score_width": 0.25, "parameters": 3_000_000}
+def test_networks_grow_and_are_scored_at_a_part_of_the_width(asvit, formula):
+    """So that what a step chooses among are as many networks as are scored: at a quarter, 40 and 42 would be one."""
+    growth = {"hidden_dim": 32, "score_width": 0.25, "parameters": 8_000_000}
     config = configuration.load(asvit(topology=TOPOLOGY, growth=growth))
     search(config, World())
-    widths = {genotype.hidden_dim for genotype, _ in formula}
-    assert min(widths) == 8
-    assert max(widths) <= max(round(g.hidden_dim * 1.2 * 0.25) for g in found(config).values())
-    assert all(genotype.hidden_dim >= 32 for genotype in found(config).values())
+    series = list(reversed(found(config).values()))
+    assert len(series) > 3
+    assert series[0].hidden_dim == 32
+    wanted = {at_a_quarter(series[0])}
+    for before, after in zip(series, [*series[1:], None], strict=True):
+        choices = larger(at_a_quarter(before), config.search.growth.widen)
+        assert len(set(choices)) == len(choices)
+        affordable = {c for c in choices if replace(c, hidden_dim=4 * c.hidden_dim).parameters(32, 10) <= 8_000_000}
+        assert after is None or at_a_quarter(after) in affordable
+        wanted |= affordable
+    assert {genotype for genotype, _ in formula} == wanted
+
+
+def at_a_quarter(genotype: Genotype) -> Genotype:
+    assert genotype.hidden_dim % 4 == 0
+    return replace(genotype, hidden_dim=genotype.hidden_dim // 4)
 
 
 # Going on
@@ -176,7 +213,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(asvit, formula,
     stopped = configuration.load(path, [f"save_path={tmp_path / 'stopped'}"])
     asked = iter([None] * 4 + ["SIGTERM"] + [None] * 8 + ["SIGTERM"])
     with monkeypatch.context() as patched:
-        patched.setattr(signals, "requested", lambda world, at_once: next(asked))
+        patched.setattr(distributed, "stop_requested", lambda world, at_once: next(asked))
         for _ in range(2):
             with pytest.raises(Interrupted):
                 search(stopped, World())
@@ -235,6 +272,7 @@ def test_what_was_grown_is_retrained_and_measured_by_name(asvit):
         ("search.growth.parameters=null", "search.growth: found neither parameters nor macs"),
         ("search.growth.parameters=1000", "search.growth.parameters: found 1,000; the smallest network"),
         ("search.growth.hidden_dim=4", "search.growth.hidden_dim: found 4; scored at 1.0 of it"),
+        ("search.growth={parameters: 300_000, hidden_dim: 42}", "search.growth.hidden_dim: found 42"),
         ("search.topology=8,2,3|4,1,2|4,1,4|4,1|32", "search.topology: genotype '8,2,3|4,1,2|4,1,4|4,1|32': stage 4"),
         ("search.topology=8,2,3|4,1,2|4,1,4|4,1,6|33", "heads are 33; they halve from the last stage"),
         ("model.image_size=48", "model.image_size: image size 48 does not fit this space"),

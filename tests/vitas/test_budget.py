@@ -68,7 +68,7 @@ def test_the_nearest_of_costs_is_the_least_far_outside():
 
 
 def test_a_budget_that_holds_nothing_is_refused():
-    with pytest.raises(UserError, match="^minimum: found 21; .* 20$"):
+    with pytest.raises(UserError, match=r"^minimum: found 21; .*20$"):
         Budget(21, 20)
     Budget(20, 20)
 
@@ -174,7 +174,7 @@ def test_identity_probability_is_none_in_a_space_without_identities(tiny_spaces)
         assert identity_probability(model, Budget(int(members[0]), int(members[-1]))) is None
 
 
-@pytest.mark.parametrize("count", [1, 10])
+@pytest.mark.parametrize("count", [1, 6])
 def test_genomes_drawn_in_a_budget_are_different_and_inside_and_as_many_as_asked(tiny_space, count):
     model, members = model_and_members(tiny_space)
     budget = Budget(*(int(np.quantile(members, share)) for share in (0.4, 0.6)))

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.conftest import largest
 from vitas import Architecture, Block, VisionTransformer, create_model, load_weights
 from vitas.checkpoint import RECENT, CheckpointFolder, read, start_from
 from vitas.errors import UserError
@@ -67,6 +69,25 @@ def test_the_newest_is_the_file_of_the_most_steps(tmp_path, epoch_steps, recent_
     if recent_step is not None:
         folder.save_recent({"step": recent_step})
     assert folder.newest() == (newest and tmp_path / newest)
+
+
+def bytes_read() -> int:
+    """What this process has read so far, from files and elsewhere."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
+@pytest.mark.parametrize(("recent_step", "newest"), [(105, RECENT), (95, "epoch_10_ckpt.pth.tar")])
+def test_the_newest_of_two_files_is_found_without_reading_their_weights(tmp_path, recent_step, newest):
+    folder, weights = CheckpointFolder(tmp_path), {"weight": torch.zeros(2_000_000)}
+    folder.save_epoch({"epoch": 10, "model": weights, "step": 100})
+    folder.save_recent({"model": weights, "step": recent_step})
+    before = bytes_read()
+    assert folder.newest() == tmp_path / newest
+    assert bytes_read() - before < 1_000_000
+    # What reads the weights is counted, so that the line above could fail.
+    read(tmp_path / newest)
+    assert bytes_read() - before > 8_000_000
 
 
 def test_without_a_name_this_runs_newest_goes_before_a_download_and_that_before_other_files(tmp_path):
@@ -268,7 +289,7 @@ def test_released_names_and_back_are_the_same_state(text):
 
 
 def test_weights_of_another_architecture_are_refused_by_the_first_keys_that_differ(tmp_path, small_space):
-    wide = VisionTransformer(small_space.largest, 10, 32)
+    wide = VisionTransformer(largest(small_space), 10, 32)
     torch.save({"model": wide.state_dict() | {"extra": torch.zeros(3)}}, tmp_path / "wide.pth")
     narrow = VisionTransformer(small_space.decode([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]), 10, 32)
     before = {name: value.clone() for name, value in narrow.state_dict().items()}

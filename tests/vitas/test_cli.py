@@ -113,7 +113,7 @@ def test_describe_takes_a_file_of_architectures_or_one_entry_of_it(vitas, archit
     ("argument", "message"),
     [
         ("vitas_aa", "no architecture is named 'vitas_aa'; did you mean vitas_a?"),
-        ("p16-e230-token-h3q432", "'h3q432' is no block"),
+        ("p16-e230-token-h3q432", "found 'h3q432'; a block"),
         ("p15-e30-token-h3q432m20", "patch size 15 does not divide the image size 224"),
         ("nowhere.yaml", "nowhere.yaml: No such file"),
     ],

@@ -1,18 +1,22 @@
 """The configuration: what is refused, in which words, and before anything is built."""
 
+import json
 import os
+import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from search.objectives import OBJECTIVES
 from vitas import Architecture
 from vitas.catalog import Found, write_found, zoo
-from vitas.config import load
+from vitas.config import RunConfig, load
 from vitas.errors import UserError
 from vitas.program import run_stages
+from vitas.run import STAGES
+from vitas.sharing import SCHEMES
 from vitas.slurm import signals
 
 ALL_STAGES = ("search", "sample", "retrain", "test")
@@ -59,7 +63,7 @@ def test_shipped_configurations_load(repository):
         ("search.lr=1", lambda c: c.search.lr, 1.0),
         ("sample.budget.maximum=4_000_000", lambda c: c.sample.budget.maximum, 4_000_000),
         ("search.flag=false", lambda c: c.search.flag, False),
-        ("model.space.heads=[1, 2]", lambda c: c.model.space.heads, [1, 2]),
+        ("model.space.heads=[1, 2]", lambda c: c.model.space.heads, (1, 2)),
         ("test.load_name=a=b.pth", lambda c: c.test.load_name, "a=b.pth"),
         ("search.data.augmentation.auto_augment=null", lambda c: c.search.data.augmentation.auto_augment, None),
         ("sample=null", lambda c: c.sample, None),
@@ -93,6 +97,19 @@ def test_an_override_changes_its_key_alone_where_sections_share_an_anchor(make_c
     assert "*" in path.read_text()
     config = load(path, ["search.data.workers=3"])
     assert (config.search.data.workers, config.retrain.data.workers) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "registry"), [("model.sharing", SCHEMES), ("sample.objectives", OBJECTIVES)], ids=["sharing", "objectives"]
+)
+def test_a_key_takes_exactly_the_names_of_its_registry(make_config, key, registry):
+    section, name = key.split(".")
+    for offered in registry:
+        value = [offered, "error"] if name == "objectives" else offered
+        assert getattr(getattr(load(make_config(), [f"{key}={json.dumps(value)}"]), section), name) == value
+    with pytest.raises(UserError) as error:
+        load(make_config(), [f"{key}={json.dumps(['nothing'] if name == 'objectives' else 'nothing')}"])
+    assert set(re.findall(r"'(\w+)'", str(error.value).split("it must be ")[1])) == set(registry)
 
 
 def test_a_supernet_is_weakly_augmented_unless_the_yaml_says_otherwise(make_config):
@@ -135,7 +152,7 @@ def test_a_supernet_is_weakly_augmented_unless_the_yaml_says_otherwise(make_conf
         # Wrong values
         ("search.epochs=0", "search.epochs: found 0; it must be greater than or equal to 1"),
         ("search.label_smoothing=1", "search.label_smoothing: found 1; it must be less than 1"),
-        ("model.sharing=both", "model.sharing: found 'both'; it must be 'bilateral' or 'ordinal'"),
+        ("model.sharing=both", "model.sharing: found 'both'; it must be 'bilateral', 'ordinal' or 'cyclic'"),
         ("model.qkv_mode=3", "model.qkv_mode: found 3; it must be 0, 1 or 2"),
         ("port=80", "port: found 80; it must be greater than or equal to 1024"),
         # The space
@@ -147,7 +164,8 @@ def test_a_supernet_is_weakly_augmented_unless_the_yaml_says_otherwise(make_conf
         ("sample.budget={minimum: 1, maximum: 2}", "sample.budget: no architecture of the space has 1 to 2 MACs"),
         ("sample.budget={minimum: 1, maximum: 2}", "the nearest has 92,672"),
         ("sample.budget.minimum=3_000_000", "sample.budget.minimum: found 3000000; it must be at most the maximum"),
-        ("sample.objectives=[macs]", "sample.objectives: found ['macs']; error must be among them"),
+        ("sample.objectives=[macs]", "sample.objectives: found ['macs']; error or loss must be among them"),
+        ("sample.objectives=[error, speed]", "sample.objectives.1: found 'speed'; it must be 'error', 'loss', 'macs'"),
         # Recipes
         ("search.warmup_epochs=2", "search.warmup_epochs: found 2; it must be less than search.epochs, 2"),
         ("retrain.epochs=1", "retrain.warmup_epochs: found 1; it must be less than retrain.epochs, 1"),
@@ -171,10 +189,10 @@ def test_a_mistake_is_refused_by_key_value_and_what_is_allowed(refusal, override
         ("best", "found 'best', but "),
         ("deit_tny", "no architecture is named 'deit_tny'; did you mean deit_tiny?"),
         ("vitas_a", "patch size 16 does not divide the image size 36"),
-        ("p4-e32-token-h2q96", "'h2q96' is no block"),
+        ("p4-e32-token-h2q96", "found 'h2q96'; a block"),
         ({"net_id": "0 0 0"}, "net_id has 3 integers"),
         ({"net_id": 5}, "net_id: found 5"),
-        ({"net_id": "0 0 0", "patch_size": 4}, "net_id stands alone"),
+        ({"net_id": "0 0 0", "patch_size": 4}, "net_id must be the only key"),
         ({"patch_size": 4, "embed_dim": 32}, "no key 'blocks'"),
         ({"patch_size": 4, "embed_dim": 32, "blocks": [BLOCK | {"heads": 5}]}, "qkv_dim 96 does not split"),
     ],
@@ -263,8 +281,8 @@ def test_every_mistake_is_in_one_message(refusal):
     [
         ("search.epochs", "argument 'search.epochs': it must read key=value"),
         ("=3", "argument '=3': it must read key=value"),
-        ("search.epochs.x=3", "argument 'search.epochs.x=3': epochs holds 2, not keys"),
-        ("seed=[1", "argument 'seed=[1' is no valid YAML"),
+        ("search.epochs.x=3", "argument 'search.epochs.x=3': epochs holds 2, not "),
+        ("seed=[1", "argument 'seed=[1' is not valid YAML"),
     ],
 )
 def test_an_override_of_no_form_is_refused(refusal, override, message):
@@ -272,7 +290,7 @@ def test_an_override_of_no_form_is_refused(refusal, override, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "found NoneType"), ("- 1", "found list"), ("a: [", "no valid YAML")]
+    ("text", "message"), [("", "found NoneType"), ("- 1", "found list"), ("a: [", "not valid YAML")]
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "config.yaml"
@@ -311,20 +329,26 @@ def test_a_program_refuses_with_one_message_and_exit_code_2_and_writes_nothing(m
     assert sorted(tmp_path.rglob("*")) == before
 
 
+STAGE_FUNCTIONS = {
+    "search": "search.search.search",
+    "asvit": "search.asvit.search.search",
+    "sample": "search.sample.sample",
+}
+
+
 def run_search(monkeypatch, *arguments: object, **environment: str) -> list[str]:
-    """The stages that a program of the two search stages ran."""
+    """What the program `search` ran; nothing is trained."""
     ran = []
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["search", *map(str, arguments)])
-    stages = SimpleNamespace(search=lambda *_: ran.append("search"), sample=lambda *_: ran.append("sample"))
-    monkeypatch.setitem(sys.modules, "stages", stages)
+    for stage, function in STAGE_FUNCTIONS.items():
+        monkeypatch.setattr(function, lambda config, world, stage=stage: ran.append(stage))
     # This process keeps its own signal handlers.
     monkeypatch.setattr(signals, "listen", lambda: None)
     monkeypatch.setattr(signals, "guard", lambda check: None)
-    run_stages("search", "", {"search": "stages", "sample": "stages"})
+    run_stages("search", "", arguments=list(map(str, arguments)))
     return ran
 
 
@@ -332,6 +356,18 @@ def run_search(monkeypatch, *arguments: object, **environment: str) -> list[str]
 def test_a_program_runs_the_stages_that_are_flagged_in_order(monkeypatch, make_config, flagged):
     path = make_config({f"{name}.flag": name in flagged for name in ("search", "sample")})
     assert run_search(monkeypatch, path, "search.epochs=3") == flagged
+
+
+def test_the_method_says_which_function_runs_the_search(monkeypatch, make_config):
+    asvit = {"flag": True, "method": "asvit", "growth": {"parameters": 3_000_000}}
+    path = make_config({"search": asvit, "sample": None, "model.space": None})
+    assert run_search(monkeypatch, path) == ["asvit"]
+
+
+def test_every_stage_of_the_table_has_its_section_and_functions_that_exist():
+    assert tuple(STAGES) == ALL_STAGES == tuple(name for name in RunConfig.model_fields if name in STAGES)
+    for stage in STAGES.values():
+        assert all(callable(stage.function(method)) for method in stage.functions)
 
 
 def test_a_program_without_a_flagged_stage_says_so(monkeypatch, make_config, capsys):

@@ -153,9 +153,9 @@ def test_merge_keys_and_anchors_work():
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("a: 1\nb: 2\na: 3", "'a' stands twice"),
-        ("a:\n  b: 1\n  b: 1", "'b' stands twice"),
-        ("[{c: 1, c: 2}]", "'c' stands twice"),
+        ("a: 1\nb: 2\na: 3", "'a' appears twice"),
+        ("a:\n  b: 1\n  b: 1", "'b' appears twice"),
+        ("[{c: 1, c: 2}]", "'c' appears twice"),
         ("a: [1", "line 1"),
         ("a: *nowhere", "nowhere"),
         ("? [a, b]\n: 1", "line 1"),
@@ -165,7 +165,7 @@ def test_merge_keys_and_anchors_work():
     ],
 )
 def test_text_that_is_no_yaml_is_refused_by_place_and_fault(text, fragment):
-    with pytest.raises(UserError, match="here is no valid YAML") as error:
+    with pytest.raises(UserError, match="here is not valid YAML") as error:
         parse_yaml(text, "here")
     assert fragment in str(error.value)
 

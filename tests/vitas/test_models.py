@@ -7,34 +7,26 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from tests.conftest import largest
+from tests.vitas.conftest import random_images, randomise
 from vitas import Architecture, SearchSpace, SuperNet, VisionTransformer, create_model, load_weights, released, zoo
 from vitas.errors import UserError
 from vitas.models.supernet import QKV_MODES
-from vitas.sharing import SCHEMES
+from vitas.sharing import Side
 
-SCHEMES = [(sharing, side) for sharing, sides in SCHEMES.items() for side in sides]
+# Of cyclic sharing, steps at which nothing, something and everything wraps round.
+SIDES = [
+    ("bilateral", "left"),
+    ("bilateral", "right"),
+    ("ordinal", "left"),
+    *(("cyclic", step) for step in (0, 17, 60)),
+]
 # Private to each head count, by qkv mode.
 PRIVATE = {0: set(), 1: {"v"}, 2: {"q", "k"}}
 
-# GMACs and millions of parameters, as published (arXiv 2202.11921).
-ASVIT = {"asvit_small": (5.3, 29.0), "asvit_base": (8.9, 52.6), "asvit_large": (22.6, 88.1)}
-
 SPACE_OF_14 = SearchSpace((14, 16), 32, 1, (2,), 96, 64, (1.0,))
 SPACE_OF_QUARTERS = SearchSpace((14,), 32, 1, (2,), 96, 64, (0.25, 0.5, 0.75, 1.0), identity=False)
-
-
-def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights that all matter: no zero biases, no norms of one."""
-    torch.manual_seed(seed)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return network.eval()
-
-
-def random_images(count: int, size: int) -> torch.Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 # Dense networks
@@ -111,7 +103,7 @@ def test_stochastic_depth_acts_in_training_only():
 
 
 def test_no_weight_decay_names_the_parameters_that_are_no_matrices(small_space):
-    for network in (VisionTransformer(small_space.largest, 10, 32), SuperNet(small_space, 10, 32)):
+    for network in (VisionTransformer(largest(small_space), 10, 32), SuperNet(small_space, 10, 32)):
         exempt = network.no_weight_decay()
         assert exempt == {name for name, p in network.named_parameters() if p.ndim == 3}
 
@@ -119,25 +111,10 @@ def test_no_weight_decay_names_the_parameters_that_are_no_matrices(small_space):
 @pytest.mark.parametrize("build", [VisionTransformer, lambda a, c, s: SuperNet(SPACE_OF_14, c, s)])
 def test_patches_that_do_not_tile_the_image_are_refused(build):
     with pytest.raises(UserError, match="patch size 14 does not divide the image size 32"):
-        build(SPACE_OF_14.largest, 10, 32)
+        build(largest(SPACE_OF_14), 10, 32)
 
 
-# Names
-
-
-def test_the_zoo_holds_the_published_networks():
-    assert list(zoo()) == ["vitas_a", "vitas_b", "vitas_c", "vitas_e", "vitas_f", *ASVIT, "deit_tiny", "deit_small"]
-    zoo().clear()
-    assert len(zoo()) == 10
-
-
-@pytest.mark.parametrize("name", ASVIT)
-def test_asvits_networks_cost_what_is_published(name):
-    """To the rounding, where position embeddings of all tokens of the first stage are counted too: ours has none."""
-    gmacs, millions = ASVIT[name]
-    genotype = zoo()[name]
-    assert genotype.parameters() / 1e6 + 56**2 * genotype.hidden_dim / 1e6 == pytest.approx(millions, abs=0.06)
-    assert genotype.macs() / 1e9 == pytest.approx(gmacs, rel=0.04)
+# Made by name
 
 
 @pytest.mark.parametrize("what", ["vitas_c", str(zoo()["vitas_c"]), zoo()["vitas_c"]])
@@ -170,8 +147,8 @@ def members(supernet_space, all_architectures):
     return all_architectures(replace(supernet_space, patch_sizes=(8,)))
 
 
-@pytest.fixture(params=[(*scheme, mode) for scheme in SCHEMES for mode in QKV_MODES], ids=str)
-def shared_network(request, supernet_space) -> tuple[SuperNet, str]:
+@pytest.fixture(params=[(*scheme, mode) for scheme in SIDES for mode in QKV_MODES], ids=str)
+def shared_network(request, supernet_space) -> tuple[SuperNet, Side]:
     """A random supernet of each scheme and mode, and one of its sides."""
     sharing, side, mode = request.param
     return randomise(SuperNet(supernet_space, 10, 16, sharing, mode)), side
@@ -186,27 +163,26 @@ def test_every_extracted_subnet_gives_the_supernets_own_logits(shared_network, m
         torch.testing.assert_close(dense(images), supernet(images, architecture, side), atol=1e-5, rtol=1e-5)
 
 
-def test_a_subnet_uses_views_of_the_supernets_weights(shared_network, supernet_space):
-    supernet, side = shared_network
-    for architecture in (supernet_space.largest, supernet_space.decode([1, 0, 2, 0, 0, 0, 0, 0])):
-        for part in supernet.slices(architecture, side).values():
-            assert part.view._base is part.parameter
-            assert part.view.untyped_storage().data_ptr() == part.parameter.untyped_storage().data_ptr()
-
-
 def channels(gradient: torch.Tensor, dim: int) -> list[int]:
     """The indices along a dimension at which a gradient is not all zero."""
     return gradient.abs().movedim(dim, 0).flatten(1).sum(dim=1).nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize(("sharing", "side"), SCHEMES)
-def test_left_uses_the_first_channels_and_right_the_last(supernet_space, sharing, side):
+@pytest.mark.parametrize(
+    ("sharing", "side", "half_of_32", "half_of_64"),
+    [
+        ("ordinal", "left", range(16), range(32)),
+        ("bilateral", "left", range(16), range(32)),
+        ("bilateral", "right", range(16, 32), range(32, 64)),
+        ("cyclic", 24, [*range(8), *range(24, 32)], range(24, 56)),
+    ],
+)
+def test_a_subnet_trains_the_channels_of_its_side_in_every_layer(supernet_space, sharing, side, half_of_32, half_of_64):
     supernet = randomise(SuperNet(supernet_space, 10, 16, sharing))
     # Half of the widest embedding (32), attention (32) and MLP (64).
     supernet(random_images(2, 16), Architecture.parse("p8-e16-token-h2q48m32-id"), side).square().sum().backward()
-    halves = {16: slice(16), 32: slice(32)} if side == "left" else {16: slice(16, 32), 32: slice(32, 64)}
-    embed = attention = list(range(32))[halves[16]]
-    mlp = list(range(64))[halves[32]]
+    embed = attention = list(half_of_32)
+    mlp = list(half_of_64)
     stem, block = supernet.stems["8"], supernet.blocks[0]
     expected = [
         (stem.patch_embed.weight, {0: embed}),
@@ -227,23 +203,25 @@ def test_left_uses_the_first_channels_and_right_the_last(supernet_space, sharing
         assert {dim: channels(parameter.grad.unsqueeze(-1), dim) for dim in used} == used
 
 
-def test_a_subnets_gradients_touch_its_slices_alone(shared_network, supernet_space):
+def test_a_subnets_gradients_touch_its_parts_alone(shared_network, supernet_space):
     supernet, side = shared_network
     architecture = supernet_space.decode([1, 1, 2, 0, 0, 1, 0, 0])
     supernet(random_images(2, 16), architecture, side).square().sum().backward()
-    for part in supernet.slices(architecture, side).values():
-        part.parameter.grad[part.index] = 0
+    for part in supernet.parts(architecture, side).values():
+        for gradient in part.gradients():
+            gradient.zero_()
     assert all(p.grad is None or not p.grad.any() for p in supernet.parameters())
 
 
 @pytest.mark.parametrize(("sharing", "equal"), [("bilateral", True), ("ordinal", False)])
 @pytest.mark.parametrize("name", ["norm.weight", "blocks.0.attn.q.bias", "blocks.0.mlp.fc1.bias"])
-def test_bilateral_sharing_alone_uses_every_channel_equally_often(sharing, equal, name):
+def test_all_widths_use_every_weight_and_those_of_bilateral_sharing_equally_often(sharing, equal, name):
     supernet = SuperNet(SPACE_OF_QUARTERS, 10, 28, sharing)
-    parameter = supernet.slices(SPACE_OF_QUARTERS.largest)[name].parameter
-    uses = torch.zeros(parameter.shape)
-    for width, side in product(range(4), supernet.sides):
-        uses[supernet.slices(SPACE_OF_QUARTERS.decode([0, 0, width, width, width]), side)[name].index] += 1
+    uses = torch.zeros_like(supernet.parts(largest(SPACE_OF_QUARTERS))[name].parameter)
+    for width, side in product(range(4), supernet.scheme.scoring_sides):
+        part = supernet.parts(SPACE_OF_QUARTERS.decode([0, 0, width, width, width]), side)[name]
+        for start, stop in part.channels[0]:
+            uses[start:stop] += 1
     assert (uses > 0).all()
     assert (uses == uses[0]).all() == equal
 
@@ -252,14 +230,14 @@ def test_bilateral_sharing_alone_uses_every_channel_equally_often(sharing, equal
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 def test_the_qkv_mode_decides_what_is_private_to_a_head_count(supernet_space, mode, kind):
     supernet = SuperNet(supernet_space, 10, 16, qkv_mode=mode)
-    two, four = (supernet.slices(supernet_space.decode([0, choice, choice, 1, 1, 1, 1, 1])) for choice in (0, 1))
+    two, four = (supernet.parts(supernet_space.decode([0, choice, choice, 1, 1, 1, 1, 1])) for choice in (0, 1))
     differing = {name for name in two if two[name].parameter is not four[name].parameter and name.endswith(kind)}
     assert differing == {f"blocks.{i}.attn.{part}.{kind}" for i in (0, 1) for part in PRIVATE[mode]}
 
 
 def test_class_token_positions_and_projection_are_private_to_a_patch_size(supernet_space):
     supernet = SuperNet(supernet_space, 10, 16)
-    four, eight = (supernet.slices(supernet_space.decode([patch, 0, 0, 1, 1, 1, 1, 1])) for patch in (0, 1))
+    four, eight = (supernet.parts(supernet_space.decode([patch, 0, 0, 1, 1, 1, 1, 1])) for patch in (0, 1))
     differing = {name for name in four if four[name].parameter is not eight[name].parameter}
     assert differing == {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
 
@@ -269,7 +247,7 @@ def test_identities_anywhere_give_the_logits_of_identities_last(small_space):
     supernet, images = randomise(SuperNet(small_space, 10, 32)), random_images(2, 32)
     for patch, order in product((4, 8), ("id-{0}-{1}", "{0}-id-{1}", "{0}-{1}-id")):
         architecture = Architecture.parse(f"p{patch}-e16-token-" + order.format("h2q96m32", "h4q48m64"))
-        for side in supernet.sides:
+        for side in supernet.scheme.scoring_sides:
             shifted = supernet(images, architecture.shifted(), side)
             assert torch.equal(supernet(images, architecture, side), shifted)
             dense = supernet.extract(architecture, side)
@@ -281,20 +259,20 @@ def test_the_sides_of_bilateral_sharing_differ_but_for_the_widest_subnet(superne
     supernet, images = randomise(SuperNet(supernet_space, 10, 16)), random_images(2, 16)
     narrow = supernet_space.decode([0, 0, 0, 0, 0, 0, 0, 0])
     with torch.inference_mode():
-        widest = [supernet(images, supernet_space.largest, side) for side in supernet.sides]
+        widest = [supernet(images, largest(supernet_space), side) for side in supernet.scheme.scoring_sides]
         assert torch.equal(*widest)
-        assert not torch.allclose(*(supernet(images, narrow, side) for side in supernet.sides))
+        assert not torch.allclose(*(supernet(images, narrow, side) for side in supernet.scheme.scoring_sides))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_an_extracted_network_is_in_the_supernets_mode(supernet_space, training):
     supernet = SuperNet(supernet_space, 10, 16).train(training)
-    assert supernet.extract(supernet_space.largest).training == training
+    assert supernet.extract(largest(supernet_space)).training == training
 
 
 def test_an_extracted_network_owns_its_weights(supernet_space):
     supernet = randomise(SuperNet(supernet_space, 10, 16))
-    dense = supernet.extract(supernet_space.largest)
+    dense = supernet.extract(largest(supernet_space))
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     for parameter in dense.parameters():
         parameter.data.fill_(7)
@@ -315,11 +293,12 @@ def test_an_unknown_scheme_or_mode_is_refused(supernet_space, arguments, fragmen
     [
         ("ordinal", "p8-e16-token-h2q48m32x2", "right", "side 'right': ordinal sharing has left"),
         ("bilateral", "p8-e16-token-h2q48m32x2", "middle", "side 'middle': bilateral sharing has left and right"),
+        ("cyclic", "p8-e16-token-h2q48m32x2", "left", "side 'left': cyclic sharing"),
         ("bilateral", "p8-e24-token-h2q48m32x2", "left", "embedding dim 24"),
         ("bilateral", "p8-e16-token-h2q48m32x3", "left", "3 positions"),
     ],
 )
-@pytest.mark.parametrize("method", ["forward", "slices", "extract"])
+@pytest.mark.parametrize("method", ["forward", "parts", "extract"])
 def test_a_side_or_architecture_that_the_supernet_lacks_is_refused(
     supernet_space, sharing, text, side, fragment, method
 ):
@@ -327,3 +306,70 @@ def test_a_side_or_architecture_that_the_supernet_lacks_is_refused(
     arguments = [random_images(1, 16)] if method == "forward" else []
     with pytest.raises(UserError, match=fragment):
         getattr(supernet, method)(*arguments, Architecture.parse(text), side)
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[Architecture]:
+    """What spaces are asked to encode from now on."""
+    asked, encode = [], SearchSpace.encode
+
+    def count(space, architecture):
+        asked.append(architecture)
+        return encode(space, architecture)
+
+    monkeypatch.setattr(SearchSpace, "encode", count)
+    return asked
+
+
+def test_an_architecture_is_checked_against_its_space_once_however_many_passes_it_makes(encoded):
+    # A space that no other test has: the supernet remembers what it checked.
+    space = SearchSpace((8,), 34, 2, (2,), 12, 8, (0.5, 1.0))
+    supernet, images = SuperNet(space, 3, 16), random_images(1, 16)
+    one, other = (Architecture.parse(f"p8-e34-token-h2q12m{dim}x2") for dim in (4, 8))
+    for architecture in (one, other):
+        for side in supernet.scheme.training_sides(0):
+            supernet(images, architecture, side).sum().backward()
+        supernet.gradients_in_use(architecture, supernet.scheme.training_sides(0))
+        supernet.extract(architecture)
+    assert encoded == [one, other]
+
+
+def test_an_architecture_outside_the_space_is_refused_every_time(encoded):
+    supernet = SuperNet(SPACE_OF_QUARTERS, 3, 28)
+    for _ in range(2):
+        with pytest.raises(UserError, match="embedding dim 20"):
+            supernet.parts(Architecture.parse("p14-e20-token-h2q96m64"))
+
+
+@pytest.mark.parametrize(("sharing", "step"), [("bilateral", 0), ("ordinal", 0), ("cyclic", 0), ("cyclic", 27)])
+def test_gradients_in_use_are_views_of_what_a_step_trains_and_no_more(supernet_space, sharing, step):
+    supernet = randomise(SuperNet(supernet_space, 10, 16, sharing))
+    architecture = supernet_space.decode([1, 1, 2, 0, 0, 1, 0, 0])
+    sides = supernet.scheme.training_sides(step)
+    sum(supernet(random_images(2, 16), architecture, side) for side in sides).square().sum().backward()
+    for side in sides:
+        views = supernet.gradients_in_use(architecture, (side,))
+        assert sum(view.numel() for view in views) == architecture.parameters(16, 10)
+    for view in supernet.gradients_in_use(architecture, sides):
+        view.zero_()
+    assert all(p.grad is None or not p.grad.any() for p in supernet.parameters())
+
+
+def places(views: list[torch.Tensor]) -> list[tuple]:
+    return [(view.data_ptr(), view.shape, view.stride()) for view in views]
+
+
+def test_gradients_in_use_list_a_view_that_several_sides_share_once(supernet_space):
+    supernet, images = randomise(SuperNet(supernet_space, 10, 16, "bilateral")), random_images(2, 16)
+    widest = largest(supernet_space)
+    # Narrow in all but the MLP of its first block, which both sides use whole; the classifier's bias has no side.
+    narrow = Architecture.parse("p8-e16-token-h2q48m64-id")
+    for architecture in (widest, narrow):
+        sum(supernet(images, architecture, side) for side in ("left", "right")).sum().backward()
+    parts = len(supernet.parts(widest))
+    assert len(supernet.gradients_in_use(widest, ("left", "right"))) == parts
+    parts = len(supernet.parts(narrow))
+    shared = {"head.bias", "blocks.0.mlp.fc1.bias"}
+    views = supernet.gradients_in_use(narrow, ("left", "right"))
+    assert len(views) == len(set(places(views))) == 2 * parts - len(shared)
+    assert places(supernet.gradients_in_use(narrow, ("left",))) == places(views[:parts])

@@ -1,72 +1,16 @@
-"""Architectures, search spaces and the codec between genomes and architectures."""
+"""Search spaces, and the codec between genomes and architectures."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import largest
 from vitas import Architecture, Block, SearchSpace
 from vitas.architecture import IDENTITY
-from vitas.catalog import Found, read_found, write_found
 from vitas.errors import UserError
-
-blocks = st.just(IDENTITY) | st.builds(
-    lambda heads, share, mlp: Block(heads, 3 * heads * share, mlp),
-    st.integers(1, 20),
-    st.integers(1, 100),
-    st.integers(1, 4000),
-)
-architectures = st.builds(
-    Architecture,
-    st.integers(1, 64),
-    st.integers(20, 2000),
-    st.lists(blocks, max_size=8).map(tuple),
-    st.sampled_from(["token", "mean"]),
-)
-
-
-# Forms of an architecture
-
-
-@given(architectures)
-def test_text_is_one_word_and_parses_back_to_an_equal_architecture(architecture):
-    text = str(architecture)
-    assert len(text.split()) == 1
-    assert "/" not in text
-    assert Architecture.parse(text) == architecture
-
-
-@given(architectures)
-def test_yaml_form_loads_back_to_an_equal_architecture(architecture):
-    assert Architecture.from_dict(yaml.safe_load(yaml.safe_dump(architecture.to_dict()))) == architecture
-
-
-@given(architectures, architectures)
-def test_text_is_canonical(one, other):
-    assert (str(one) == str(other)) == (one == other)
-
-
-def test_text_of_a_known_architecture():
-    architecture = Architecture(16, 230, (Block(3, 432, 720),) * 2 + (IDENTITY,) * 2 + (Block(3, 432, 720),))
-    assert str(architecture) == "p16-e230-token-h3q432m720x2-idx2-h3q432m720"
-
-
-def test_yaml_form_takes_repeat_and_defaults_to_the_class_token():
-    block = {"heads": 3, "qkv_dim": 432, "mlp_dim": 720, "repeat": 12}
-    architecture = Architecture.from_dict({"patch_size": 16, "embed_dim": 230, "blocks": [block]})
-    assert architecture == Architecture(16, 230, (Block(3, 432, 720),) * 12, "token")
-
-
-@given(architectures)
-def test_shifted_keeps_the_network_and_moves_identities_last(architecture):
-    shifted = architecture.shifted()
-    assert shifted.active_blocks == architecture.active_blocks == shifted.blocks[: shifted.depth]
-    assert len(shifted.blocks) == len(architecture.blocks)
-    assert shifted.shifted() == shifted
-
 
 # The codec, over every genome
 
@@ -129,12 +73,6 @@ def test_size_counts_the_different_networks_of_at_least_one_block(tiny_space, al
     assert tiny_space.size == len(all_architectures(tiny_space))
 
 
-def test_largest_is_a_member_and_the_dearest_one(tiny_space, all_architectures):
-    members = all_architectures(tiny_space)
-    assert tiny_space.largest in members
-    assert tiny_space.largest.macs(16, 10) == max(member.macs(16, 10) for member in members)
-
-
 @given(data=st.data())
 def test_random_genomes_of_random_spaces_survive_the_codec(spaces, data):
     space = data.draw(spaces)
@@ -142,6 +80,19 @@ def test_random_genomes_of_random_spaces_survive_the_codec(spaces, data):
     architecture = space.decode(genome)
     assert space.decode(space.encode(architecture)) == architecture
     assert space.decode(space.canonical(genome)[0]) == architecture.shifted()
+
+
+@pytest.mark.parametrize("kind", ["identity", "deep", "shared"])
+def test_positions_that_an_architecture_lacks_are_identities(tiny_spaces, all_architectures, kind):
+    space = tiny_spaces[kind]
+    for architecture in all_architectures(space):
+        assert space.encode(architecture.compact()).tolist() == space.encode(architecture).tolist()
+
+
+def test_lists_of_a_space_become_tuples_so_that_equal_spaces_are_one_key():
+    lists, tuples = (SearchSpace(kind((4, 8)), 32, 2, kind((2, 4)), 96, 64, kind((0.5, 1.0))) for kind in (list, tuple))
+    assert lists == tuples
+    assert hash(lists) == hash(tuples)
 
 
 def test_net_id_holds_the_choices_then_two_zeros_then_the_widths(tiny_spaces):
@@ -237,91 +188,6 @@ def test_a_space_with_a_member_that_cannot_be_built_names_field_and_value(small_
 
 
 @pytest.mark.parametrize(
-    ("build", "fragments"),
-    [
-        (lambda: Block(5, 96, 64), ["qkv_dim 96", "5 heads", "multiple of 15"]),
-        (lambda: Block(0, 96, 64), ["heads=0", "positive"]),
-        (lambda: Block(2, 96, -1), ["mlp_dim=-1", "positive"]),
-        (lambda: Architecture(0, 32, ()), ["patch size 0"]),
-        (lambda: Architecture(4, 0, ()), ["embedding dim 0"]),
-        (lambda: Architecture(4, 32, (), "cls"), ["classifier", "'cls'", "token", "mean"]),
-        (lambda: Architecture(4, 2, (Block(4, 96, 64),)), ["4 heads", "embedding dim 2"]),
-    ],
-)
-def test_an_architecture_that_cannot_be_built_names_field_and_value(build, fragments):
-    with pytest.raises(UserError) as error:
-        build()
-    assert all(fragment in str(error.value) for fragment in fragments), error.value
-
-
-@pytest.mark.parametrize(
-    ("text", "fragment"),
-    [
-        ("", "''"),
-        ("vitas_a", "'vitas_a'"),
-        ("p16-e230-cls-h3q432m720", "'p16-e230-cls-h3q432m720'"),
-        ("p16-e230-token-h3q432", "'h3q432' is no block"),
-        ("p16-e230-token-h3q432m720x-id", "'h3q432m720x' is no block"),
-        ("p16-e230-token-", "'' is no block"),
-        ("p16-e230-token-h3q430m720", "qkv_dim 430"),
-        ("p0-e230-token-id", "patch size 0"),
-        ("p16-e230-token-h3q432m720x0", "x0"),
-        ("p16-e230-token-idx0", "idx0"),
-    ],
-)
-def test_a_text_that_does_not_parse_is_refused_by_its_wrong_part(text, fragment):
-    with pytest.raises(UserError) as error:
-        Architecture.parse(text)
-    assert fragment in str(error.value)
-
-
-@given(st.text() | st.from_regex(r"p\d{1,2}-e\d{1,3}-(token|mean)(-[hqmidx\d]{0,9}){0,3}", fullmatch=True))
-def test_any_text_parses_or_is_refused(text):
-    try:
-        architecture = Architecture.parse(text)
-    except UserError:
-        return
-    assert Architecture.parse(str(architecture)) == architecture
-
-
-BLOCK = {"heads": 2, "qkv_dim": 96, "mlp_dim": 64}
-
-
-@pytest.mark.parametrize(
-    ("changes", "fragments"),
-    [
-        ({"patch_size": "4"}, ["architecture.patch_size", "'4'"]),
-        ({"patch_size": True}, ["architecture.patch_size", "True"]),
-        ({"embed_dim": 32.0}, ["architecture.embed_dim", "32.0"]),
-        ({"classifier": "both"}, ["classifier", "'both'"]),
-        ({"classifier": None}, ["classifier", "None"]),
-        ({"depth": 3}, ["'depth'", "unknown key"]),
-        ({1: 2, "depth": 3}, ["unknown key", "1"]),
-        ({"blocks": "identity"}, ["architecture.blocks", "'identity'"]),
-        ({"blocks": ["id"]}, ["architecture.blocks[0]", "'id'"]),
-        ({"blocks": ["identity", {"heads": 2}]}, ["architecture.blocks[1]", "{'heads': 2}"]),
-        ({"blocks": [BLOCK | {"heads": "2"}]}, ["architecture.blocks[0].heads", "'2'"]),
-        ({"blocks": [BLOCK | {"repeat": 1.5}]}, ["architecture.blocks[0].repeat", "1.5"]),
-        ({"blocks": [BLOCK | {"repeat": 0}]}, ["architecture.blocks[0].repeat", "0"]),
-        ({"blocks": [BLOCK | {"repeat": -2}]}, ["architecture.blocks[0].repeat", "-2"]),
-        ({"blocks": [BLOCK | {"heads": 5}]}, ["qkv_dim 96", "5 heads"]),
-    ],
-)
-def test_a_yaml_form_that_is_wrong_is_refused_by_key_and_value(changes, fragments):
-    with pytest.raises(UserError) as error:
-        Architecture.from_dict({"patch_size": 4, "embed_dim": 32, "blocks": []} | changes)
-    assert all(fragment in str(error.value) for fragment in fragments), error.value
-
-
-@pytest.mark.parametrize("key", ["patch_size", "embed_dim", "blocks"])
-def test_a_yaml_form_without_a_needed_key_names_it(key):
-    data = {"patch_size": 4, "embed_dim": 32, "blocks": []}
-    del data[key]
-    with pytest.raises(UserError, match=f"no key '{key}'"):
-        Architecture.from_dict(data)
-
-
-@pytest.mark.parametrize(
     ("net_id", "fragments"),
     [
         ("1 2 x", ["'1 2 x'", "integers"]),
@@ -346,7 +212,7 @@ def test_net_ids_belong_to_per_block_spaces(tiny_spaces):
     with pytest.raises(UserError, match="shares its blocks"):
         space.from_net_id("0 0 0")
     with pytest.raises(UserError, match="shares its blocks"):
-        space.to_net_id(space.largest)
+        space.to_net_id(largest(space))
 
 
 @pytest.mark.parametrize(
@@ -360,6 +226,7 @@ def test_net_ids_belong_to_per_block_spaces(tiny_spaces):
         ("identity", "p8-e32-mean-h2q96m64x2", "classifier is token"),
         ("identity", "p8-e32-token-h2q96m64x3", "3 positions"),
         ("no identity", "p8-e32-token-h2q96m64-id", "has none"),
+        ("no identity", "p8-e32-token-h2q96m64", "1 positions"),
         ("shared", "p8-e32-token-h2q96m64-id-h2q96m64", "identities last"),
         ("shared", "p8-e32-token-h2q96m64x2-h4q96m64", "repeats one block"),
     ],
@@ -376,31 +243,3 @@ def test_an_architecture_outside_the_space_is_refused_by_what_lies_outside(tiny_
 def test_a_genome_outside_the_space_is_refused_by_gene_and_value(tiny_spaces, genome, fragment):
     with pytest.raises(UserError, match=fragment):
         tiny_spaces["identity"].decode(genome)
-
-
-# architectures.yaml
-
-
-def test_found_architectures_read_back_in_order(tmp_path, small_space):
-    rng = np.random.default_rng(0)
-    entries = [Found(f"subnet_{i}", small_space.sample(rng), {"top1": 90.0 - i}) for i in range(1, 4)]
-    write_found(tmp_path / "architectures.yaml", entries)
-    found = read_found(tmp_path / "architectures.yaml")
-    assert list(found.items()) == [(entry.name, entry.architecture) for entry in entries]
-
-
-@pytest.mark.parametrize(
-    ("text", "fragments"),
-    [
-        ("[]", ["list of architectures"]),
-        ("architectures: {a: 1}", ["list of architectures"]),
-        ("architectures: [{name: a}]", ["entry 0"]),
-        ("architectures: [{name: a, architecture: {patch_size: 4}}]", [": a: ", "embed_dim"]),
-    ],
-)
-def test_a_file_of_another_form_is_refused_by_path_and_entry(tmp_path, text, fragments):
-    path = tmp_path / "architectures.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError) as error:
-        read_found(path)
-    assert all(fragment in str(error.value) for fragment in [str(path), *fragments]), error.value

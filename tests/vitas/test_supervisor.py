@@ -115,12 +115,13 @@ def test_what_slurm_has_decided_stands(job, tmp_path, shown, ranks):
     assert asked(tmp_path) == ""
 
 
-def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, tmp_path):
-    population = tmp_path / "run" / "search" / "population.jsonl"
+@pytest.mark.parametrize("journal", ["population.jsonl", "growth.jsonl"])
+def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, tmp_path, journal):
+    scores = tmp_path / "run" / "search" / journal
     for requeues in (1, 2):
         assert "died; requeued" in job("exit 1").stdout
         assert asked(tmp_path) == "requeue 7\n" * requeues
-    population.write_text("a score\n")
+    scores.write_text("a score\n")
     for requeues in (3, 4):
         assert "died; requeued" in job("exit 1").stdout
         assert asked(tmp_path) == "requeue 7\n" * requeues

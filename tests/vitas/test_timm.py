@@ -1,4 +1,4 @@
-"""The networks as timm's: registered whatever is imported first, and with the attributes and methods of timm's own."""
+"""The networks in timm: registered by `import vitas.timm`, and with the attributes and methods of timm's own."""
 
 import copy
 import json
@@ -16,7 +16,6 @@ from timm.data import resolve_model_data_config as data_config_of
 from timm.optim import param_groups_layer_decay
 from timm.utils import AverageMeter, accuracy
 from torch import nn
-from vitas.registry import register_published
 
 import vitas
 from tests.processes import ENVIRONMENT, REPOSITORY
@@ -29,13 +28,14 @@ from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.evaluate import evaluate
 from vitas.models import vision_transformer
+from vitas.timm import TimmVisionTransformer
 
 PUBLISHED = ["vitas_a", "vitas_b", "vitas_c", "vitas_e", "vitas_f"]
 # Identities at the front, between blocks and at the end.
 TEXT = "p8-e20-token-id-h2q18m30-id-h3q36m10-h1q18m12-id"
 
 
-def small(text: str = TEXT, seed: int = 0, **kwargs) -> VisionTransformer:
+def small(text: str = TEXT, seed: int = 0, **kwargs) -> TimmVisionTransformer:
     """A network made by timm, with weights that all matter."""
     network = timm.create_model("vitas", architecture=text, **({"img_size": 32, "num_classes": 10} | kwargs))
     return randomise(network, seed)
@@ -63,42 +63,19 @@ def run_python(script: str) -> str:
     return done.stdout
 
 
-def test_importing_vitas_loads_neither_timm_nor_torch_and_leaves_timm_findable():
-    run_python(
-        "import importlib.util, sys, vitas\n"
-        "spec = importlib.util.find_spec('timm')\n"
-        "assert spec.origin.endswith('__init__.py') and spec.submodule_search_locations\n"
-        "vitas.zoo()\n"
-        "assert not {'timm', 'torch'} & set(sys.modules)\n"
-    )
-
-
-def test_without_timm_vitas_can_be_imported_and_timm_is_missed_as_ever():
-    run_python(
-        "import sys\n"
-        "class Nothing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'timm':\n"
-        "            raise ModuleNotFoundError(\"No module named 'timm'\", name='timm')\n"
-        "sys.meta_path.insert(0, Nothing())\n"
-        "import vitas\n"
-        "vitas.zoo()\n"
-        "try:\n"
-        "    import timm\n"
-        "except ModuleNotFoundError as error:\n"
-        "    assert error.name == 'timm'\n"
-        "else:\n"
-        "    raise AssertionError('timm was found')\n"
-    )
+def test_importing_vitas_alone_loads_neither_timm_nor_torch():
+    run_python("import sys, vitas\nvitas.zoo()\nassert not {'timm', 'torch'} & set(sys.modules)\n")
 
 
 def test_whatever_is_imported_first_timm_knows_the_networks():
     """Each order in a process of its own, forked where torch is loaded already."""
     orders = {
-        "timm first": "import timm, vitas",
-        "vitas first, and both again": "import vitas, timm, importlib; importlib.reload(timm); importlib.reload(vitas)",
-        "timm from within vitas.models": "import vitas; vitas.VisionTransformer; import timm",
-        "timm from within the registry": f"import vitas; vitas.register('vitas_mine', {TEXT!r}); import timm",
+        "timm first": "import timm, vitas.timm",
+        "vitas.timm first, and both again": (
+            "import vitas.timm, timm, importlib; importlib.reload(timm); importlib.reload(vitas.timm)"
+        ),
+        "the networks of vitas first": "import vitas; vitas.VisionTransformer; import vitas.timm, timm",
+        "registering first": f"import vitas; vitas.register('vitas_mine', {TEXT!r}); import timm",
     }
     out = run_python(
         "import json, os, sys, traceback, warnings\n"
@@ -114,19 +91,19 @@ def test_whatever_is_imported_first_timm_knows_the_networks():
         "        timm = sys.modules['timm']\n"
         "        models = timm.list_models('vitas*')\n"
         "        network = timm.create_model('vitas', architecture='p8-e20-token-h2q18m30', img_size=16)\n"
-        "        print(json.dumps([name, models, type(network).__module__]), flush=True)\n"
+        "        print(json.dumps([name, models, type(network).__name__]), flush=True)\n"
         "    except BaseException:\n"
         "        traceback.print_exc()\n"
         "    os._exit(0)\n"
         "for child in children:\n"
         "    os.waitpid(child, 0)\n"
     )
-    seen = {name: (models, module) for name, models, module in map(json.loads, out.splitlines())}
+    seen = {name: (models, kind) for name, models, kind in map(json.loads, out.splitlines())}
     assert set(seen) == set(orders), out
-    for name, (models, module) in seen.items():
-        mine = ["vitas_mine"] if name == "timm from within the registry" else []
+    for name, (models, kind) in seen.items():
+        mine = ["vitas_mine"] if name == "registering first" else []
         assert models == ["vitas", *PUBLISHED, *mine], name
-        assert module == "vitas.models.vision_transformer"
+        assert kind == "TimmVisionTransformer"
 
 
 def test_timm_lists_the_published_networks_but_those_that_are_its_own():
@@ -134,7 +111,6 @@ def test_timm_lists_the_published_networks_but_those_that_are_its_own():
     assert set(PUBLISHED) <= set(timm.list_models("vitas*"))
     assert not timm.is_model("deit_tiny")
     assert timm.list_models("vitas*", pretrained=True) == []
-    register_published()
     for name in PUBLISHED:
         cfg = timm.get_pretrained_cfg(name)
         assert (cfg.architecture, cfg.num_classes, cfg.input_size) == (name, 1000, (3, 224, 224))
@@ -146,8 +122,9 @@ def test_timm_lists_the_published_networks_but_those_that_are_its_own():
 
 def test_the_names_of_models_are_no_names_of_the_module():
     namespace = {}
-    exec("from vitas.registry import *", namespace)
-    assert {"register", "register_published"} <= set(namespace)
+    exec("from vitas.timm import *", namespace)
+    assert {"TimmVisionTransformer", "register"} <= set(namespace)
+    assert not {"vitas", *PUBLISHED} & set(namespace)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -156,7 +133,7 @@ def test_a_name_in_timm_is_the_network_of_that_name(name, monkeypatch):
     monkeypatch.setattr(vision_transformer, "init_weights", lambda network: None)
     network = timm.create_model(name, num_classes=10, img_size=32, drop_path_rate=0.1)
     ours = VisionTransformer(zoo()[name], 10, 32, drop_path_rate=0.1)
-    assert type(network) is VisionTransformer
+    assert type(network) is TimmVisionTransformer
     assert network.architecture == zoo()[name]
     assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
     assert [b.drop_path.drop_prob for b in network.blocks] == [b.drop_path.drop_prob for b in ours.blocks]
@@ -275,6 +252,7 @@ def test_a_reset_classifier_is_fresh_and_the_architecture_stays_true():
         network.reset_classifier(5, "mean")
 
 
+@pytest.mark.filterwarnings("error")
 def test_global_pool_and_no_classes_can_be_asked_for_at_once():
     network = small(global_pool="avg", num_classes=0)
     assert (network.architecture.classifier, network.num_classes) == ("mean", 0)
@@ -282,7 +260,7 @@ def test_global_pool_and_no_classes_can_be_asked_for_at_once():
     assert network(random_images()).shape == (3, 20)
 
 
-def block_outputs(network: VisionTransformer, images: torch.Tensor) -> list[torch.Tensor]:
+def block_outputs(network: TimmVisionTransformer, images: torch.Tensor) -> list[torch.Tensor]:
     seen = []
     hooks = [block.register_forward_hook(lambda m, i, out: seen.append(out)) for block in network.blocks]
     network(images)

@@ -22,7 +22,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     """A line for every mistake that types cannot say; of flagged ones of `stages`, in the file system too."""
     model = config.model
     flagged = config.flagged(stages)
-    # Leftovers of stages that do not run should not keep another one from running.
+    # Whether space and images go together is asked only of a run that searches.
     searches = bool(config.flagged(("search", "sample")))
     if model.space is not None and searches:
         for patch_size in model.space.patch_sizes:

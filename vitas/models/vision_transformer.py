@@ -111,7 +111,7 @@ class VisionTransformer(nn.Module):
         if reduce == 1:
             x_BND = self.patch_embed(images)
         else:
-            images = coarser_images(images, reduce, self.architecture.patch_size)
+            images = coarser_images(images, reduce, self.patch_embed.patch_size[0])
             x_BND = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         # Last, as of full tokens: gradients are then ready in the same order, in which several processes reduce them.

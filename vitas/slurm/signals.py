@@ -64,8 +64,11 @@ def watch_time_limit() -> None:
         _deadline = time.monotonic() + limit.left - margin
 
 
-def guard(check: Callable[[], None]) -> None:
-    """Have `check` called, on the rank that sets it, every few seconds; it raises where the run may not go on."""
+def guard(check: Callable[[], None] | None) -> None:
+    """Have `check` called, on the rank that sets it, every few seconds; it raises where the run may not go on.
+
+    None ends it.
+    """
     global _guard
     last = time.monotonic()
 
@@ -75,7 +78,7 @@ def guard(check: Callable[[], None]) -> None:
             check()
             last = time.monotonic()
 
-    _guard = now_and_then
+    _guard = now_and_then if check else None
 
 
 def stop_code() -> int:

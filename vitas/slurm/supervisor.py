@@ -169,7 +169,7 @@ def _patiently(ask: Callable[[], object]) -> object:
 
 def _progress(run: RunFolder) -> int:
     """Changes with every checkpoint, score and result: the time of the newest of their files, in nanoseconds."""
-    files = [*run.root.glob("*/checkpoint/*.pth.tar"), run.population, run.architectures, run.results]
+    files = [*run.root.glob("*/checkpoint/*.pth.tar"), *run.journals, run.architectures, run.results]
     return max((path.stat().st_mtime_ns for path in files if path.exists()), default=0)
 
 

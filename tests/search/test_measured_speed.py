@@ -9,15 +9,12 @@ import yaml
 from search import measured_speed as module
 from search.measured_speed import SpeedMeter
 from search.sample import sample
-from search.search import search
 from search.subnets import subnets_to_train
-from vitas import config as configuration
-from vitas.budget import Budget, SpeedModel
+from tests.conftest import largest
+from vitas.budget import Budget, SpeedModel, move_into_budget
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
-
-QUICK = ["search.epochs=1", "search.warmup_epochs=0"]
 
 
 @pytest.fixture
@@ -34,24 +31,29 @@ def clock(monkeypatch):
     return asked
 
 
-def load(make_config, minimum, maximum, *overrides):
-    budget = {"minimum": minimum, "maximum": maximum, "convention": "images_per_second", "batch_size": 8}
-    return configuration.load(make_config(), [*QUICK, f"sample.budget={json.dumps(budget)}", *overrides])
+@pytest.fixture
+def load(trained):
+    """(minimum, maximum, overrides) -> a configuration with such a budget in images per second, its supernet trained"""
+
+    def load(minimum, maximum, *overrides):
+        budget = {"minimum": minimum, "maximum": maximum, "convention": "images_per_second", "batch_size": 8}
+        return trained(f"sample.budget={json.dumps(budget)}", *overrides)
+
+    return load
 
 
 def report(config, stage="sample"):
     return Report(stage, config.folder, World())
 
 
-def test_what_is_found_is_as_fast_as_the_budget_asks(make_config, clock):
-    config = load(make_config, 1000, 1600)
-    search(config, World())
+def test_what_is_found_is_as_fast_as_the_budget_asks(load, clock):
+    config = load(1000, 1600)
     sample(config, World())
     found = yaml.safe_load(config.folder.architectures.read_text())["architectures"]
     assert found
     for entry in found:
         architecture = config.architecture(entry["name"])
-        assert entry["images_per_second"] in config.sample.budget.build()
+        assert entry["images_per_second"] in config.sample.budget
         assert entry["images_per_second"] == pytest.approx(
             1 / (1e-9 * architecture.macs(32, 10) + 1e-6 * architecture.depth)
         )
@@ -60,12 +62,11 @@ def test_what_is_found_is_as_fast_as_the_budget_asks(make_config, clock):
         row["architecture"]: row["images_per_second"]
         for row in map(json.loads, config.folder.speeds.read_text().splitlines()[1:])
     }
-    assert all(measured[architecture] in config.sample.budget.build() for architecture in scored)
+    assert all(measured[architecture] in config.sample.budget for architecture in scored)
 
 
-def test_nothing_is_measured_twice(make_config, clock):
-    config = load(make_config, 1000, 1600)
-    search(config, World())
+def test_nothing_is_measured_twice(load, clock):
+    config = load(1000, 1600)
     sample(config, World())
     assert len(clock) == len({architecture.shifted() for architecture in clock})
     before, count = config.folder.population.read_bytes(), len(clock)
@@ -74,44 +75,41 @@ def test_nothing_is_measured_twice(make_config, clock):
     assert config.folder.population.read_bytes() == before
 
 
-def test_a_budget_that_nothing_meets_is_told_with_the_nearest_speed(make_config, clock):
-    config = load(make_config, 10**8, 2 * 10**8)
-    search(config, World())
+def test_a_budget_that_nothing_meets_is_told_with_the_nearest_speed(load, clock):
+    config = load(10**8, 2 * 10**8)
     with pytest.raises(UserError, match=r"sample.budget: .*100,000,000 to 200,000,000 images/s"):
         sample(config, World())
 
 
-def test_scores_of_a_search_with_another_kind_of_budget_do_not_count(make_config, clock, monkeypatch):
-    counted = configuration.load(make_config(), QUICK)
-    search(counted, World())
-    sample(counted, World())
+def test_scores_of_a_search_with_another_kind_of_budget_do_not_count(load, trained, clock, monkeypatch):
+    sample(trained(), World())
     # A range between two measured subnets, and a device that slows down: the model proposes, nothing keeps to it.
-    timed = load(make_config, 1, 2)
+    timed = load(1, 2)
     speeds = SpeedMeter(timed, report(timed), World())
-    speeds.model()
-    middle = np.sort(speeds.of(clock))[16:48]
+    speeds.fit_model()
+    middle = np.sort(speeds.measure(clock))[16:48]
     widest = np.argmax(np.diff(middle))
     monkeypatch.setattr(module, "images_per_second", lambda *_: 1.0)
-    config = load(make_config, int(middle[widest]) + 1, int(middle[widest + 1]))
+    config = load(int(middle[widest]) + 1, int(middle[widest + 1]))
     with pytest.raises(UserError, match=r"none of the \d+ architectures that were scored has .* images/s"):
         sample(config, World())
 
 
-def test_speeds_at_another_batch_size_are_refused(make_config, clock):
-    config = load(make_config, 1000, 1600)
-    SpeedMeter(config, report(config), World()).model()
-    other = load(make_config, 1000, 1600, "sample.budget.batch_size=4")
+def test_speeds_at_another_batch_size_are_refused(load, clock):
+    config = load(1000, 1600)
+    SpeedMeter(config, report(config), World()).fit_model()
+    other = load(1000, 1600, "sample.budget.batch_size=4")
     with pytest.raises(UserError, match=r"holds measured speeds made with another batch_size"):
         SpeedMeter(other, report(other), World())
 
 
-def test_random_subnets_are_trained_at_the_speed_of_the_budgets_middle(make_config, clock):
-    config = load(make_config, 1200, 1400)
-    probability = subnets_to_train(config, report(config, "search"), World())
-    model = SpeedMeter(config, report(config), World()).model()
+def test_random_subnets_are_trained_at_the_speed_of_the_budgets_middle(load, clock):
+    config = load(1200, 1400)
+    probability = subnets_to_train(config, report(config, "search"), World()).identity_probability
+    model = SpeedMeter(config, report(config), World()).fit_model()
     genomes = config.space.sample_genomes(np.random.default_rng(7), 4000, probability)
     assert 0 < probability < 1
-    assert 1 / (1 / model.of(genomes)).mean() == pytest.approx(1300, rel=0.05)
+    assert 1 / (1 / model.predict(genomes)).mean() == pytest.approx(1300, rel=0.05)
 
 
 def test_the_model_of_speed_predicts_what_it_has_not_seen(vitas_spaces):
@@ -125,15 +123,17 @@ def test_the_model_of_speed_predicts_what_it_has_not_seen(vitas_spaces):
 
     model = SpeedModel.fit(space, 224, genomes, 1 / seconds(genomes))
     unseen = space.sample_genomes(rng, 100, 0.4)
-    np.testing.assert_allclose(model.of(unseen), 1 / seconds(unseen), rtol=0.05)
+    np.testing.assert_allclose(model.predict(unseen), 1 / seconds(unseen), rtol=0.05)
     budget = Budget(500, 700, "images_per_second")
-    moved = model.of(model.move_into(budget, unseen, rng))
-    assert np.mean((moved >= 500) & (moved <= 700)) > np.mean((model.of(unseen) >= 500) & (model.of(unseen) <= 700))
+    moved = model.predict(move_into_budget(unseen, model, budget, rng))
+    assert np.mean((moved >= 500) & (moved <= 700)) > np.mean(
+        (model.predict(unseen) >= 500) & (model.predict(unseen) <= 700)
+    )
 
 
-def test_a_real_measurement_of_this_machine(make_config):
-    config = load(make_config, 1, 10**9)
+def test_a_real_measurement_of_this_machine(load):
+    config = load(1, 10**9)
     measured = SpeedMeter(config, report(config), World())
-    smallest = config.space.decode(config.space.encode(config.space.largest) * 0)
-    slow, fast = measured.of([config.space.largest, smallest])
+    smallest = config.space.decode(config.space.gene_counts * 0)
+    slow, fast = measured.measure([largest(config.space), smallest])
     assert 0 < slow < fast

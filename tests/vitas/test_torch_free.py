@@ -1,0 +1,103 @@
+"""What must not load torch, which takes seconds: a typing error, a --help and a table of costs do not wait for it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import small_run
+from tests.processes import ENVIRONMENT, REPOSITORY
+
+FRAMEWORKS = ("torch", "torchvision", "timm")
+MODULES = [
+    "vitas.config", "vitas", "vitas.errors", "vitas.architecture", "vitas.space", "vitas.budget", "vitas.sharing",
+    "vitas.catalog", "vitas.asvit.genotype", "vitas.run", "vitas.files", "vitas.section", "vitas.released",
+    "vitas.data.folders", "vitas.program", "vitas.cli", "vitas.cli.describe", "vitas.cli.launch", "search.objectives",
+    *(f"vitas.slurm.{path.stem}" for path in sorted((REPOSITORY / "vitas" / "slurm").glob("[!_]*.py"))),
+]  # fmt: skip
+# Name: (module, arguments, exit code, what it prints). {config} is a YAML of a small run.
+COMMANDS = {
+    "an unknown key": ("search", ["{config}", "search.epoch=3"], 2, "search.epoch: unknown key"),
+    "a budget that nothing meets": (
+        "search", ["{config}", "sample.budget={minimum: 1, maximum: 2}"], 2, "sample.budget: no architecture",
+    ),
+    "search --help": ("search", ["--help"], 0, "usage: python -m search"),
+    "retrain --help": ("retrain", ["--help"], 0, "usage: python -m retrain"),
+    "inference --help": ("inference", ["--help"], 0, "usage: python -m inference"),
+    "inference export --help": ("inference", ["export", "--help"], 0, "usage: python -m inference export"),
+    "inference predict --help": ("inference", ["predict", "--help"], 0, "usage: python -m inference predict"),
+    "vitas --help": ("vitas", ["--help"], 0, "usage: vitas"),
+    "vitas describe": ("vitas", ["describe", "vitas_c"], 0, "6,048,414 parameters"),
+    "vitas zoo": ("vitas", ["zoo"], 0, "deit_small"),
+    "vitas launch --help": ("vitas", ["launch", "--help"], 0, "usage: vitas launch"),
+    "the supervisor's usage": ("vitas.slurm.supervisor", [], 2, "usage: python -m vitas.slurm.supervisor"),
+}  # fmt: skip
+
+# One process for all: starting it is what takes long. Each step tells what it loaded that was not there before.
+SCRIPT = """
+import contextlib, importlib, io, json, runpy, sys
+
+frameworks, modules, commands = json.load(sys.stdin)
+steps = {}
+
+
+@contextlib.contextmanager
+def step(name):
+    before, told = set(sys.modules), io.StringIO()
+    steps[name] = found = {"code": 0}
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            yield
+    except SystemExit as end:
+        found["code"] = end.code or 0
+    found |= {"told": told.getvalue(), "loaded": sorted(set(frameworks) & (set(sys.modules) - before))}
+
+
+for module in modules:
+    with step(module):
+        importlib.import_module(module)
+for name, (module, arguments) in commands.items():
+    sys.argv = [module, *arguments]
+    with step(name):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+print(json.dumps(steps))
+"""
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory, digits) -> dict[str, dict]:
+    """What each import and each command printed and loaded, in a process that began with nothing."""
+    folder = tmp_path_factory.mktemp("run")
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(small_run(folder / "run", digits)))
+    commands = {
+        name: (module, [argument.replace("{config}", str(config)) for argument in arguments])
+        for name, (module, arguments, _, _) in COMMANDS.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps([FRAMEWORKS, MODULES, commands]),
+        env=ENVIRONMENT,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_that_plans_and_checks_loads_no_framework(steps, module):
+    assert steps[module]["loaded"] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_trains_nothing_loads_no_framework(steps, name):
+    _, _, code, told = COMMANDS[name]
+    step = steps[name]
+    assert told in step["told"]
+    assert step["code"] == code
+    assert step["loaded"] == []
