@@ -157,9 +157,8 @@ def ntk_images(images: Path, image_size: int) -> Tensor:
 def scores_of(genotype: Genotype, batch: Tensor) -> dict:
     """Costs, and both scores for each initialisation.
 
-    The mean over the first n is what `vitas.asvit.scores.score` gives for n
-    initialisations. The NTK is that of the batch, and for comparison that of
-    Gaussian noise.
+    The mean over the first n is the score with `search.repeat` n. The NTK is
+    that of the batch, and for comparison that of Gaussian noise.
     """
     image_size = batch.shape[-1]
     start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""The `test` stage: measure a trained network."""
+"""The `test` stage, which measures a trained network; and its export, and its predictions."""

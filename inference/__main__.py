@@ -1,4 +1,7 @@
-"""python -m inference CONFIG [key=value ...]; also python -m inference export and python -m inference predict."""
+"""python -m inference CONFIG [key=value ...]; also python -m inference export and python -m inference predict.
+
+torch, which takes seconds to load, is loaded once the arguments and the configuration are right.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 from pathlib import Path
 
 from vitas import config as configuration
-from vitas.errors import exit_on_user_error
+from vitas.errors import MISTAKE, exit_on_user_error
 from vitas.program import positive, run_stages
 
 EPILOG = """\
@@ -20,6 +23,7 @@ A trained network can also be taken elsewhere, and tried on pictures:
 
 Each has a --help of its own."""
 
+# The names of the formats of `inference.export`, which loads torch.
 FORMATS = ("onnx", "safetensors", "pt2", "hf")
 RELEASED = "released"
 _OVERRIDE = re.compile(r"\w+(\.\w+)*=")
@@ -48,7 +52,6 @@ def run_export(arguments: list[str]) -> None:
     parsed = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = configuration.load(parsed.config, parsed.overrides)
-        # It loads torch.
         from inference.export import export
 
         print(export(config, parsed.format, parsed.output, parsed.overwrite))
@@ -80,7 +83,7 @@ def run_predict(arguments: list[str]) -> None:
 
         whole = predict(config, places, parsed.top, parsed.csv)
     if not whole:
-        sys.exit(2)
+        sys.exit(MISTAKE)
 
 
 COMMANDS = {"export": run_export, "predict": run_predict}

@@ -26,6 +26,8 @@ from vitas.report import shown_path
 
 Forward = Callable[[Tensor], Tensor]
 METADATA = "metadata.json"
+# How many images an export is compared with the network on.
+IMAGES = 16
 _BATCH = torch.export.Dim("batch")
 
 
@@ -35,8 +37,8 @@ class Format:
 
     ending: of the default file name.
     write: writes a network to an open file.
-    run: a written file as images [B, 3, H, W] -> logits [B, C]; `TrainedNetwork` says which shapes to expect.
-    tolerance: how far logits may be off, in parts of the largest; 0 is not at all.
+    run: makes a written file a function, images [B, 3, H, W] -> logits [B, C].
+    tolerance: the most by which logits may differ from the network's, in parts of the largest; 0 is none.
     needs: packages of the extra `export`.
     """
 
@@ -47,7 +49,7 @@ class Format:
     needs: tuple[str, ...] = ()
 
     def require(self) -> None:
-        """Raises `UserError` where a package that it needs is missing."""
+        """Raises `UserError` if a package that it needs is missing."""
         for package in self.needs:
             try:
                 import_module(package)
@@ -102,7 +104,7 @@ def _write_safetensors(trained: TrainedNetwork, file: IO[bytes]) -> None:
 
 def _write_released(trained: TrainedNetwork, file: IO[bytes]) -> None:
     state = {
-        "epoch": checkpoint.read(trained.path).get("epoch", 0),
+        "epoch": trained.epoch,
         "model": released.released_keys(trained.network.state_dict(), trained.network.architecture),
         "optimizer": {"state": {}, "param_groups": []},
     }
@@ -122,35 +124,37 @@ FORMATS = {
     "released": Format("_released.pth", _write_released, _run_weights),
 }
 
-IMAGES = 16
+# The one format that is a folder; timm reads it.
+FOLDER = "hf"
 # Layouts that only ViTAS's networks have.
-VITAS_ONLY = ("hf", "released")
+VITAS_ONLY = (FOLDER, "released")
 
 
 def export(config: RunConfig, format_name: str, output: Path | None = None, overwrite: bool = False) -> str:
     """Write the network that the `test` section chooses, and say in one line what was written.
 
-    format_name: one of `FORMATS`, or `hf`, which is a folder.
+    format_name: one of `FORMATS`, or `FOLDER`.
     output: by default `SAVE_PATH/export/`, named after the checkpoint.
     overwrite: replace what is there.
 
-    Raises `UserError` as `trained_network` does; where the format needs a package that
-    is missing, where `output` is there or cannot be written, and where the
+    Raises `UserError` as `trained_network` does, if the format needs a package
+    that is missing, if `output` is there or cannot be written, and if the
     written file's logits are not the network's. Then nothing is written.
     """
-    form = FORMATS.get(format_name)
-    if form:
-        form.require()
+    file_format = FORMATS.get(format_name)
+    if file_format:
+        file_format.require()
     trained = trained_network(config)
     if format_name in VITAS_ONLY and not isinstance(trained.network.architecture, Architecture):
         raise UserError(f"{format_name}: a genotype's network cannot be written so; choose another format")
-    path = output or config.folder.exports / default_name(trained, form.ending if form else f"_{format_name}")
-    _check_free(path, trained.path, overwrite, is_folder=form is None)
-    if form is None:
+    ending = file_format.ending if file_format else f"_{FOLDER}"
+    path = output or config.folder.exports / default_name(trained, ending)
+    _check_free(path, trained.path, overwrite, is_folder=file_format is None)
+    if file_format is None:
         written, compared = _write_folder(trained, path), ""
     else:
         images, source = images_to_compare(trained)
-        difference = write_file(trained, form, path, images)
+        difference = write_file(trained, file_format, path, images)
         written = path.stat().st_size
         found = f"logits differ by {difference:.1e} of the largest at most" if difference else "the same logits"
         compared = f"; {found}, on {len(images)} {source}"
@@ -169,7 +173,7 @@ def default_name(trained: TrainedNetwork, ending: str) -> str:
 def images_to_compare(trained: TrainedNetwork) -> tuple[Tensor, str]:
     """Up to 16 test images from end to end of the set, as `test` shows them to the network [n, 3, H, W]; and whose.
 
-    Where there are no test images, noise of their mean and deviation.
+    Noise of their mean and deviation, if there are no test images.
     """
     model, data = trained.config.model, trained.config.test.data
     if not Path(data.data_dir).is_dir():
@@ -182,23 +186,23 @@ def images_to_compare(trained: TrainedNetwork) -> tuple[Tensor, str]:
     return normalize(images, channels(model.mean), channels(model.std)), f"images of {data.data_dir}"
 
 
-def write_file(trained: TrainedNetwork, form: Format, path: Path, images: Tensor) -> float:
+def write_file(trained: TrainedNetwork, file_format: Format, path: Path, images: Tensor) -> float:
     """Write a file, and keep it if its logits are the network's. Returns the `largest_difference` of the two.
 
-    Raises `UserError` where they are off by more than the format allows.
+    Raises `UserError` if they differ by more than the format allows.
     """
     difference = float("nan")
 
     def write_and_compare(file: IO[bytes]) -> None:
         nonlocal difference
-        form.write(trained, file)
+        file_format.write(trained, file)
         file.flush()
-        difference = largest_difference(trained.network, form.run(Path(file.name), trained), images)
+        difference = largest_difference(trained.network, file_format.run(Path(file.name), trained), images)
         # Not `difference > ...`, which a NaN is not.
-        if not difference <= form.tolerance:
+        if not difference <= file_format.tolerance:
             raise UserError(
                 f"{path} is not written: its logits differ from the network's by {difference:.1e} of the largest, "
-                f"and may by {form.tolerance:.0e}"
+                f"and may by {file_format.tolerance:.0e}"
             )
 
     with torch.no_grad():
@@ -217,12 +221,12 @@ def largest_difference(network: Forward, exported: Forward, images: Tensor) -> f
     return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 
-def _check_free(path: Path, checkpoint: Path, overwrite: bool, is_folder: bool) -> None:
+def _check_free(path: Path, source: Path, overwrite: bool, is_folder: bool) -> None:
     """Raises `UserError` unless a file or folder may be written at `path`; makes the folder that it is in."""
     if path.is_dir() and not is_folder:
         raise UserError(f"--output: found {str(path)!r}, which is a folder; it must be a file")
     if path.exists():
-        if path.samefile(checkpoint):
+        if path.samefile(source):
             raise UserError(f"--output: found {str(path)!r}, which is the checkpoint itself")
         if not overwrite:
             raise UserError(f"--output: {path} is there already; choose another name, or replace it with --overwrite")

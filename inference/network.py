@@ -1,4 +1,4 @@
-"""The trained network that the `test` section chooses: which checkpoint, of which architecture, read once."""
+"""The trained network that the `test` section chooses: which checkpoint, and of which architecture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import vitas
 from vitas import checkpoint
-from vitas.catalog import AnyArchitecture, find_architecture
+from vitas.catalog import AnyArchitecture, parse_architecture
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.folders import check_image_folder, class_names
@@ -47,8 +47,14 @@ def checkpoints_to_test(config: RunConfig) -> list[Path]:
 
 
 def load_network(path: Path, config: RunConfig) -> nn.Module:
-    """The network of a checkpoint, with the weights that `test.weights` chooses, in eval mode on the CPU."""
-    state = checkpoint.read(path)
+    """The network of a checkpoint, with the weights that `test.weights` chooses, in eval mode on the CPU.
+
+    The file is read once. Raises `UserError` if it is broken, or does not fit its architecture.
+    """
+    return _network_of(checkpoint.read(path), path, config)
+
+
+def _network_of(state: Mapping, path: Path, config: RunConfig) -> nn.Module:
     network = create_model(_architecture(state, path, config), config.model.num_classes, config.model.image_size)
     checkpoint.load_state(network, state, path, config.test.weights)
     return network.eval()
@@ -60,7 +66,10 @@ def _architecture(state: Mapping, path: Path, config: RunConfig) -> AnyArchitect
         return config.architecture(config.test.architecture)
     text = state.get("architecture")
     if isinstance(text, str):
-        return find_architecture(text)
+        try:
+            return parse_architecture(text)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     if config.retrain is None:
         raise UserError(f"{path} does not say its architecture; set test.architecture")
     return config.architecture(config.retrain.architecture)
@@ -70,12 +79,14 @@ def _architecture(state: Mapping, path: Path, config: RunConfig) -> AnyArchitect
 class TrainedNetwork:
     """A trained network, and what its pictures and outputs are.
 
-    path: its checkpoint. network: in eval mode, on the CPU.
+    path: its checkpoint. epoch: after which that was written; 0 if it does not say so.
+    network: in eval mode, on the CPU.
     class_names: one for each output; numbers where they are not `named`.
     """
 
     config: RunConfig
     path: Path
+    epoch: int
     network: nn.Module
     class_names: list[str]
     named: bool
@@ -101,15 +112,15 @@ class TrainedNetwork:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The facts as strings, of which those that are no string are JSON."""
+        """The facts as strings: JSON, for those that are no strings."""
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.facts.items()}
 
 
 def trained_network(config: RunConfig) -> TrainedNetwork:
     """The network that the `test` section chooses, of a range the last; `test.flag` does not matter.
 
-    Raises `UserError` where it chooses none, for a checkpoint that
-    is broken or of another architecture, and for test images of other classes.
+    Raises `UserError` if it chooses none, for a checkpoint that is broken or of
+    another architecture, and for test images of other classes.
     """
     test = config.test
     if test is None:
@@ -117,12 +128,15 @@ def trained_network(config: RunConfig) -> TrainedNetwork:
     path = checkpoints_to_test(config)[-1]
     if not path.exists():
         raise UserError(f"test.end: {path} is not written yet")
-    network = load_network(path, config)
+    state = checkpoint.read(path)
+    network = _network_of(state, path, config)
     named = Path(test.data.data_dir).is_dir()
-    if not named:
-        return TrainedNetwork(config, path, network, [str(label) for label in range(config.model.num_classes)], named)
-    try:
-        check_image_folder(test.data.data_dir, config.model.num_classes)
-    except UserError as error:
-        raise UserError(f"test.data.data_dir: {error}") from None
-    return TrainedNetwork(config, path, network, class_names(test.data.data_dir), named)
+    if named:
+        try:
+            check_image_folder(test.data.data_dir, config.model.num_classes)
+        except UserError as error:
+            raise UserError(f"test.data.data_dir: {error}") from None
+        names = class_names(test.data.data_dir)
+    else:
+        names = [str(label) for label in range(config.model.num_classes)]
+    return TrainedNetwork(config, path, state.get("epoch", 0), network, names, named)

@@ -42,8 +42,8 @@ def predict(config: RunConfig, places: Sequence[str], top: int = 5, csv_file: st
     csv_file: where they are written as CSV; `-` prints that, and no table.
 
     Which network, and how a picture is read, is as `test` has it. Raises
-    `UserError` as `trained_network` and `find_pictures` do, and for a `csv_file` that
-    cannot be one.
+    `UserError` as `trained_network` and `find_pictures` do, and for a
+    `csv_file` that cannot be one.
     """
     pictures = find_pictures(places)
     if csv_file not in (None, STDOUT):

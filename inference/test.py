@@ -30,14 +30,14 @@ def test(config: RunConfig, world: World) -> None:
     others = ", ".join(path.name for path in folder.candidates()[1:]) if by_preference else ""
     if others:
         report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
-    # A mistake should come before the images are decoded, not after.
-    first = load_network(paths[0], config) if paths[0].exists() else None
+    # Before the images are decoded, which takes minutes: a file that does not fit is refused at once.
+    loaded = {path: load_network(path, config) for path in paths[:1] if path.exists()}
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
     rows = []
     for path in paths:
         wait_for(path, report, world)
-        network = first if first is not None and path == paths[0] else load_network(path, config)
-        network, architecture = network.to(world.device), network.architecture
+        network = (loaded.pop(path, None) or load_network(path, config)).to(world.device)
+        architecture = network.architecture
         score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
         row = {
             "checkpoint": str(path),
@@ -60,7 +60,7 @@ def test(config: RunConfig, world: World) -> None:
         epoch = CheckpointFolder.epoch_of(path)
         report.scalars(epoch or 0, {name: row[name] for name in ("top1", "top5", "loss", "images_per_second")})
         if world.is_main:
-            write_text(config.folder.results, json.dumps(rows[-1] | {"checkpoints": rows}, indent=2) + "\n")
+            write_text(config.folder.results, json.dumps(row | {"checkpoints": rows}, indent=2) + "\n")
     if world.is_main:
         report.line(f"results are in {shown_path(config.folder.results)}")
     report.close()
@@ -71,7 +71,7 @@ def _released(row: dict) -> str:
 
 
 def wait_for(path: Path, report: Report, world: World) -> None:
-    """Return once every rank sees a file. Raises `Interrupted` where the run is asked to stop meanwhile."""
+    """Return once every rank sees a file. Raises `Interrupted` if the run is asked to stop before that."""
     began = reminded = time.monotonic()
     while True:
         there = all(gather(path.exists(), world))

@@ -1,1 +1,1 @@
-"""The `retrain` stage: the found architecture, trained from scratch."""
+"""The `retrain` stage: train one architecture."""

@@ -20,7 +20,7 @@ from vitas.train import Task, train
 
 
 def retrain(config: RunConfig, world: World) -> None:
-    """Train to the last epoch; checkpoints land in `save_path/retrain/checkpoint/`."""
+    """Train to the last epoch, with checkpoints in `save_path/retrain/checkpoint/`."""
     settings, model = config.retrain, config.model
     report = Report("retrain", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
@@ -29,7 +29,7 @@ def retrain(config: RunConfig, world: World) -> None:
         raise UserError(mistake)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     network = create_model(architecture, model.num_classes, model.image_size, settings.drop_path_rate)
-    # A run that goes on has weights of its own.
+    # A resumed run loads its own checkpoint instead.
     if settings.from_supernet and checkpoints.newest() is None:
         inherit(network, config, report)
     if settings.from_checkpoint is not None and checkpoints.newest() is None:
@@ -66,7 +66,7 @@ def retrain(config: RunConfig, world: World) -> None:
     def forward(images: Tensor, step: int) -> Tensor:
         reduce = schedule.reduction(step)
         if reduce != network.token_reduction:
-            # The wrapper of several processes sees nothing of it: it knows parameters, and all of them stay in use.
+            # DistributedDataParallel need not know: every parameter still has a gradient in every step.
             network.set_token_reduction(reduce)
             side = architecture.tokens_per_side(model.image_size, reduce)
             report.line(
@@ -95,7 +95,7 @@ def retrain(config: RunConfig, world: World) -> None:
 
 
 def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> AnyArchitecture:
-    """What `retrain.architecture` says; else what the checkpoint says that the run starts from; else the best found."""
+    """The architecture of `retrain.architecture`, else that stored in `from_checkpoint`, else the best one found."""
     settings = config.retrain
     if settings.architecture is not None or settings.from_checkpoint is None:
         return config.architecture(settings.architecture)
@@ -107,7 +107,7 @@ def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> AnyArch
 
 
 def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:
-    """Give a network the weights that the run's trained supernet has for it."""
+    """Load the weights that the run's trained supernet has for a network."""
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
     model = config.model
     supernet = SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode)

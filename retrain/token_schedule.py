@@ -1,4 +1,4 @@
-"""Which steps of a training see which tokens: coarser ones first, full ones in the end."""
+"""Which steps of a training see coarser tokens: the first ones; the last ones see full tokens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from vitas.config import TokenPhase
 
 @dataclass(frozen=True)
 class TokenSchedule:
-    """The reduction of every step, a function of the step alone: so it is the same on all ranks and after a restart.
+    """The token reduction of every step; a function of the step, so the same on all ranks and after a restart.
 
-    phases: (the step before which a phase ends, its reduction) in order; the
-        last one ends with the training and has full tokens, reduction 1.
+    phases: (end, reduction) in order, where `end` is the first step after the
+        phase; the last phase ends with the training and has full tokens,
+        reduction 1.
     """
 
     phases: tuple[tuple[int, int], ...]
@@ -27,7 +28,7 @@ class TokenSchedule:
 
     @property
     def total(self) -> int:
-        """Steps of the training."""
+        """The steps of the training."""
         return self.phases[-1][0]
 
     @property
@@ -35,11 +36,11 @@ class TokenSchedule:
         return {reduce for _, reduce in self.phases}
 
     def reduction(self, step: int) -> int:
-        """By how much the tokens along a side are fewer in this step, counted from 0."""
+        """The reduction in a step, counted from 0: the factor by which tokens along a side are fewer."""
         return next(reduce for end, reduce in self.phases if step < end)
 
     def training_macs(self, macs: Mapping[int, int], batch_size: int) -> int:
-        """Multiply-adds of all forward passes, where one image takes `macs[reduction]`."""
+        """MACs of all forward passes, if an image takes `macs[reduction]`."""
         ends = [0, *(end for end, _ in self.phases)]
         steps = [end - start for start, end in pairwise(ends)]
         return batch_size * sum(count * macs[r] for count, (_, r) in zip(steps, self.phases, strict=True))

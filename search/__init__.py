@@ -1,1 +1,1 @@
-"""The `search` and `sample` stages: a supernet, and the architectures that evolution finds with it."""
+"""The `search` and `sample` stages: train a supernet, then evolve architectures with its scores."""

@@ -1,4 +1,4 @@
-"""Evolution by ask and tell, on all ranks: rank 0 proposes with pymoo, every rank gets the same genomes."""
+"""Evolution by ask and tell: rank 0 proposes genomes with pymoo, and every rank gets the same ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vitas.distributed import World, broadcast, stream_seed
 
 
 class Evolution:
-    """NSGA-II over genomes of integers; a function of its seed and of what it is told.
+    """NSGA-II over integer genomes, a function of its seed and of the objectives it is told.
 
-    gene_counts: how many values each gene takes [genes].
-    first: () -> the genomes [population, genes] that it starts from; asked of rank 0 alone.
-    objectives, constraints: how many numbers `tell` gets of each genome.
-    evaluations: how many genomes are scored in all; None is no limit.
-    operators: crossover, mutation, repair and eliminate_duplicates, as pymoo takes them.
+    stream: name of its random stream.
+    gene_counts: the number of values of each gene [genes].
+    first: () -> the initial genomes [population, genes]; called on rank 0 only.
+    objectives, constraints: how many of each `tell` gets per genome.
+    operators: pymoo's crossover, mutation, repair and eliminate_duplicates.
     """
 
     def __init__(
@@ -43,20 +43,25 @@ class Evolution:
         problem = Problem(
             n_var=gene_counts.size, n_obj=objectives, n_ieq_constr=constraints, xl=0, xu=gene_counts - 1, vtype=int
         )
-        # The caller ends it.
+        # The caller decides when to stop.
         self._algorithm.setup(problem, termination=("n_gen", 10**9), seed=stream_seed(seed, stream) % 2**32)
 
     def ask(self) -> np.ndarray:
-        """The next genomes [children, genes], the same on every rank; none where nothing new is found."""
+        """The next genomes [children, genes], the same on every rank; none if it finds no new ones."""
+        genomes = None
+        # Only rank 0 proposes, because sorting may break ties differently on other machines.
         if self._algorithm is not None:
             self._proposed = self._algorithm.ask()
-        # Rank 0 alone proposes: sorting need not break ties alike on every machine.
-        return broadcast(self._proposed.get("X").astype(np.int64) if self._algorithm is not None else None, self._world)
+            genomes = self._proposed.get("X").astype(np.int64)
+        return broadcast(genomes, self._world)
 
     def tell(self, objectives: np.ndarray, constraints: np.ndarray | None = None) -> None:
-        """What the genomes of the last `ask` came to: [children, objectives], and [children, constraints], met at 0."""
+        """Give the genomes of the last `ask` their objectives [children, objectives] to minimise.
+
+        constraints: [children, constraints], each met at 0 or below.
+        """
         if self._algorithm is None:
             return
-        known = {"F": objectives} if constraints is None else {"F": objectives, "G": constraints}
-        Evaluator().eval(StaticProblem(self._algorithm.problem, **known), self._proposed)
+        values = {"F": objectives} if constraints is None else {"F": objectives, "G": constraints}
+        Evaluator().eval(StaticProblem(self._algorithm.problem, **values), self._proposed)
         self._algorithm.tell(infills=self._proposed)

@@ -1,4 +1,4 @@
-"""Images per second of candidates, measured on this device, and a model of them for proposals."""
+"""Measures images per second of candidates on this device, and fits a model of it to guide proposals."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vitas.evaluate import images_per_second
 from vitas.models import VisionTransformer
 from vitas.report import Report
 
-# Of measuring one architecture, after half as many of warming up.
+# Seconds of measuring one architecture, after half as many of warm-up.
 SECONDS = 0.4
-# Random subnets that the model is fitted to: so many at each probability of an identity, from deep to shallow.
+# The model is fitted to so many random subnets at each of these identity probabilities, from deep to shallow.
 FITTED = 16
 FITTED_AT = (0.0, 0.25, 0.5, 0.75)
 
 
 class SpeedMeter:
-    """Measures architectures on this run's device, each once, and journals what it measured.
+    """Measures architectures on this run's device, each once, and journals the speeds.
 
     Speeds are of the dense network, in batches of `sample.budget.batch_size`. On
-    GPUs every rank measures its share; ranks that share a CPU would disturb each
-    other, so there one of them measures.
+    GPUs every rank measures its share; on a CPU, which the ranks share, only one
+    rank measures, as they would disturb each other.
     """
 
     def __init__(self, config: RunConfig, report: Report, world: World) -> None:
@@ -52,7 +52,7 @@ class SpeedMeter:
 
     @property
     def known(self) -> dict[Architecture, float]:
-        """All speeds that were measured, by architecture (identities last)."""
+        """All measured speeds, by architecture (identities last)."""
         return self._journal.known
 
     def measure(self, architectures: list[Architecture]) -> np.ndarray:
@@ -61,7 +61,7 @@ class SpeedMeter:
         return np.array(self._journal.measure(shifted, self._measure_one, self._ranks))
 
     def fit_model(self) -> SpeedModel:
-        """What predicts the speed of any genome, fitted to the same random subnets at every call."""
+        """A model that predicts the speed of any genome, fitted to the same random subnets at every call."""
         space = self._config.space
         rng = np.random.default_rng(stream_seed(self._config.seed, "speed model"))
         probabilities = FITTED_AT if space.identity else FITTED_AT[:1] * len(FITTED_AT)
@@ -71,7 +71,7 @@ class SpeedMeter:
         error = np.median(np.abs(model.predict(genomes) / measured - 1))
         self._report.line(
             f"measured {len(genomes)} random subnets: {measured.min():,.0f} to {measured.max():,.0f} images/s; "
-            f"the model of them is off by {100 * error:.0f}% (median)"
+            f"the fitted model has a median error of {100 * error:.0f}%"
         )
         return model
 

@@ -1,7 +1,7 @@
-"""What a search may minimise: `sample.objectives` of the YAML. A new objective is a new entry here.
+"""The objectives that a search can minimise, `sample.objectives` of the YAML. To add one, add it to `OBJECTIVES`.
 
-An objective is a quantity of a candidate, a score (how good it is thought to
-be) or a cost (what it takes), and whether more of it is better.
+An objective is a quantity of a candidate, either a score (how good it is
+thought to be) or a cost (what it takes), and whether more of it is better.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Objective:
-    """quantity: the name of what is measured or counted of every candidate.
+    """An objective of the search.
 
-    is_score: whether it says how good a candidate is, and not what it takes.
-    more_is_better: then its negative, or its distance to `best`, is minimised.
-    meaning: for the documentation.
+    quantity: the name of the quantity that is measured or counted for every candidate.
+    meaning: the objective in words.
+    is_score: whether it is a score, not a cost.
+    more_is_better: whether `best` minus the quantity is minimised, instead of the quantity.
     """
 
     quantity: str
@@ -28,7 +29,7 @@ class Objective:
     best: float = 0.0
 
     def minimised(self, quantities: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What is minimised [candidates], of quantities by name, each [candidates]."""
+        """The values to minimise [candidates], from the quantities [candidates] by name."""
         values = np.asarray(quantities[self.quantity], dtype=float)
         return self.best - values if self.more_is_better else values
 
@@ -36,7 +37,7 @@ class Objective:
 OBJECTIVES = {
     "error": Objective("top1", "100 minus top-1, in percent", is_score=True, more_is_better=True, best=100.0),
     "loss": Objective("loss", "mean cross-entropy, finer than top-1 on few images", is_score=True),
-    "macs": Objective("macs", "multiply-adds of an image, in the budget's convention"),
+    "macs": Objective("macs", "MACs per image, in the budget's convention"),
     "parameters": Objective("parameters", "parameters of the dense network"),
     "images_per_second": Objective("images_per_second", "measured speed on the run's device", more_is_better=True),
 }

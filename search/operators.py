@@ -1,7 +1,4 @@
-"""The operators of evolution, for pymoo: how a child differs from its parents, what is mended, what is dropped.
-
-A new operator is a new class here.
-"""
+"""Evolution's operators for pymoo: crossover, mutation, repair and elimination of duplicates."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ __all__ = ["DrawGenesAnew", "DropKnown", "MoveIntoBudget", "UniformCrossover"]
 
 
 class DrawGenesAnew(Mutation):
-    """Each gene of a child is drawn anew with the same probability."""
+    """Mutation: each gene of a child is drawn anew with the same probability."""
 
     def __init__(self, gene_counts: np.ndarray, probability: float) -> None:
         super().__init__()
@@ -29,7 +26,7 @@ class DrawGenesAnew(Mutation):
 
 
 class MoveIntoBudget(Repair):
-    """Children outside the budget are moved into it, so that no generation is spent on what may not win."""
+    """Repair: children outside the budget are moved into it, so that no scores are wasted on them."""
 
     def __init__(self, model: CostModel, budget: Budget) -> None:
         super().__init__()
@@ -40,7 +37,7 @@ class MoveIntoBudget(Repair):
 
 
 class DropKnown(DuplicateElimination):
-    """Drops children that are, or ever were, proposed: a known score teaches nothing."""
+    """Elimination of duplicates: drops children that were proposed before, whose score is already known."""
 
     def __init__(self) -> None:
         super().__init__()

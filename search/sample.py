@@ -1,8 +1,8 @@
 """The `sample` stage: evolve architectures inside a budget, scored with the supernet's weights.
 
-Ask, score, tell. Every score is in `population.jsonl` before it is used.
-Evolution is a function of its seed and the scores, so a restart replays it over
-the journal and goes on where it was, without scoring anything twice.
+The loop is ask, score, tell. Every score is journalled in `population.jsonl`
+before it is used. Evolution is a function of its seed and the scores, so a
+restart replays it over the journal and resumes, without scoring anything twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vitas.report import Report, shown_path
 
 
 def sample(config: RunConfig, world: World) -> None:
-    """Evolve; the best `sample_num` architectures land in `save_path/search/architectures.yaml`."""
+    """Evolve architectures, and write the best `sample_num` to `save_path/search/architectures.yaml`."""
     settings, space, budget = config.sample, config.space, config.sample.budget
     report = Report("sample", config.folder, world)
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve(settings.load_name)
@@ -73,7 +73,7 @@ def sample(config: RunConfig, world: World) -> None:
 
     found = _best(config, scorer.known, meter)
     if not found:
-        # Known scores may all be of an earlier search, with a budget of another kind.
+        # All scores may be from an earlier search with a budget in another convention.
         raise UserError(f"sample.budget: none of the {len(scorer.known)} architectures that were scored has {budget}")
     if world.is_main:
         write_found(config.folder.architectures, found)
@@ -123,27 +123,25 @@ def _report_generation(
 
 
 def _best(config: RunConfig, scores: dict[Architecture, SubnetScore], meter: SpeedMeter | None) -> list[Found]:
-    """The best inside the budget by the first objective that is a score; of equal ones the cheaper first."""
+    """The best architectures inside the budget by the first objective that is a score; ties go to the fewer MACs."""
     budget, size = config.sample.budget, (config.model.image_size, config.model.num_classes)
     objective = next(OBJECTIVES[name] for name in config.sample.objectives if OBJECTIVES[name].is_score)
     convention = "true" if budget.is_speed else budget.convention
     macs = {a: a.macs(*size, convention) for a in scores}
-    # Scores of an earlier search with a budget of another kind may have no measured speed.
+    # Scores from an earlier search with a budget in another convention may have no measured speed.
     speeds = {a: meter.known[a] for a in scores if a in meter.known} if meter else {}
     costs = speeds if budget.is_speed else macs
 
-    def worst_last(a: Architecture) -> tuple:
+    def rank(a: Architecture) -> tuple:
         return objective.minimised({objective.quantity: getattr(scores[a], objective.quantity)}), macs[a], str(a)
 
-    ranked = sorted((a for a in costs if costs[a] in budget), key=worst_last)[: config.sample.sample_num]
+    ranked = sorted((a for a in costs if costs[a] in budget), key=rank)[: config.sample.sample_num]
     return [
-        # Without its identities: stochastic depth then grows over the blocks that there are.
+        # Without identities, so that stochastic depth reaches its full rate at the last block.
         Found(
             f"subnet_{i}",
             a.compact(),
-            {"top1": scores[a].top1, "loss": scores[a].loss}
-            | ({"images_per_second": speeds[a]} if a in speeds else {})
-            | describe_candidate(a, config),
+            scores[a].facts | ({"images_per_second": speeds[a]} if a in speeds else {}) | describe_candidate(a, config),
         )
         for i, a in enumerate(ranked, start=1)
     ]

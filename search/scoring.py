@@ -1,8 +1,9 @@
-"""Scores of candidates: each measured once, by all ranks together, and journalled before it is used."""
+"""Scores of candidates: each is measured once, with the work spread over the ranks, and journalled before its use."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,15 @@ Value = TypeVar("Value")
 
 
 class MeasurementJournal(Generic[Candidate, Value]):
-    """One value of each candidate, in a file that a restart goes on from.
+    """Measures a value per candidate, and keeps the values in a file from which a restart resumes.
 
-    path: the file. Its first line is `origin`, each other one the record of a candidate.
-    origin: plain data about what the values depend on.
-    read, write: record -> candidate and value; and the inverse.
-    noun: what the values are called, as in "goes on from 12 scores".
+    path: the file. Its first line is `origin`, every other line the record of a candidate.
+    origin: plain data that the values depend on.
+    read: record -> (candidate, value).
+    write: (candidate, value) -> record.
+    noun: what to call the values in messages, e.g. "scores".
 
-    known: values by candidate.
+    known: the values by candidate.
 
     Raises `UserError` for a file of another origin.
     """
@@ -68,9 +70,9 @@ class MeasurementJournal(Generic[Candidate, Value]):
     def measure(
         self, candidates: Sequence[Candidate], measure_one: Callable[[Candidate], Value], ranks: int
     ) -> list[Value]:
-        """The values of candidates, in order; new ones are measured, whole ones on `ranks` ranks in waves.
+        """The values of candidates, in order. New candidates are measured in waves, each on one of `ranks` ranks.
 
-        Raises `Interrupted` after a wave, which is then in the file.
+        Raises `Interrupted` between waves; the file then has all values so far.
         """
         new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self.known]
         for start in range(0, len(new), ranks):
@@ -78,7 +80,7 @@ class MeasurementJournal(Generic[Candidate, Value]):
             own = measure_one(wave[self._world.rank]) if self._world.rank < len(wave) else None
             values = gather(own, self._world)[: len(wave)]
             if self._file:
-                # Before anything may stop this process: no value is lost, and none is measured twice.
+                # Before this process can stop, so that no value is lost or measured twice.
                 self._file.append(*(self._write(*pair) for pair in zip(wave, values, strict=True)))
             self.known |= dict(zip(wave, values, strict=True))
             if reason := distributed.stop_requested(self._world, at_once=True):
@@ -91,10 +93,15 @@ class MeasurementJournal(Generic[Candidate, Value]):
 
 @dataclass(frozen=True)
 class SubnetScore:
-    """top1: in percent. loss: mean cross-entropy. Both are means over the supernet's sides."""
+    """The score of a subnet. top1: in percent. loss: mean cross-entropy. Both are means over the scheme's sides."""
 
     top1: float
     loss: float
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """The score as plain data; without the loss if it is from a journal of an earlier version, which had none."""
+        return {name: value for name, value in vars(self).items() if not math.isnan(value)}
 
 
 class SupernetScorer:
@@ -120,11 +127,11 @@ class SupernetScorer:
         return self._journal.known
 
     def score(self, architectures: list[Architecture], generation: int) -> list[SubnetScore]:
-        """The scores of architectures, in order; what is new is journalled with its generation."""
+        """The scores of architectures, in order; new ones are journalled with their generation."""
         self._generation = generation
         model = self._config.model
         shifted = [architecture.shifted() for architecture in architectures]
-        # Subnets of a wave run side by side, so they should cost the same.
+        # A wave takes as long as its slowest subnet, so subnets of similar cost should be in one wave.
         by_cost = sorted(shifted, key=lambda a: a.macs(model.image_size, model.num_classes))
         self._journal.measure(by_cost, self._score_one, self._world.size)
         return [self.known[architecture] for architecture in shifted]
@@ -154,7 +161,7 @@ class SupernetScorer:
 
 
 def describe_candidate(architecture: Architecture, config: RunConfig) -> dict:
-    """What is written beside an architecture's scores: its costs, and its `net_id` where the space has them."""
+    """An architecture's costs, and its `net_id` if the space has them, to write beside its scores."""
     costs = architecture.costs(config.model.image_size, config.model.num_classes)
     return costs if config.space.shared_blocks else costs | {"net_id": config.space.to_net_id(architecture)}
 

@@ -1,4 +1,4 @@
-"""The `search` stage: train the supernet, one subnet a step."""
+"""The `search` stage: train the supernet, one subnet per step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitas.train import Task, train
 
 
 def search(config: RunConfig, world: World) -> None:
-    """Train the supernet to the last epoch; its checkpoints land in `save_path/search/checkpoint/`."""
+    """Train the supernet to the last epoch, with checkpoints in `save_path/search/checkpoint/`."""
     settings, model = config.search, config.model
     report = Report("search", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"), settings.keep)
@@ -44,7 +44,7 @@ def search(config: RunConfig, world: World) -> None:
     subnet = lru_cache(maxsize=1)(subnets.at)
 
     def forward(images: Tensor, step: int) -> Tensor:
-        # One loss on the sum of all sides' logits, as BCNet has it.
+        # One loss on the sum of all sides' logits, as in BCNet.
         return sum(supernet(images, subnet(step), side) for side in supernet.scheme.training_sides(step))
 
     def reduce_gradients(step: int) -> None:
@@ -63,7 +63,7 @@ def search(config: RunConfig, world: World) -> None:
 
 
 def build_supernet(config: RunConfig, world: World) -> SuperNet:
-    """The supernet of a configuration with its seeded initial weights, the same on every rank."""
+    """The supernet of a configuration; its initial weights depend on the seed and are equal on every rank."""
     torch.manual_seed(stream_seed(config.seed, "supernet weights"))
     model = config.model
     return SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode).to(world.device)

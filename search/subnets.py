@@ -1,4 +1,4 @@
-"""Which subnets a step of the supernet's training trains. A new rule is a new class here."""
+"""Which subnet each step of the supernet's training trains. A new rule is a new class with the method `at`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitas.space import SearchSpace
 
 @dataclass(frozen=True)
 class RandomSubnets:
-    """One random subnet a step: the same on every rank, without a word between them.
+    """One random subnet per step, the same on every rank without communication.
 
     identity_probability: of each position; None makes an identity as likely as any head count.
     """
@@ -27,7 +27,7 @@ class RandomSubnets:
     seed: int
 
     def at(self, step: int) -> Architecture:
-        """The subnet of a step, a function of seed and step."""
+        """The subnet of a step, a function of the seed and the step."""
         rng = np.random.default_rng(stream_seed(self.seed, "subnet", step))
         return self.space.sample(rng, self.identity_probability)
 
@@ -35,8 +35,8 @@ class RandomSubnets:
 def subnets_to_train(config: RunConfig, report: Report, world: World) -> RandomSubnets:
     """The rule of a configuration.
 
-    Without `search.identity_probability` it is the one at which random subnets
-    cost the middle of `sample.budget`, as ViTAS has it.
+    By default, the identity probability is the one at which random subnets cost
+    the middle of `sample.budget` on average, as in ViTAS.
     """
     probability = config.search.identity_probability
     if probability is None and config.sample is not None:

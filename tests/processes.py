@@ -20,17 +20,22 @@ REPOSITORY = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def command(program: str, config: Path, *overrides: str, processes: int = 1) -> list[str]:
+def command(module: str, *arguments: object, processes: int = 1) -> list[str]:
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
-    return [*launcher, program, str(config), *overrides]
+    return [*launcher, module, *map(str, arguments)]
 
 
 def run(program: str, config: Path, *overrides: str, processes: int = 1) -> str:
     """Run a program to its end and return what it printed; a failure shows it all."""
+    return run_module(program, config, *overrides, processes=processes)
+
+
+def run_module(module: str, *arguments: object, processes: int = 1) -> str:
+    """The same for any module."""
     done = subprocess.run(
-        command(program, config, *overrides, processes=processes),
+        command(module, *arguments, processes=processes),
         env=ENVIRONMENT,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
@@ -40,6 +45,27 @@ def run(program: str, config: Path, *overrides: str, processes: int = 1) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def close_early(module: str, *arguments: object, lines: int) -> tuple[str, str]:
+    """Run a module and close its output after so many lines, as `| head` does: those lines, and its errors.
+
+    Only where more is printed than a pipe holds (64 KiB) is the program sure to be still writing after a line.
+    """
+    process = subprocess.Popen(
+        command(module, *arguments),
+        # Unbuffered, Python does not notice that only a part of a text was written.
+        env={name: value for name, value in ENVIRONMENT.items() if name != "PYTHONUNBUFFERED"},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    printed = "".join(process.stdout.readline() for _ in range(lines))
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.wait(timeout=60)
+    return printed, errors
 
 
 def run_here(program: str, config: Path, *overrides: str) -> str:

@@ -1,18 +1,31 @@
 """Two processes give what one gives, for every stage."""
 
+from __future__ import annotations
+
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from tests.conftest import largest
-from tests.processes import run
+from retrain.retrain import retrain
+from search.asvit.search import search as search_asvit
+from search.search import build_supernet, search
+from tests.conftest import largest, small_run
+from tests.processes import run_here, run_module
+from tests.retrain.test_token_schedule import SMALL, STAGED, TOKENS, VIT, write_small_digits
+from tests.search.test_asvit_search import small_asvit
+from tests.test_resume import assert_equal
 from vitas import config as configuration
-from vitas.checkpoint import CheckpointFolder, load_weights
+from vitas import create_model
+from vitas.checkpoint import CheckpointFolder, load_weights, read
+from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
-from vitas.models import SuperNet, VisionTransformer
+from vitas.files import apply_override
 
 pytestmark = pytest.mark.slow
 
@@ -20,64 +33,126 @@ pytestmark = pytest.mark.slow
 SAME = ["search.mixup=0", "search.cutmix=0", "retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
 
 
+def newest(config: RunConfig, stage: str) -> Path:
+    return CheckpointFolder(config.folder.checkpoints(stage)).resolve()
+
+
+def supernet_logits(config: RunConfig, images: torch.Tensor) -> torch.Tensor:
+    supernet = build_supernet(config, World()).eval()
+    load_weights(supernet, newest(config, "search"))
+    return supernet(images, largest(config.space))
+
+
+def network_logits(config: RunConfig, images: torch.Tensor) -> torch.Tensor:
+    path = newest(config, "retrain")
+    network = create_model(read(path)["architecture"], config.model.num_classes, config.model.image_size).eval()
+    load_weights(network, path)
+    return network(images)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits) -> Path:
+    """The YAMLs of what is run; their runs lie beside them."""
+    folder = tmp_path_factory.mktemp("processes")
+    small = write_small_digits(digits, folder / "digits")
+    write(folder, "plain", small_run(folder / "plain", digits), *SAME, "retrain.architecture=p8-e32-token-h2q96m64x2")
+    for name, architecture in (("vit", VIT), ("again", VIT), ("staged", STAGED)):
+        run = small_run(folder / name, digits)
+        run["retrain"]["data"]["data_dir"] = str(small)
+        write(folder, name, run, *SMALL, TOKENS, *SAME, f"retrain.architecture={architecture}")
+    asvit = small_run(folder / "asvit", digits) | {"search": small_asvit(digits) | {"steps": 3}, "sample": None}
+    write(folder, "asvit", asvit, "search.growth.parameters=200_000", "model.space=null")
+    recipe = ["search.epochs=1", "search.warmup_epochs=0", *SAME]
+    write(folder, "cyclic", small_run(folder / "cyclic", digits), "model.sharing=cyclic", *recipe)
+    return folder
+
+
+def write(folder: Path, name: str, data: dict, *overrides: str) -> None:
+    """A YAML with overrides in it."""
+    for override in overrides:
+        apply_override(data, override)
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def by_two(folder) -> Callable[[str], RunConfig]:
+    """(name) -> a run by two processes, which torchrun has started once for all of them."""
+    run_module("tests.two_ranks", folder, processes=2)
+    return lambda name: configuration.load(folder / f"{name}.yaml")
+
+
 @pytest.fixture
-def runs(make_config, tmp_path):
-    """The same stages with one process and with two; the second evolves with the first's supernet."""
-    path = make_config()
-    folders = {1: tmp_path / "one", 2: tmp_path / "two"}
-    for processes, folder in folders.items():
-        arguments = (path, f"save_path={folder}", *SAME)
-        if processes == 1:
-            run("search", *arguments)
-        else:
-            run("search", *arguments, "sample.flag=false", processes=processes)
-            shutil.copytree(folder / "search", tmp_path / "trained by two")
-            shutil.copytree(folders[1] / "search" / "checkpoint", folder / "search" / "checkpoint", dirs_exist_ok=True)
-            run("search", *arguments, "search.flag=false", processes=processes)
-        run("retrain", *arguments, processes=processes)
-        if processes == 2:
-            shutil.copytree(folder / "retrain", tmp_path / "retrained by two")
-            shutil.copytree(
-                folders[1] / "retrain" / "checkpoint", folder / "retrain" / "checkpoint", dirs_exist_ok=True
-            )
-        run("inference", *arguments, processes=processes)
-    return path, folders, tmp_path
+def by_one(folder) -> Callable[[str], RunConfig]:
+    """(name) -> the same run, for this process, in a folder of its own."""
+    return lambda name: configuration.load(folder / f"{name}.yaml", [f"save_path={folder / name}_by_one"])
 
 
-def test_every_stage(runs) -> None:
-    path, folders, tmp_path = runs
-    populations = {
-        count: [json.loads(line) for line in (folder / "search" / "population.jsonl").read_text().splitlines()]
-        for count, folder in folders.items()
-    }
-    assert populations[1] == populations[2]
-    texts = {count: (folder / "search" / "architectures.yaml").read_text() for count, folder in folders.items()}
-    assert texts[1] == texts[2]
+@pytest.fixture(scope="module")
+def rescored(folder, by_two) -> RunConfig:
+    """`sample` and `test` by one process, with the supernet and the network that two processes trained."""
+    save_path = folder / "rescored"
+    for stage, program, flag in (("search", "search", "search.flag=false"), ("retrain", "inference", "test.flag=true")):
+        shutil.copytree(by_two("plain").folder.checkpoints(stage), save_path / stage / "checkpoint")
+        run_here(program, folder / "plain.yaml", f"save_path={save_path}", flag)
+    return configuration.load(folder / "plain.yaml", [f"save_path={save_path}"])
 
-    results = {
-        count: json.loads((folder / "retrain" / "results.json").read_text()) for count, folder in folders.items()
-    }
-    for key in ("top1", "top5", "macs", "macs_released", "parameters", "architecture", "images"):
-        assert results[1][key] == results[2][key], key
-    assert results[1]["loss"] == pytest.approx(results[2]["loss"], rel=1e-5)
 
-    # Training sums gradients in another order, so networks agree to rounding, which Adam magnifies: compare outputs.
-    config = configuration.load(path)
+@pytest.fixture(scope="module")
+def images(by_two) -> torch.Tensor:
+    """Some of the test images."""
+    config = by_two("plain")
     model = config.model
-    data = config.test.data
-    images, _ = next(EvaluationSet.load(data, model.image_size, model.mean, model.std, World(), True).batches(64))
-    architecture = largest(config.space)
-    logits = []
-    for folder in (folders[1] / "search", tmp_path / "trained by two"):
-        supernet = SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode).eval()
-        load_weights(supernet, CheckpointFolder(folder / "checkpoint").resolve())
-        logits.append(supernet(images, architecture))
+    everything = EvaluationSet.load(config.test.data, model.image_size, model.mean, model.std, World(), True)
+    return next(everything.batches(64))[0]
+
+
+def test_one_supernet_gives_the_same_scores_and_architectures(rescored, by_two) -> None:
+    one, two = rescored.folder, by_two("plain").folder
+    assert two.population.read_bytes() == one.population.read_bytes()
+    assert two.architectures.read_bytes() == one.architectures.read_bytes()
+
+
+def test_one_network_is_measured_alike(rescored, by_two) -> None:
+    results = [json.loads(config.folder.results.read_text()) for config in (rescored, by_two("plain"))]
+    for key in ("top1", "top5", "macs", "macs_released", "parameters", "architecture", "images"):
+        assert results[0][key] == results[1][key], key
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "cyclic"])
+def test_a_supernets_training_gives_the_same_network(by_one, by_two, images, name) -> None:
+    one = by_one(name)
+    search(one, World())
+    assert_alike(supernet_logits(one, images), supernet_logits(by_two(name), images))
+
+
+def test_a_networks_training_gives_the_same_network(by_one, by_two, images) -> None:
+    one = by_one("plain")
+    retrain(one, World())
+    assert_alike(network_logits(one, images), network_logits(by_two("plain"), images))
+
+
+def assert_alike(*logits: torch.Tensor) -> None:
+    """To rounding, which Adam magnifies: gradients are summed in another order."""
     assert torch.allclose(*logits, atol=1e-2), (logits[0] - logits[1]).abs().max()
-    logits = []
-    for folder in (folders[1] / "retrain", tmp_path / "retrained by two"):
-        checkpoint = CheckpointFolder(folder / "checkpoint").resolve()
-        text = torch.load(checkpoint, weights_only=True)["architecture"]
-        network = VisionTransformer(config.architecture(text), model.num_classes, model.image_size).eval()
-        load_weights(network, checkpoint)
-        logits.append(network(images))
-    assert torch.allclose(*logits, atol=1e-2), (logits[0] - logits[1]).abs().max()
+
+
+def test_a_run_that_was_stopped_within_a_phase_of_tokens_goes_on_as_undisturbed(by_two) -> None:
+    assert_equal(*(read(newest(by_two(name), "retrain")) for name in ("vit", "again")))
+    assert "resumes at step 8 of 24" in by_two("again").folder.log("retrain", None).read_text()
+
+
+@pytest.mark.parametrize("name", ["vit", "staged"])
+def test_training_on_coarser_tokens_gives_the_same_network(by_one, by_two, name) -> None:
+    one = by_one(name)
+    retrain(one, World())
+    two = read(newest(by_two(name), "retrain"))["model"]
+    for key, weights in read(newest(one, "retrain"))["model"].items():
+        torch.testing.assert_close(two[key], weights, rtol=0, atol=1e-3, msg=key)
+
+
+def test_asvit_finds_the_same(by_one, by_two) -> None:
+    one, two = by_one("asvit"), by_two("asvit")
+    search_asvit(one, World())
+    for name in ("topologies", "growth", "architectures"):
+        assert getattr(one.folder, name).read_bytes() == getattr(two.folder, name).read_bytes()

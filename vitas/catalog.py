@@ -136,14 +136,20 @@ def find_architectures(reference: str, also: Sequence[str] | Mapping = ()) -> di
         return _from_file(path, entry)
     if reference in _zoo():
         return {reference: _zoo()[reference]}
-    if "|" in reference:
-        return {reference: Genotype.parse(reference)}
-    if reference.count("-") >= 3:
-        return {reference: Architecture.parse(reference)}
+    if "|" in reference or reference.count("-") >= 3:
+        return {reference: parse_architecture(reference)}
     names = [*also, *_zoo()]
     near = get_close_matches(reference, names)
     hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(names)}"
     raise UserError(f"no architecture is named {reference!r}; {hint}")
+
+
+def parse_architecture(text: str) -> AnyArchitecture:
+    """The architecture of a canonical text, and of nothing else: what checkpoints and journals hold.
+
+    Raises `UserError`, naming the part that does not parse.
+    """
+    return Genotype.parse(text) if "|" in text else Architecture.parse(text)
 
 
 def _from_mapping(data: Mapping, space: SearchSpace | None) -> AnyArchitecture:

@@ -1,8 +1,8 @@
-"""Checkpoints: atomic save, rotation, resume, and reading what others wrote.
+"""Checkpoints: atomic save, rotation, resume, and reading files of other programs.
 
-Files of a stage lie in `save_path/STAGE/checkpoint/`: `epoch_N_ckpt.pth.tar`
-after epoch N (the last K are kept) and `recent_ckpt.pth.tar` at any step.
-Everything is read as weights only: a downloaded file never runs code.
+A stage's files are in `save_path/STAGE/checkpoint/`: `epoch_N_ckpt.pth.tar`
+after epoch N (the last K are kept) and `recent_ckpt.pth.tar` within an epoch.
+All files are read with `weights_only`, so a downloaded file cannot run code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EPOCH = re.compile(r"epoch_(\d+)_ckpt\.pth\.tar$")
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The checkpoints of one stage. keep: how many epoch files stay; 0 keeps all."""
+    """The checkpoints of one stage. keep: how many epoch files to keep; 0 keeps all."""
 
     folder: Path
     keep: int = 3
@@ -42,44 +42,44 @@ class CheckpointFolder:
 
     @staticmethod
     def epoch_of(path: Path) -> int | None:
-        """The epoch that a file is named after."""
+        """The epoch in a file's name; None for other files."""
         match = _EPOCH.match(path.name)
         return int(match[1]) if match else None
 
     def epochs(self) -> list[int]:
-        """The epochs that have a file, ascending."""
+        """The epochs with a file, ascending."""
         found = map(self.epoch_of, self.folder.glob("epoch_*_ckpt.pth.tar"))
         return sorted(epoch for epoch in found if epoch is not None)
 
     def save_recent(self, state: Mapping) -> None:
-        """Write the state of a run in the middle of an epoch."""
+        """Write the state of a run within an epoch."""
         write_atomically(self.folder / RECENT, lambda file: torch.save(state, file))
 
     def save_epoch(self, state: Mapping) -> None:
-        """Write the state after an epoch, `state["epoch"]`; then drop what is too old."""
+        """Write the state after epoch `state["epoch"]`, then remove old files."""
         write_atomically(self.epoch_path(state["epoch"]), lambda file: torch.save(state, file))
         (self.folder / RECENT).unlink(missing_ok=True)
         for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
             self.epoch_path(epoch).unlink()
 
     def newest(self) -> Path | None:
-        """The file of the most steps: the last epoch's, or a recent one where it is ahead of that."""
+        """The file with the most steps: that of the last epoch, or the recent one if it is ahead; None if neither."""
         recent = self.folder / RECENT
         epochs = self.epochs()
         last = self.epoch_path(epochs[-1]) if epochs else None
         if not recent.exists() or last is None:
             return recent if recent.exists() else last
-        # A process that died right after an epoch's file leaves an older recent one beside it.
+        # The recent one may be older: a process that dies right after writing an epoch's file leaves it behind.
         return max(last, recent, key=_step)
 
     def candidates(self) -> list[Path]:
-        """What is here to be read, the preferred first: this run's newest, `download.pth`, other .pth files by name."""
+        """The checkpoints to read by default, in order: this run's newest, `download.pth`, other .pth files by name."""
         newest = self.newest()
         others = sorted(self.folder.glob("*.pth"), key=lambda path: (path.name != DOWNLOADED, path.name))
         return [*([newest] if newest else []), *others]
 
     def resolve(self, load_name: str | None = None) -> Path:
-        """The file that `load_name` names here or as a path; without it, the first candidate. Raises `UserError`."""
+        """The file `load_name` in this folder or as a path; by default the first candidate. Raises `UserError`."""
         if load_name is None:
             candidates = self.candidates()
             if not candidates:
@@ -90,13 +90,13 @@ class CheckpointFolder:
                 return path
         paths = [*self.folder.glob("*.pth*"), *self.folder.glob("*.safetensors")]
         held = ", ".join(sorted(path.name for path in paths)) or "no checkpoint"
-        raise UserError(f"load_name: found {load_name!r}, which is no file; {self.folder} holds {held}")
+        raise UserError(f"load_name: found {load_name!r}, which is not a file; {self.folder} holds {held}")
 
 
 def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
-    """The dict of a checkpoint, as weights only. Raises `UserError` for what is no such file.
+    """The dict in a checkpoint file, read with `weights_only`. Raises `UserError` for any other file.
 
-    Of a safetensors file: its tensors as `model`, and `architecture` where its metadata says that.
+    A safetensors file gives its tensors as `model`, and `architecture` if that is in its metadata.
     """
     if _is_safetensors(path):
         return _read_safetensors(path, device)
@@ -105,32 +105,29 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
-        # What is no checkpoint breaks torch's reader in many ways; only a refused global is an attempt to run code.
+        # torch raises many kinds of exceptions for other files; only a refused global is an attempt to run code.
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise UserError(
-                f"{path} holds more than weights: reading it would run code of its own, so it is refused"
-            ) from None
+            raise UserError(f"{path} holds more than weights: reading it could run code, so it is refused") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if _is_cut_short(Path(path)):
             reason = "it is cut short; download or copy it again"
-        raise UserError(f"{path} is no whole checkpoint file ({reason})") from None
+        raise UserError(f"{path} is not a complete checkpoint file ({reason})") from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of weights")
     return dict(state)
 
 
 def _step(path: Path) -> int:
-    """The step of a checkpoint of ours. Its weights are mapped, not read: on a large network they are gigabytes."""
+    """The step of a checkpoint of ours. The weights, which may be gigabytes, are mapped and not read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
-        # `read` says what is wrong with it.
-        state = read(path)
+        state = read(path)  # Raises with a message that says what is wrong.
     return state.get("step", 0) if isinstance(state, Mapping) else 0
 
 
 def _is_safetensors(path: Path | str) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, which is less than 2^32, and JSON."""
+    """Whether a file begins as safetensors do: the length of its header, less than 2^32, and JSON."""
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -140,7 +137,7 @@ def _is_safetensors(path: Path | str) -> bool:
 
 
 def _is_cut_short(path: Path) -> bool:
-    """Whether a file begins as torch's do, which are zip archives, but lacks the table that those end with."""
+    """Whether a file begins like a zip archive, as torch's do, but lacks the table at the end of one."""
     with suppress(OSError), open(path, "rb") as file:
         return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
     return False
@@ -152,44 +149,46 @@ def _read_safetensors(path: Path | str, device: torch.device | str) -> dict:
             metadata = file.metadata() or {}
             state = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error})") from None
-    return state | {name: metadata[name] for name in ("architecture",) if name in metadata}
+        raise UserError(f"{path} is not a complete safetensors file ({error})") from None
+    if "architecture" in metadata:
+        state["architecture"] = metadata["architecture"]
+    return state
 
 
 def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> None:
     """Load a checkpoint's weights into a model.
 
-    path: one of ours (`weights` chooses `model` or `ema`), a released ViTAS
-        file, a plain state dict, or a safetensors file.
+    path: a checkpoint of ours (`weights` selects `model` or `ema`), a released
+        ViTAS file, a plain state dict, or a safetensors file.
 
-    Raises `UserError` for a file that is no checkpoint, holds no such weights,
-    or holds weights of another architecture (naming the first that differ).
+    Raises `UserError` for a file that is not a checkpoint, has no such weights,
+    or has weights of another architecture (naming the first that differ).
     """
     load_state(model, read(path), path, weights)
 
 
 def load_state(model: nn.Module, state: Mapping, path: Path | str, weights: str = "model") -> None:
-    """`load_weights` of a checkpoint that was read already; `path` is where it came from."""
+    """`load_weights` from a checkpoint that is already read; `path` is its file, for messages."""
     named = _weights_in(state, path, weights)
     _refuse_differences(path, _differences(model.state_dict(), named))
     model.load_state_dict(named)
 
 
 def interpolate_positions(pos_embed_1ND: Tensor, patches: int) -> Tensor:
-    """Position embeddings [1, 1 + n, D] for another square grid: [1, 1 + patches, D], bicubic; the first one stays."""
+    """Interpolate position embeddings [1, 1 + n, D] to [1, 1 + patches, D]: bicubic; the class token's stays."""
     side = math.isqrt(patches)
     return resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=1)
 
 
 def start_from(model: nn.Module, path: Path | str) -> list[str]:
-    """Give a model the weights of a checkpoint that may be of another class count and image size (fine-tuning).
+    """Load a checkpoint of possibly another class count and image size into a model (fine-tuning).
 
-    model: with the parameters `pos_embed` [1, 1 + patches, D], `head.weight` and
+    model: has the parameters `pos_embed` [1, 1 + patches, D], `head.weight` and
         `head.bias`. Position embeddings are interpolated to the model's grid;
         a classifier of another class count keeps its fresh weights.
-    path: as of `load_weights`.
+    path: see `load_weights`.
 
-    Returns what was changed, a line each. Raises `UserError` as `load_weights` does.
+    Returns a line per change. Raises `UserError` as `load_weights` does.
     """
     state, wanted, changes = _weights_in(read(path), path), model.state_dict(), []
     differing = {key for key in state if key in wanted and state[key].shape != wanted[key].shape}
@@ -215,29 +214,29 @@ def _refuse_differences(path: Path | str, differences: list[str]) -> None:
 
 
 def _weights_in(state: Mapping, path: Path | str, weights: str = "model") -> dict:
-    """The weights of a checkpoint under our names; `UserError` for what holds none."""
+    """The weights in a checkpoint, under our names. Raises `UserError` if there are none."""
     if weights == "ema" and state.get("ema") is None:
         raise UserError(
             f"{path} holds no averaged weights (ema): it was trained without retrain.ema_decay, or it holds "
-            "one set of weights alone, which test.weights=model takes"
+            "a single set of weights, which test.weights=model reads"
         )
-    chosen = state.get(weights, state)
-    if not isinstance(chosen, Mapping):
-        raise UserError(f"{path}: its {weights!r} is a {type(chosen).__name__}; it must be a dict of weights")
-    for key in chosen:
+    named = state.get(weights, state)
+    if not isinstance(named, Mapping):
+        raise UserError(f"{path}: its {weights!r} is a {type(named).__name__}; it must be a dict of weights")
+    for key in named:
         if not isinstance(key, str):
             raise UserError(f"{path}: found {key!r} as the name of a weight; names must be strings")
-    if released.is_released(chosen):
+    if released.is_released(named):
         try:
-            chosen = released.rename_keys(chosen)
+            named = released.rename_keys(named)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    return dict(chosen)
+    return dict(named)
 
 
 def _differences(wanted: Mapping, found: Mapping) -> list[str]:
     rows = []
-    for key in [*wanted, *(key for key in found if key not in wanted)]:
+    for key in {**wanted, **found}:
         shapes = [
             "nothing" if key not in side else str(tuple(getattr(side[key], "shape", ()))) for side in (wanted, found)
         ]

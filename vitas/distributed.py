@@ -1,6 +1,6 @@
-"""Process groups from torchrun, Slurm or nothing; collectives; seeded streams.
+"""Process groups under torchrun, Slurm or neither; collectives; seeds of random streams.
 
-With one process there is no process group and every collective is free.
+With one process there is no process group, and collectives do nothing.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor
 from vitas.errors import UserError, number_from_environment
 from vitas.slurm import queries, signals
 
-# Of one collective: what the slowest rank may take longer than the others.
+# For one collective: how long the ranks may wait for the slowest.
 TIMEOUT = timedelta(minutes=30)
-# Of the meeting at the start: loading torch from a busy file system takes minutes.
+# For the rendezvous: importing torch from a busy file system takes minutes.
 MEETING_SECONDS = 600
 
 
 class RendezvousError(RuntimeError):
-    """Some ranks did not come; the message names them."""
+    """Some ranks did not come to the rendezvous; the message names them."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others of its job.
+    """This process and the size of its job.
 
-    rank, size: of the whole job. local_rank: on this node. device: where it computes.
+    rank, size: rank and world size in the whole job. local_rank: rank on this node. device: where it computes.
     """
 
     rank: int = 0
@@ -47,34 +47,33 @@ class World:
         return self.rank == 0
 
     def share(self, total: int) -> slice:
-        """This rank's contiguous part of `total` items, as even as can be."""
+        """This rank's contiguous part of `total` items; the parts are as equal as possible."""
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
 
 def init(port: int | None = None) -> World:
-    """Join the job that torchrun or Slurm started, or be a world of one.
+    """Join the process group of a job started by torchrun or Slurm; otherwise the world is this process.
 
-    CPU tensors travel over gloo and GPU tensors over NCCL. `port` overrides
-    the port of the rendezvous under Slurm.
+    CPU tensors use gloo, GPU tensors NCCL. `port` is that of the rendezvous
+    under Slurm.
 
     Raises `RendezvousError` for ranks that do not come within ten minutes (or
-    `VITAS_RENDEZVOUS_SECONDS`), and `UserError` for a port that is taken.
+    `VITAS_RENDEZVOUS_SECONDS`), and `UserError` for a port that is in use.
     """
-    place = _place(port)
-    rank, size, local_rank = place
+    rank, size, local_rank = find_place(port)
     device = _device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        # torchrun has a store of its own, and knows what became of its processes.
-        store = None if "TORCHELASTIC_RUN_ID" in os.environ else _meet(rank, size)
+        # torchrun has its own store and watches its processes.
+        store = None if "TORCHELASTIC_RUN_ID" in os.environ else _rendezvous(rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank, size, local_rank, device)
 
 
-def _meet(rank: int, size: int) -> dist.Store:
-    """A store at MASTER_ADDR:MASTER_PORT, once every rank has come to it."""
+def _rendezvous(rank: int, size: int) -> dist.Store:
+    """The store at MASTER_ADDR:MASTER_PORT, once every rank has connected to it."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     seconds = number_from_environment("VITAS_RENDEZVOUS_SECONDS") or MEETING_SECONDS
     end = time.monotonic() + seconds
@@ -88,7 +87,7 @@ def _meet(rank: int, size: int) -> dist.Store:
         raise RendezvousError(
             f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {seconds:.0f} s"
         ) from None
-    # A process that an earlier start of this job left behind must not count as one of this one.
+    # Keeps out processes left over from an earlier start of this job.
     start = f"{os.environ.get('SLURM_STEP_ID', '')}.{queries.restarts()}"
     store = dist.PrefixStore(start, store)
     store.set(f"rank {rank}", socket.gethostname())
@@ -96,7 +95,9 @@ def _meet(rank: int, size: int) -> dist.Store:
         try:
             store.wait(["all are here"], timedelta(seconds=seconds))
         except dist.DistError:
-            raise RendezvousError(f"rank {rank} on {socket.gethostname()} waited for the others in vain") from None
+            raise RendezvousError(
+                f"rank {rank} on {socket.gethostname()} waited {seconds:.0f} s for the other ranks"
+            ) from None
         return store
     while missing := [other for other in range(size) if not store.check([f"rank {other}"])]:
         if time.monotonic() > end:
@@ -113,7 +114,7 @@ def _meet(rank: int, size: int) -> dist.Store:
 
 
 def _open_store(address: str, port: int, size: int, is_master: bool, seconds: float) -> dist.TCPStore:
-    """The store; its port may still be held by an earlier start of this job that is just being stopped."""
+    """Open the store; retries while an earlier start of this job, which is being stopped, still holds the port."""
     end = time.monotonic() + (min(seconds, 60) if is_master else 0)
     while True:
         try:
@@ -137,11 +138,15 @@ def shutdown() -> None:
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Slurm can show each task its own GPU alone.
+    # Modulo, because Slurm may make only its own GPU visible to each task.
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def _place(port: int | None) -> tuple[int, int, int]:
+def find_place(port: int | None = None) -> tuple[int, int, int]:
+    """Rank, world size and local rank that torchrun or Slurm gave this process; 0, 1, 0 without them.
+
+    Under Slurm it also sets MASTER_ADDR and MASTER_PORT if unset; without `port`, the port depends on the job's id.
+    """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= env.keys():
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
@@ -149,7 +154,7 @@ def _place(port: int | None) -> tuple[int, int, int]:
     if env.get("SLURM_STEP_ID", "").isdigit() and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         if "MASTER_ADDR" not in env:
             env["MASTER_ADDR"] = queries.first_node_address(env["SLURM_STEP_NODELIST"])
-        # Below the ports that a kernel hands out, so that only another of our jobs could hold it.
+        # Below the kernel's ephemeral ports, so that only another job of ours could hold it.
         env.setdefault("MASTER_PORT", str(port or 20000 + int(env["SLURM_JOB_ID"]) % 12000))
         return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"])
     return 0, 1, 0
@@ -158,8 +163,8 @@ def _place(port: int | None) -> tuple[int, int, int]:
 def average_(tensors: Sequence[Tensor], world: World) -> None:
     """Average tensors over the ranks, in place and in one collective.
 
-    They may be strided views; they travel as one flat buffer, so what is sent
-    is what they hold and nothing around it.
+    They may be strided views: they are copied into one flat buffer, so only
+    their own elements are sent.
     """
     if world.size == 1 or not tensors:
         return
@@ -178,7 +183,7 @@ def sum_(values: Tensor, world: World) -> Tensor:
 
 
 def gather(item: object, world: World) -> list:
-    """Every rank's item, in the order of the ranks, on every rank."""
+    """The items of all ranks, in rank order, on every rank."""
     if world.size == 1:
         return [item]
     items: list = [None] * world.size
@@ -196,20 +201,21 @@ def broadcast(item: object, world: World) -> object:
 
 
 def barrier(world: World) -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     if world.size > 1:
         dist.all_reduce(torch.zeros(1))
 
 
-# The reduction of the last `stop_requested`, which is still under way.
+# The reduction that the last call of `stop_requested` started, and its tensor.
 _pending: tuple[dist.Work, Tensor] | None = None
 
 
 def stop_requested(world: World, at_once: bool = False) -> str | None:
-    """Why the stage is to stop, or None. Every rank must call it at the same points, and all get one answer.
+    """Why the stage should stop, or None. Every rank must call it at the same points; all get the same answer.
 
-    The ranks agree by a reduction that runs beside the next step: the answer is
-    the one of the call before, so no step waits. With `at_once` it is today's.
+    The ranks agree by a reduction that runs during the next step, so the answer
+    is that of the previous call and no step waits. With `at_once` it waits, and
+    the answer is current.
     """
     global _pending
     code = signals.stop_code()
@@ -222,7 +228,7 @@ def stop_requested(world: World, at_once: bool = False) -> str | None:
 
 
 def settle() -> int:
-    """Wait for the last `stop_requested` to be agreed upon, and return what was: before the process group goes."""
+    """Wait for the reduction of the last `stop_requested` and return its result; to call before `shutdown`."""
     global _pending
     if _pending is None:
         return 0
@@ -233,10 +239,10 @@ def settle() -> int:
 
 
 def stream_seed(seed: int, *names: object) -> int:
-    """A 63-bit seed of the random stream that `names` name, e.g. `("subnet", step)`.
+    """A 63-bit seed for the random stream called `names`, e.g. `("subnet", step)`.
 
-    Each stream is a function of its names alone: a resumed run needs no
-    generator's state, and every rank that asks draws the same.
+    The seed depends on nothing else, so a resumed run needs no generator's
+    state, and all ranks draw the same.
     """
     digest = blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

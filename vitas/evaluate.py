@@ -18,7 +18,10 @@ from vitas.distributed import World, sum_
 
 @dataclass(frozen=True)
 class Score:
-    """top1, top5: in percent. loss: mean cross-entropy. images_per_second: of all ranks together."""
+    """The result of an evaluation.
+
+    top1, top5: in percent. loss: mean cross-entropy. images_per_second: of all ranks together.
+    """
 
     top1: float
     top5: float
@@ -35,14 +38,14 @@ def evaluate(
     world: World = World(),
     warm_up: bool = False,
 ) -> Score:
-    """Score `forward` (images [b, 3, H, W] -> logits [b, classes]) over the set.
+    """Score `forward` (images [b, 3, H, W] -> logits [b, classes]) over an evaluation set.
 
-    With a world of several, `images` is this rank's share and the score is
-    that of all shares together. The rate counts normalisation and the forward
-    passes, not decoding; where it is to be reported, `warm_up` runs a batch first.
+    With several ranks, `images` is this rank's share and the score is over all
+    shares. The rate includes normalisation and the forward passes, not
+    decoding; with `warm_up`, a batch runs before it is measured.
     """
     device = images.mean.device
-    # On the device, so that no batch waits for the one before it: correct, correct among five, loss.
+    # Top-1 hits, top-5 hits, summed loss; on the device, so that no batch waits for the one before it.
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     with autocast(device, amp):
         if warm_up and len(images.images):
@@ -68,12 +71,12 @@ def evaluate(
 
 @torch.inference_mode()
 def images_per_second(network: nn.Module, image_size: int = 224, batch_size: int = 64, seconds: float = 2.0) -> float:
-    """How many images a network classifies in a second, on the device that it is on.
+    """How many images per second a network classifies, on its device.
 
-    batch_size: images of a forward pass. seconds: of measuring, after half as many of warming up.
+    batch_size: images per forward pass. seconds: of measuring, after half as many of warm-up.
 
-    Forward passes only, in evaluation mode, of random images that are already
-    on the device; in bfloat16 on a GPU. The median over the passes.
+    Measures forward passes in evaluation mode on random images that are already
+    on the device, in bfloat16 on a GPU, and takes the median over the passes.
     """
     device = next(network.parameters()).device
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
@@ -98,7 +101,7 @@ def images_per_second(network: nn.Module, image_size: int = 224, batch_size: int
 
 
 def autocast(device: torch.device, amp: bool):
-    """bfloat16 where there is a GPU and it is asked for."""
+    """The context for forward passes: bfloat16 on a GPU with `amp`, otherwise nothing."""
     if amp and device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()

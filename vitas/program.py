@@ -1,15 +1,16 @@
-"""What the three stage programs share: arguments, configuration, process group, and how they end."""
+"""The main function of the three stage programs: arguments, configuration, process group, lock and exit."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vitas import config as configuration
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def natural(text: str) -> int:
-    """An argument that is a whole number, 0 or more."""
+    """Parse an argument that must be a whole number, 0 or more."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
+    """Parse an argument that must be a whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number above 0")
     return int(text)
@@ -41,15 +42,15 @@ def positive(text: str) -> int:
 def run_stages(
     program: str, description: str, epilog: str | None = None, arguments: Sequence[str] | None = None
 ) -> None:
-    """Run those stages of a program that the configuration on the command line flags, in order.
+    """Run, in order, the stages of a program that the configuration flags.
 
-    epilog: what --help says at its end.
-    arguments: of the command line, without the program's name; None is `sys.argv`'s.
+    epilog: the last part of the --help text.
+    arguments: of the command line, without the program's name; by default those of `sys.argv`.
 
-    The program ends with exit code 0; with 2 and one message for a `UserError`;
-    with 75 where it was interrupted, and the same command goes on; else with 1.
+    The exit code is 0 on success; 2, with one message, for a `UserError`; 75 if
+    the program was interrupted, and the same command resumes it; otherwise 1.
     """
-    # Before torch is loaded, which takes seconds in which a signal would kill.
+    # First, because importing torch takes seconds, during which a signal would end the process.
     signals.listen()
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
@@ -58,51 +59,56 @@ def run_stages(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="a YAML file (see configs/)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of it, as search.epochs=10")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of it, e.g. search.epochs=10")
     parsed = parser.parse_args(arguments)
     try:
-        config, flagged = _configuration(parsed, stages_of(program))
+        config, flagged = _load(parsed, stages_of(program))
     except UserError as error:
-        # Every process finds the same mistakes; one of them tells.
-        _end(MISTAKE, f"error: {error}", tells=_rank() == 0)
+        # Every process finds the same mistakes; rank 0 reports them.
+        _exit(MISTAKE, f"error: {error}", report=_rank() == 0)
     _run(program, config, flagged)
 
 
 def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
-    # It loads torch, which takes seconds: after the configuration is known to be right.
+    # After the configuration is checked: this imports torch, which takes seconds.
+    functions = _import_stages(config, flagged)
     from vitas import distributed
 
     try:
         world = distributed.init(config.port)
     except UserError as error:
-        # Every process finds the same mistakes; one of them tells.
-        _end(MISTAKE, f"error: {error}", tells=_rank() == 0)
+        # Every process finds the same mistakes; rank 0 reports them.
+        _exit(MISTAKE, f"error: {error}", report=_rank() == 0)
     except distributed.RendezvousError as error:
-        _end(1, f"error: {error}")
+        _exit(1, f"error: {error}")
     lock = None
     try:
         lock = _take_lock(program, config, world)
-        for name in flagged:
-            STAGES[name].function(getattr(getattr(config, name), "method", ""))(config, world)
+        for name, function in zip(flagged, functions, strict=True):
+            function(config, world)
             if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
                 raise signals.Interrupted(reason)
         distributed.settle()
     except UserError as error:
-        # Mostly all ranks find it. Another than the first tells only where the first is not about to end them all.
+        # Usually all ranks find the same mistake. Others wait, so that they report it only if rank 0 does not end them.
         if world.rank:
             time.sleep(5)
         _release(lock)
-        _end(MISTAKE, f"error: {error}")
+        _exit(MISTAKE, f"error: {error}")
     except signals.Interrupted as error:
-        # A job that is requeued still owns what it writes while it waits, so its lock stays.
+        # A requeued job keeps its lock while it waits in the queue.
         if OUTCOME_VARIABLE not in os.environ:
             _release(lock)
         distributed.shutdown()
-        _end(signals.EXIT_CODE, f"stopped by {error}; the same command goes on", tells=world.is_main)
+        _exit(
+            signals.EXIT_CODE,
+            f"stopped by {error}; run the same command again to resume",
+            report=world.is_main,
+        )
     except Exception:
         if world.size == 1:
             raise
-        # Without the usual clean-up: it waits for the other ranks, which wait for this one.
+        # Without the usual clean-up, which would wait for the other ranks, while they wait for this one.
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
@@ -110,7 +116,22 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
     distributed.shutdown()
 
 
-def _configuration(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
+def _import_stages(config: RunConfig, flagged: Sequence[str]) -> list[Callable]:
+    """The functions of the flagged stages, with all that they import.
+
+    Nearly every object that an import makes lives until the process ends. To search them for garbage, during the
+    import and at exit, takes as long as the import itself; so they are exempt from it.
+    """
+    gc.disable()
+    try:
+        return [STAGES[name].function(getattr(getattr(config, name), "method", "")) for name in flagged]
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _load(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
+    """The configuration and its flagged stages. Raises `UserError` if none is flagged."""
     config = configuration.load(arguments.config, arguments.overrides, stages)
     flagged = config.flagged(stages)
     if not flagged:
@@ -123,7 +144,7 @@ def _configuration(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tu
 
 
 def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
-    """Rank 0 takes the run's lock, and writes down what it starts. Raises `UserError` on every rank if it may not."""
+    """Take the run's lock on rank 0 and record the start. Raises `UserError` on every rank if another holds it."""
     from vitas import distributed, provenance
 
     lock = refusal = None
@@ -144,7 +165,7 @@ def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
 
 def _release(lock: Lock | None) -> None:
     if lock:
-        # Looking after it would take it again.
+        # First, because the check would write the lock again.
         signals.guard(None)
         lock.release()
 
@@ -153,16 +174,13 @@ def _rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
-def _end(code: int, message: str, tells: bool = True) -> None:
-    """Say why, to the user and to the job's supervisor, and exit."""
-    if tells:
+def _exit(code: int, message: str, report: bool = True) -> None:
+    """Exit with `code`; with `report`, first give the message to the user and to the job's supervisor."""
+    if report:
         print(message, file=sys.stderr, flush=True)
     outcome = os.environ.get(OUTCOME_VARIABLE)
-    if outcome and tells:
-        # The first rank to end says why; the others end because it did.
-        try:
-            with open(Path(outcome), "x") as file:
-                json.dump({"code": code, "message": message, "rank": _rank()}, file)
-        except OSError:
-            pass
+    if outcome and report:
+        # Only the first rank to end writes it; the others end as a result.
+        with suppress(OSError), open(outcome, "x") as file:
+            json.dump({"code": code, "message": message, "rank": _rank()}, file)
     sys.exit(code)

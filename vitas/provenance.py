@@ -1,4 +1,4 @@
-"""What a result came from: code, packages, machine, job and configuration, written at every start."""
+"""Records where a result came from: code, packages, machine, job and configuration, at every start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = (
     "vitas", "torch", "torchvision", "timm", "pymoo", "numpy", "pillow", "pyyaml", "pydantic", "tensorboard",
     "submitit", "rich",
 )  # fmt: skip
-# Variables that can change what a run does. Others may hold secrets, and stay out.
+# Environment variables that can influence a run. Others may hold secrets and are not recorded.
 _PREFIXES = (
     "SLURM_", "CUDA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH", "PYTORCH_", "VITAS_", "MASTER_", "PYTHONPATH",
     "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX",
@@ -32,7 +32,7 @@ _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 
 
 def write_start(folder: Path, config: Section, world: World) -> None:
-    """Write `config.yaml`, with every default resolved, and `environment.json` to a start's folder."""
+    """Write `config.yaml`, with all defaults filled in, and `environment.json` to the folder of a start."""
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_text(folder / "environment.json", json.dumps(environment(world), indent=2) + "\n")
 
@@ -64,7 +64,7 @@ def environment(world: World) -> dict:
 
 
 def git_state(folder: Path) -> dict | None:
-    """The commit that the code of a folder is at, and whether tracked files differ from it; None where git is not."""
+    """The commit of a folder's code, and whether tracked files differ from it; None without git or a repository."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True, timeout=30)

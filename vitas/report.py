@@ -1,4 +1,4 @@
-"""What a run tells: a bar or lines on the console, lines in a log file, TensorBoard events."""
+"""What a stage reports: a progress bar or lines on the console, a log file, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -17,30 +17,28 @@ from vitas.slurm import queries
 
 
 class Report:
-    """The voice of one stage. Only rank 0 speaks; on the others every method does nothing.
+    """The reports of one stage. Rank 0 reports; on other ranks every method does nothing.
 
-    stage: its name, which begins every line and tag.
-    folder: the run's, which has a place for the log and the events of every stage.
+    stage: its name, the prefix of every line and tag.
+    folder: the run's folder, where the stage has its log and events.
     """
 
     def __init__(self, stage: str, folder: RunFolder, world: World) -> None:
         self.stage = stage
-        self._speaks = world.is_main
+        self._is_main = world.is_main
         self._console = Console()
         self._bar: Progress | None = None
         self._log = folder.log(stage, queries.job_id())
         self._events = folder.events(stage)
         self._writer: SummaryWriter | None = None
-        if self._speaks:
+        if self._is_main:
             self._log.parent.mkdir(parents=True, exist_ok=True)
 
     def line(self, text: str) -> None:
-        """One line, to the log file and to the console (above the bar, if there is one)."""
-        if not self._speaks:
+        """Print a line to the log file and to the console (above the bar, if there is one)."""
+        if not self._is_main:
             return
-        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.stage}: {text}"
-        with open(self._log, "a") as file:
-            file.write(stamped + "\n")
+        stamped = self._write_log(text)
         if self._console.is_terminal:
             self._console.print(f"[bold]{self.stage}[/bold]: ", end="")
             self._console.print(text, markup=False, highlight=False)
@@ -48,18 +46,23 @@ class Report:
             print(stamped, flush=True)
 
     def log_only(self, text: str) -> None:
-        """A line that the bar already tells: to the log file, and to a console that has no bar."""
-        if not self._speaks:
+        """Print a line to the log file, and to the console only if there is no bar, which shows the same."""
+        if not self._is_main:
             return
         if self._console.is_terminal:
-            with open(self._log, "a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.stage}: {text}\n")
+            self._write_log(text)
         else:
             self.line(text)
 
+    def _write_log(self, text: str) -> str:
+        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.stage}: {text}"
+        with open(self._log, "a") as file:
+            file.write(stamped + "\n")
+        return stamped
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """TensorBoard scalars, as `STAGE/NAME`. The first call of a resumed run hides what lies after its step."""
-        if not self._speaks:
+        """Write TensorBoard scalars `STAGE/NAME`. The first call of a resumed run hides older ones from `step` on."""
+        if not self._is_main:
             return
         if self._writer is None:
             self._writer = SummaryWriter(self._events, purge_step=step, filename_suffix=f".{self.stage}")
@@ -69,11 +72,11 @@ class Report:
 
     @contextmanager
     def progress(self, total: int, done: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        """A bar over `total` units, of which `done` are; yields `update(done, text)`.
+        """A progress bar over `total` units, `done` of them already done; yields `update(done, text)`.
 
-        On a terminal it shows rate and time left; elsewhere the caller's lines do.
+        Without a terminal there is no bar, and the caller's lines show the progress.
         """
-        if not (self._speaks and self._console.is_terminal):
+        if not (self._is_main and self._console.is_terminal):
             yield lambda done, text: None
             return
         columns = (
@@ -103,7 +106,7 @@ def duration(seconds: float) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """A path as people like to read it: relative where it lies below the working folder."""
+    """A path for people to read: relative if it is below the working folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,9 +1,9 @@
 """The training loop: the published recipe, and exact resume.
 
-Every random draw comes from a stream named by the step that makes it (see
+The seed of every random draw depends on the step (see
 `vitas.distributed.stream_seed`), so a checkpoint needs no generator's state: a
-run that was killed anywhere and started again equals an undisturbed one, bit
-by bit on CPU.
+run that was killed at any point and resumed equals an undisturbed one, bit for
+bit on CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vitas.report import Report, duration
 from vitas.section import Section, defaults_of, fields_of, leaves, sections_in
 from vitas.slurm.signals import Interrupted
 
-# What decides nothing about the result: a run may be resumed with other values of these.
+# Keys that do not influence the result; a run may be resumed with other values of them.
 _FREE_KEYS = {
     "flag", "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
 }  # fmt: skip
@@ -42,13 +42,13 @@ _FREE_KEYS = {
 class Task:
     """What a stage trains, and how.
 
-    model: whose weights are trained and saved.
+    model: its weights are trained and saved.
     forward: (images, step) -> logits, for the loss.
     num_classes: of the logits.
     reduce_gradients: (step) -> None, called after the backward pass to average
-        gradients over the ranks; not needed where `forward` does so itself.
-    ema_decay: of an average of the weights; 0 is off.
-    about: plain data that is saved beside the weights (the architecture, say).
+        gradients over the ranks; not needed with DistributedDataParallel.
+    ema_decay: of the average of the weights; 0 is off.
+    about: plain data to save beside the weights, e.g. the architecture.
     """
 
     model: nn.Module
@@ -68,11 +68,11 @@ def train(
     world: World,
     seed: int,
 ) -> None:
-    """Train to the last epoch, from the newest checkpoint where there is one.
+    """Train to the last epoch, from the newest checkpoint if there is one.
 
     Raises `UserError` for a checkpoint of another recipe or architecture, and
-    for a loss that is no longer finite; `Interrupted` where the run was asked
-    to stop, with a checkpoint of the last step written.
+    for a loss that is not finite. Raises `Interrupted`, after a checkpoint of
+    the last step, if the run was asked to stop.
     """
     per_epoch = loader.steps_per_epoch
     total = settings.epochs * per_epoch
@@ -137,10 +137,10 @@ def train(
             if reason:
                 report.line(f"stops after step {done:,} of {total:,}, which is saved ({reason})")
                 report.close()
-                # Slurm ends the other ranks with the first one, so none may leave before the checkpoint is there.
+                # Slurm ends all ranks when the first one ends, so none may end before the checkpoint is written.
                 barrier(world)
                 raise Interrupted(reason)
-    # The next stage reads the last checkpoint on every rank.
+    # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
 
 
@@ -166,19 +166,19 @@ def _mixup(settings: Training, num_classes: int) -> Mixup | None:
 
 def _criterion(settings: Training, soft_targets: bool) -> nn.Module:
     if soft_targets:
-        # Mixup has smoothed the labels already.
+        # Mixup smooths the labels itself.
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(settings.label_smoothing) if settings.label_smoothing else nn.CrossEntropyLoss()
 
 
 class _Meter:
-    """The mean loss since the last line, the rate and the time left."""
+    """Reports the mean loss since the last report, the rate and the time left."""
 
     def __init__(self, settings: Training, per_epoch: int, start: int, report: Report, world: World) -> None:
         self._settings, self._per_epoch, self._start = settings, per_epoch, start
         self._report, self._world = report, world
         self._total = settings.epochs * per_epoch
-        # Sum and count stay on the device: no step waits for its own loss.
+        # Sum and count of the losses, on the device, so that no step waits for its loss.
         self._losses = torch.zeros(2, dtype=torch.float64, device=world.device)
         self._began = time.monotonic()
 
@@ -187,7 +187,7 @@ class _Meter:
         self._losses[1] += 1
 
     def report(self, done: int, lr: float, update: Callable[[int, str], None]) -> None:
-        """One line after `done` steps, on the bar, in the log and in the events. All ranks call it."""
+        """Report after `done` steps, to the bar, the log and the events. All ranks must call it."""
         summed, count = sum_(self._losses, self._world).tolist()
         self._losses.zero_()
         loss = summed / count
@@ -208,7 +208,7 @@ class _Meter:
 
 
 def _default_leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The defaults of a section's keys and of those in it, by their dotted keys, as JSON has them."""
+    """The defaults of a section and of the sections in it, with their dotted keys, as JSON values."""
     defaults = section.model_construct(**defaults_of(section)).model_dump(mode="json", warnings=False)
     yield from leaves(defaults, prefix)
     for key, annotation in fields_of(section).items():
@@ -218,7 +218,7 @@ def _default_leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[
 
 
 class _State:
-    """Everything that a checkpoint holds, and the recipe it may be resumed under."""
+    """The contents of a checkpoint, and the recipe that it may be resumed with."""
 
     def __init__(
         self,
@@ -231,11 +231,11 @@ class _State:
     ) -> None:
         self._task, self._optimizer, self._ema = task, optimizer, ema
         self._per_epoch = per_epoch
-        # An architecture may be given in several forms; what it means is in `about`.
+        # An architecture can be written in several forms; `about` has its canonical text.
         given = settings.model_dump(mode="json", exclude={"architecture"})
         decisive = {key: value for key, value in leaves(given) if key not in _FREE_KEYS}
         self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(leaves(task.about))}
-        # A key that an older version did not have meant what its default means now.
+        # A key that an older version did not have counts as its present default.
         self._defaults = dict(_default_leaves(type(settings)))
 
     def at(self, step: int) -> dict:
@@ -251,15 +251,15 @@ class _State:
         }
 
     def resume(self, checkpoints: CheckpointFolder, world: World) -> int:
-        """Load the newest checkpoint, if there is one; the step to go on from."""
+        """Load the newest checkpoint, if there is one. Returns the step to start from."""
         path = checkpoints.newest()
         if path is None:
             return 0
         state = checkpoint.read(path, world.device)
         recipe = state.get("recipe")
         if not isinstance(recipe, Mapping):
-            raise UserError(f"{path} is no checkpoint of this program's training; move it away, or change save_path")
-        for key in [*self._recipe, *(key for key in recipe if key not in self._recipe)]:
+            raise UserError(f"{path} is not a checkpoint of this program; move it away, or choose another save_path")
+        for key in {**self._recipe, **recipe}:
             ours, theirs = (part.get(key, self._defaults.get(key)) for part in (self._recipe, recipe))
             if ours != theirs:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""Scores of genotypes, each initialisation journalled on its own and spread over the ranks."""
+"""Scores of genotypes: every initialisation is scored once, by one of the ranks, and journalled."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vitas.report import Report
 
 
 class GenotypeScorer:
-    """Scores genotypes as the section `search` says, each initialisation once; what is known is in a journal.
+    """Scores genotypes with the settings of the section `search`, each initialisation once.
 
-    path: the journal, one line an initialisation.
-    images: those of the NTK, as `ntk_images` gives them.
+    path: the journal, one line per initialisation.
+    images: for the NTK, as `ntk_images` returns them.
     """
 
     def __init__(self, config: RunConfig, path: Path, images: Tensor | None, report: Report, world: World) -> None:
@@ -82,9 +82,9 @@ def _read(line: dict) -> tuple[tuple[Genotype, int], Scores]:
 
 
 def ntk_images(config: RunConfig) -> Tensor | None:
-    """The images [batch_size, 3, H, W] that the NTK is of, normalised, on the CPU; None is noise.
+    """The normalised images [batch_size, 3, H, W] for the NTK, on the CPU; None is noise.
 
-    From end to end of `search.data`, the same for every genotype, as published.
+    They are evenly spread over `search.data`, and the same for every genotype, as published.
     """
     settings, model = config.search, config.model
     if settings.data is None:

@@ -1,7 +1,7 @@
-"""The `search` stage of `search.method: asvit`: a topology without training, then a series of larger networks.
+"""The `search` stage with `search.method: asvit`: find a topology without training, then grow it.
 
-Growth takes the best of a few by the sum of their ranks, step by step, until
-the budget is used up.
+Each step of growth takes the candidate with the least sum of ranks by both
+scores, until no larger network is in the budget.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vitas.report import Report, shown_path
 
 
 def search(config: RunConfig, world: World) -> None:
-    """Find a topology and grow it; every network of the series lands in `save_path/search/architectures.yaml`."""
+    """Find a topology and grow it, and write the network of every step to `save_path/search/architectures.yaml`."""
     settings, folder = config.search, config.folder
     report = Report("search", folder, world)
     images = ntk_images(config)
@@ -50,7 +50,7 @@ def search(config: RunConfig, world: World) -> None:
             )
             for step, (genotype, scores) in enumerate(series)
         ]
-        # The first entry is what `best` means to the stages after this one: here the largest.
+        # The first entry is `best` for later stages: here the largest network.
         write_found(folder.architectures, found[::-1])
         last = found[-1]
         report.line(
@@ -66,14 +66,14 @@ def search(config: RunConfig, world: World) -> None:
 def grow(
     topology: Genotype, config: RunConfig, scorer: GenotypeScorer, report: Report
 ) -> list[tuple[Genotype, Scores]]:
-    """A topology with a block in each stage at `growth.hidden_dim`, and step by step what became of it.
+    """Grow a topology from one block per stage at `growth.hidden_dim`; returns every step's genotype and scores.
 
-    What grows, and is scored, is the network at `growth.score_width` of the
-    hidden dim, as in the released code: so no two choices of a step are one
-    network. Costs are counted at full width. It ends where no larger network
-    is in the budget.
+    As in the released code, the network is grown and scored at
+    `growth.score_width` of its hidden dim, so that all choices of a step are
+    different networks. Costs and results are at full width. Growth ends when no
+    larger network is in the budget.
 
-    Raises `UserError` where the first one already is not.
+    Raises `UserError` if the first network exceeds the budget.
     """
     settings = config.search.growth
     narrow = replace(
@@ -99,7 +99,10 @@ def grow(
 
 
 def larger(genotype: Genotype, widen: Sequence[float]) -> list[Genotype]:
-    """One more block in each stage, crossed with the hidden dim raised by each share (by 1 at least); each once."""
+    """The choices of a growth step: a block more in any one stage, with the hidden dim raised by any share, at least 1.
+
+    Equal choices are listed once.
+    """
     dim = genotype.hidden_dim
     dims = dict.fromkeys(max(round(dim * (1 + share)), dim + 1) for share in widen)
     deeper = [
@@ -110,7 +113,7 @@ def larger(genotype: Genotype, widen: Sequence[float]) -> list[Genotype]:
 
 
 def _at_full_width(narrow: Genotype, config: RunConfig) -> Genotype:
-    """The network that is scored at `growth.score_width` of its hidden dim."""
+    """The network at its full hidden dim, of one scored at `growth.score_width` of it."""
     return replace(narrow, hidden_dim=round(narrow.hidden_dim / config.search.growth.score_width))
 
 

@@ -1,7 +1,7 @@
-"""The topology: REINFORCE over independent choices, as published, or NSGA-II on the two scores.
+"""Search for a topology: REINFORCE over independent choices, as published, or NSGA-II on the two scores.
 
 Both are functions of the seed and the scores, which are journalled before they
-are used. So a restart replays the search over the journal and goes on where it was.
+are used, so a restart replays the search over the journal and resumes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from vitas.config import RunConfig
 from vitas.distributed import World, broadcast, stream_seed
 from vitas.report import Report
 
-# Steps over whose scores the range is taken that a change is measured in.
+# A reward is a change of scores relative to their range over so many steps.
 WINDOW = 20
 
 
 class Policy:
-    """Independent categoricals over the values of each gene, uniform at first, moved by REINFORCE with Adam."""
+    """Independent categorical distributions of the genes, uniform at first, trained by REINFORCE with Adam."""
 
     def __init__(self, gene_counts: Sequence[int], lr: float) -> None:
         self._logits = [torch.zeros(int(count), requires_grad=True) for count in gene_counts]
@@ -37,13 +37,13 @@ class Policy:
         return [Categorical(logits=logits) for logits in self._logits]
 
     def sample(self, rng: np.random.Generator) -> np.ndarray:
-        """A genome [genes]."""
+        """A random genome [genes]."""
         with torch.no_grad():
             probabilities = [choice.probs.double().numpy() for choice in self._choices()]
         return np.array([rng.choice(len(p), p=p / p.sum()) for p in probabilities])
 
     def update(self, genome: np.ndarray, advantage: float) -> None:
-        """Make a genome likelier where its advantage is positive, and less likely where it is negative."""
+        """Make a genome more likely if its advantage is positive, and less likely if it is negative."""
         genes = torch.from_numpy(np.asarray(genome))
         log_probability = sum(choice.log_prob(gene) for choice, gene in zip(self._choices(), genes, strict=True))
         self._optimizer.zero_grad()
@@ -52,22 +52,22 @@ class Policy:
 
     @property
     def entropy(self) -> float:
-        """Of all genes together, in nats."""
+        """The entropy of all genes together, in nats."""
         with torch.no_grad():
             return sum(choice.entropy().item() for choice in self._choices())
 
     @property
     def likeliest(self) -> np.ndarray:
-        """The likeliest value of each gene [genes]; of equal ones the first."""
+        """The most likely value of each gene [genes]; the first of equally likely ones."""
         return np.array([logits.argmax().item() for logits in self._logits])
 
 
 def reward(history: Sequence[Scores]) -> float:
-    """How much better the last scores are than those before, each change over its range in the last `WINDOW` steps.
+    """How much better the last scores are than those before, relative to each score's range in the last `WINDOW` steps.
 
-    Length distortion is to rise, the NTK condition number to fall. A change to
-    or from a condition number that is not finite counts as a whole range. 0 for
-    the first step.
+    Length distortion should rise, and the NTK condition number fall. A change to
+    or from an infinite condition number counts as the whole range. The reward of
+    the first step is 0.
     """
     if len(history) < 2:
         return 0.0
@@ -88,7 +88,7 @@ def _change(values: Sequence[float]) -> float:
 def reinforce(
     config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, report: Report, world: World
 ) -> Genotype:
-    """The likeliest topology of a policy that has learnt from `search.steps` topologies of its own."""
+    """The most likely topology of a policy trained on `search.steps` of its own topologies."""
     settings = config.search
     policy = Policy(space.gene_counts, settings.lr)
     history: list[Scores] = []
@@ -96,13 +96,13 @@ def reinforce(
     with report.progress(settings.steps, 0, "steps") as update:
         for step in range(settings.steps):
             rng = np.random.default_rng(stream_seed(config.seed, "topology", step))
-            # Rank 0 alone draws: probabilities may differ in their last bit from machine to machine.
+            # Only rank 0 draws, because probabilities may differ in the last bit between machines.
             genome = broadcast(policy.sample(rng) if world.is_main else None, world)
             (scores,) = scorer.score([space.decode(genome)])
             history.append(scores)
             gained = reward(history)
             average = settings.baseline_decay * average + (1 - settings.baseline_decay) * gained
-            # It began at 0: of the first steps the average is too small by this factor, as Adam's are.
+            # Corrects the bias of an average that starts at 0, as Adam does.
             baseline = average / (1 - settings.baseline_decay ** (step + 1))
             policy.update(genome, gained - baseline)
             text = f"entropy {policy.entropy:.2f}"
@@ -115,7 +115,7 @@ def reinforce(
 
 
 def nsga2(config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, report: Report, world: World) -> Genotype:
-    """Of `search.steps` different topologies, evolved on both scores, the one with the least sum of ranks."""
+    """Evolve `search.steps` different topologies on both scores; returns the one with the least sum of ranks."""
     steps, counts = config.search.steps, space.gene_counts
     size = min(config.search.population, steps)
     evolution = Evolution(
@@ -136,7 +136,7 @@ def nsga2(config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, repor
             genomes = evolution.ask()
             genotypes = [space.decode(genome) for genome in genomes][: steps - len(known)]
             if not genotypes:
-                report.line("there is no topology that was not proposed before")
+                report.line("no new topology is left to propose")
                 break
             for genotype, scores in zip(genotypes, scorer.score(genotypes), strict=True):
                 report.scalars(len(known), _scalars(scores))
@@ -150,9 +150,9 @@ def nsga2(config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, repor
 
 
 def best_of_ranks(scores: Sequence[Scores]) -> int:
-    """The index with the least sum of ranks by both scores; of equal ones, the best by the score that tells more.
+    """The index with the least sum of ranks by both scores; ties go to the better by one of the scores.
 
-    That is the one with the larger range relative to its mean, as published for the growth.
+    That score is the one with the larger range relative to its mean, as published for the growth.
     """
     columns = [np.array([-s.length_distortion for s in scores]), np.array([s.ntk_condition for s in scores])]
     ranks = [np.searchsorted(np.sort(column), column) for column in columns]

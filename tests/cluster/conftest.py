@@ -31,18 +31,18 @@ def slurm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_run(tmp_path_factory, digits) -> Callable[[], Path]:
-    """() -> a YAML whose stages take long enough to be disturbed; its run is in `run` beside it."""
+def make_run(tmp_path_factory, digits) -> Callable[..., Path]:
+    """(name) -> a YAML whose stages take long enough to be disturbed; its run is in `run` beside it."""
 
-    def make() -> Path:
+    def make(name: str = "config") -> Path:
         folder = tmp_path_factory.mktemp("run")
         config = small_run(folder / "run", digits)
         for stage in ("search", "retrain"):
             config[stage] |= {"epochs": 6, "batch_size": 32, "log_steps": 4, "keep": 0}
-        config["sample"]["generations"] = 4
+        config["sample"]["generations"] = 8
         # All of its epochs, so that there is a middle to be disturbed in.
         config["test"] |= {"start": 1, "end": 6}
-        path = folder / "config.yaml"
+        path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         return path
 

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: one controller and two nodes with two pretend GPUs each.
+"""A real Slurm on this machine: one controller and four nodes with four pretend GPUs each, in partitions of two nodes.
 
 It runs as the user who starts it, from a folder of its own, with a munge of its
 own; nothing of the machine's configuration is touched. By hand, to try things:
@@ -21,7 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3", "n4")
+# A GPU needs a character device; any will do for one that is only counted.
+GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 SEARCH_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 CONFIGURATION = """\
@@ -59,10 +61,11 @@ MinJobAge=3600
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1_port} CPUs=8 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2_port} CPUs=8 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
-PartitionName=VA Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-PartitionName=short Nodes=ALL MaxTime=30 State=UP
+{nodes}
+PartitionName=VA Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=n1,n2 MaxTime=30 State=UP
+# For what takes a node down.
+PartitionName=frail Nodes=n3,n4 MaxTime=INFINITE State=UP
 """
 
 
@@ -80,27 +83,31 @@ class Slurm:
         self._daemons: dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
-        """Start every daemon and wait until both nodes are idle. Raises `RuntimeError` where they do not come up."""
+        """Start every daemon and wait until all nodes are idle. Raises `RuntimeError` where they do not come up."""
         folder = self.folder
         for name in ("munge", "state", *(f"spool-{node}" for node in NODES)):
             (folder / name).mkdir(parents=True, mode=0o755)
         key = folder / "munge" / "key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        ports = _free_ports(3)
+        host = socket.gethostname().split(".")[0]
+        controller_port, *ports = _free_ports(1 + len(NODES))
+        nodes = (
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
+            f"CPUs=16 RealMemory=8000 Gres=gpu:{len(GPUS)} State=UNKNOWN"
+            for node, port in zip(NODES, ports, strict=True)
+        )
         (folder / "slurm.conf").write_text(
             CONFIGURATION.format(
                 folder=folder,
-                host=socket.gethostname().split(".")[0],
+                host=host,
                 user=getpass.getuser(),
-                controller_port=ports[0],
-                n1_port=ports[1],
-                n2_port=ports[2],
+                controller_port=controller_port,
+                nodes="\n".join(nodes),
             )
         )
-        # A GPU needs a character device; any will do for one that is only counted.
         (folder / "gres.conf").write_text(
-            "NodeName=n[1-2] Name=gpu File=/dev/null\nNodeName=n[1-2] Name=gpu File=/dev/zero\n"
+            "".join(f"NodeName=n[1-{len(NODES)}] Name=gpu File={device}\n" for device in GPUS)
         )
         munge = folder / "munge"
         self._spawn(
@@ -155,11 +162,12 @@ class Slurm:
     def wait(self, job: str, seconds: float = 240) -> dict[str, str]:
         """Wait until a job has ended, requeues and all; its fields then."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        wait_for(lambda: self.job(job)["JobState"] in ended, seconds, f"job {job} does not end")
+        wait_for(lambda: self.job(job)["JobState"] in ended, seconds, f"job {job} does not end", every=0.5)
         return self.job(job)
 
     def _idle(self) -> bool:
-        return self.run("sinfo", "-h", "-N", "-p", "VA", "-o", "%T").stdout.split() == ["idle", "idle"]
+        lines = self.run("sinfo", "-h", "-N", "-p", "VA,frail", "-o", "%N %T").stdout.splitlines()
+        return sorted(lines) == [f"{node} idle" for node in NODES]
 
     def _spawn(self, program: str, *arguments: str, name: str | None = None) -> None:
         name = name or program
@@ -181,12 +189,13 @@ def _free_ports(count: int) -> list[int]:
             each.close()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float, otherwise: str, every: float = 0.1) -> None:
+    """Wait until a condition holds, looking `every` so many seconds. Raises `RuntimeError` with `otherwise`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise RuntimeError(otherwise)
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from inference import commands
+from inference.__main__ import run_predict
 from inference.test import test as measure
+from tests.processes import close_early
 from vitas import VisionTransformer
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
@@ -28,7 +29,7 @@ def predict(learnt, capsys):
         code = 0
         capsys.readouterr()
         try:
-            commands.predict([str(learnt), *map(str, words)])
+            run_predict([str(learnt), *map(str, words)])
         except SystemExit as stopped:
             code = stopped.code
         printed = capsys.readouterr()
@@ -123,7 +124,7 @@ def test_what_is_no_image_is_named_and_the_others_are_done(predict, picture, tmp
     assert [line.split()[1] for line in errors] == [
         str(tmp_path / name) for name in ("a_text.png", "b_torn.png", "d_empty.jpg")
     ]
-    assert errors[0].endswith("is no image")
+    assert errors[0].endswith("is not an image")
     (row,) = rows_of((tmp_path / "found.csv").read_text())
     assert row["image"] == str(tmp_path / "c_good.png")
     assert "c_good.png" in out
@@ -133,7 +134,7 @@ def test_nothing_but_what_is_no_image_ends_with_code_2_and_no_table(predict, tmp
     (tmp_path / "text.png").write_text("no picture")
     code, out, err = predict(tmp_path / "text.png")
     assert (code, out) == (2, "")
-    assert f"error: {tmp_path / 'text.png'} is no image\n" in err
+    assert f"error: {tmp_path / 'text.png'} is not an image\n" in err
 
 
 def test_classes_are_numbers_where_there_are_no_class_folders_and_that_is_said(predict, picture, tmp_path):
@@ -169,11 +170,11 @@ def test_workers_and_batches_change_nothing(predict, digits):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("gone.png",), "found 'gone.png', which is not there"),
+        (("gone.png",), "found 'gone.png', which does not exist"),
         (("{tmp}",), "which holds no image"),
         (("{picture}", "--csv", "{picture}"), "it must be a file that ends with .csv"),
         (("{picture}", "--csv", "{tmp}/file/x.csv"), "--csv: found '{tmp}/file', which cannot be made"),
-        (("{picture}", "test.load_name={picture}"), "is no whole checkpoint file"),
+        (("{picture}", "test.load_name={picture}"), "is not a complete checkpoint file"),
         (("{picture}", "test.architecture=p8-e32-token-h2q96m64"), "does not fit this architecture"),
         (("{picture}", "test.start=1", "test.end=2"), "no checkpoint of epoch 1"),
         (("{picture}", "test.wheels=1"), "test.wheels: unknown key"),
@@ -204,3 +205,10 @@ def test_a_picture_whose_name_reads_like_a_key_is_one_with_its_folder(predict, p
     code, out, _ = predict("./seed=1", "seed=5", "--csv", "-")
     assert code == 0
     assert [row["image"] for row in rows_of(out)] == ["seed=1"]
+
+
+@pytest.mark.parametrize("words", [("--csv", "-"), ()], ids=["CSV", "table"])
+def test_a_reader_that_leaves_in_the_middle_is_no_error(learnt, digits, words):
+    printed, errors = close_early("inference", "predict", learnt, digits / "train", *words, "--top", 10, lines=2)
+    assert words == () or printed.startswith("image,class_1,probability_1,")
+    assert [line.split()[0] for line in errors.splitlines()] == ["takes"]

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -80,6 +81,22 @@ def test_another_recipe_or_architecture_is_not_resumed(make_config) -> None:
         train(path, f"retrain.architecture={TEXT}", "retrain.lr=0.5")
     with pytest.raises(UserError, match="trained with architecture"):
         train(path, f"retrain.architecture={TEXT}3")
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("repeats", "2"), ("tokens", "[{until: 0.5, reduce: 2}]"), ("data.augmentation.interpolation", "nearest")],
+)
+def test_a_key_that_an_older_checkpoint_lacks_had_its_present_default(make_config, key, other) -> None:
+    path = make_config()
+    config = train(path, f"retrain.architecture={TEXT}")
+    checkpoint = CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
+    state = read(checkpoint)
+    del state["recipe"][key]
+    torch.save(state, checkpoint)
+    with pytest.raises(UserError, match=re.escape(key)):
+        train(path, f"retrain.architecture={TEXT}", f"retrain.{key}={other}")
+    train(path, f"retrain.architecture={TEXT}")
 
 
 # Fine-tuning

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from retrain.retrain import retrain
 from search.asvit import scoring, topology
 from search.asvit.search import larger, search
 from search.asvit.topology import Policy, best_of_ranks, reward
-from tests.processes import run
 from vitas import config as configuration
 from vitas import distributed
 from vitas.asvit.genotype import Genotype, GenotypeSpace
@@ -27,21 +27,26 @@ from vitas.slurm.signals import Interrupted
 TOPOLOGY = "8,2,3|4,1,2|4,1,4|4,1,6|32"
 
 
+def small_asvit(digits: Path) -> dict:
+    """The section `search` of a small As-ViT search."""
+    return {
+        "flag": True,
+        "method": "asvit",
+        "data": {"data_dir": str(digits / "train"), "workers": 0, "crop_fraction": 1.0},
+        "steps": 6,
+        "repeat": 2,
+        "batch_size": 4,
+        "points": 3,
+        "growth": {"parameters": 300_000, "hidden_dim": 8, "score_width": 1.0},
+    }
+
+
 @pytest.fixture
 def asvit(make_config, digits):
-    """(overrides by dotted key) -> the YAML of a small As-ViT search with retrain and test after it."""
+    """(overrides of its keys) -> the YAML of a small As-ViT search with retrain and test after it."""
 
     def make(**overrides):
-        section = {
-            "flag": True,
-            "method": "asvit",
-            "data": {"data_dir": str(digits / "train"), "workers": 0, "crop_fraction": 1.0},
-            "steps": 6,
-            "repeat": 2,
-            "batch_size": 4,
-            "points": 3,
-            "growth": {"parameters": 300_000, "hidden_dim": 8, "score_width": 1.0},
-        }
+        section = small_asvit(digits)
         growth = section["growth"] | overrides.pop("growth", {})
         return make_config({"search": section | overrides | {"growth": growth}, "sample": None, "model.space": None})
 
@@ -233,15 +238,10 @@ def test_scores_of_other_images_are_refused(asvit, formula, digits):
         search(configuration.load(path, ["search.points=5"]), World())
 
 
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(asvit, tmp_path):
-    path = asvit(steps=3, growth={"parameters": 200_000})
-    run("search", path, f"save_path={tmp_path / 'one'}")
-    run("search", path, f"save_path={tmp_path / 'two'}", processes=2)
-    for name in ("topologies.jsonl", "growth.jsonl", "architectures.yaml"):
-        one, two = ((tmp_path / part / "search" / name).read_text() for part in ("one", "two"))
-        assert one == two
-    record = json.loads((tmp_path / "one" / "search" / "topologies.jsonl").read_text().splitlines()[1])
+def test_a_record_says_what_was_scored_and_how(asvit, formula):
+    config = configuration.load(asvit())
+    search(config, World())
+    record = json.loads(config.folder.topologies.read_text().splitlines()[1])
     assert set(record) == {"architecture", "initialisation", "length_distortion", "ntk_condition"}
 
 

@@ -62,6 +62,19 @@ def test_scores_of_another_supernet_are_refused(evolved) -> None:
         sample(evolved, World())
 
 
+def test_a_journal_of_an_earlier_version_goes_on_without_losses(evolved, make_config) -> None:
+    lines = [json.loads(line) for line in evolved.folder.population.read_text().splitlines()]
+    for line in lines:
+        line.pop("loss", None)
+    evolved.folder.population.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = found(evolved)
+    sample(evolved, World())
+    assert found(evolved) == [{key: value for key, value in entry.items() if key != "loss"} for entry in before]
+    minimising_loss = configuration.load(make_config(), ["sample.objectives=[loss, macs]"])
+    with pytest.raises(UserError, match=r"population\.jsonl.*loss"):
+        sample(minimising_loss, World())
+
+
 def test_each_entry_names_its_network_in_every_form(trained) -> None:
     config = trained(SHALLOW)
     sample(config, World())

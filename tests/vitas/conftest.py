@@ -15,8 +15,8 @@ REFERENCE = "4,2,2,1|2,1,2,2|3,1,3,1|2,1,2,1|16,16"
 UNEVEN = Genotype.parse("7,2,2,1|3,2,2,2|4,1,3,1|3,1,2,1|16,9")
 
 
-def random_images(count: int, size: int) -> Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+def random_images(count: int, size: int, channels: int = 3) -> Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -69,16 +69,16 @@ def test_heads_that_do_not_divide_the_dims_get_whole_shares():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("8,2,3,5|4,1,2,2|4,1,4,5|32,180", "has 4 parts between its bars; it must have 5"),
-        ("vitas_c", "has 1 parts between its bars"),
+        ("8,2,3,5|4,1,2,2|4,1,4,5|32,180", "found 4 parts; it must have 5"),
+        ("vitas_c", "found 1 parts; it must have 5"),
         ("8,2,3,5|4,x,2,2|4,1,4,5|4,1,6,2|32,180", "split in stage 2 is 'x'; it must be a whole number"),
         ("8,2,3,5|4,1,2,2|4,1,4,5|4,1,6.5,2|32,180", "expansion in stage 4 is '6.5'"),
         ("8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,-180", "hidden dim in the last part is '-180'"),
         ("8,2,3,5|4,1|4,1,4,5|4,1,6,2|32,180", "stage 2 is '4,1'; it must hold kernel, split, expansion"),
         ("8,2,3,5|4,1,2,2|4,1,4,5,9|4,1,6,2|32,180", "stage 3 is '4,1,4,5,9'"),
         ("8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180,1", "the last part is '32,180,1'; it must hold heads"),
-        ("8,2,3|4,1,2|4,1,4|4,1,6|32,180", "layers stand in every stage and the hidden dim after the heads"),
-        ("8,2,3,5|4,1,2|4,1,4,5|4,1,6,2|32,180", "layers stand in every stage"),
+        ("8,2,3|4,1,2|4,1,4|4,1,6|32,180", "it must have the layers of every stage and the hidden dim, or none"),
+        ("8,2,3,5|4,1,2|4,1,4,5|4,1,6,2|32,180", "it must have the layers of every stage"),
         ("3,2,3|4,1,2|4,1,4|4,1,6|32", "kernel of stage 1 is 3; it must be at least 4"),
         ("4,2,3|4,1,2|1,1,4|4,1,6|32", "kernel of stage 3 is 1; it must be at least 2"),
         ("8,2,3,5|4,0,2,2|4,1,4,5|4,1,6,2|32,180", "split of stage 2 is 0; it must be at least 1"),
@@ -139,7 +139,7 @@ def test_image_sizes_fit_exactly_if_stages_halve_and_windows_tile(genotype, imag
 
 @pytest.mark.parametrize("convention", ["released", "flops"])
 def test_macs_of_a_genotype_have_one_convention(convention):
-    with pytest.raises(UserError, match=f"convention: found '{convention}'.*true convention alone"):
+    with pytest.raises(UserError, match=f"convention: found '{convention}'; it must be true"):
         Genotype.parse(LARGE).macs(convention=convention)
 
 

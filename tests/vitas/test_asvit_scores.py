@@ -14,10 +14,10 @@ from vitas.asvit.scores import (
     Scores,
     circle_basis,
     length_distortion,
+    mean_scores,
     ntk_condition_number,
     ntk_eigenvalues,
     ntk_gram,
-    score,
     score_once,
 )
 from vitas.errors import UserError
@@ -125,13 +125,10 @@ def test_scores_are_a_function_of_genotype_seed_and_index():
     assert given[0] != given[1]
 
 
-def test_score_is_the_mean_over_initialisations():
-    parts = [score_once(UNEVEN, 32, seed=3, index=i, batch_size=4, points=3) for i in range(3)]
-    mean = score(UNEVEN, 32, repeat=3, seed=3, batch_size=4, points=3)
-    assert mean == Scores(
-        pytest.approx(sum(part.length_distortion for part in parts) / 3),
-        pytest.approx(sum(part.ntk_condition for part in parts) / 3),
-    )
+def test_mean_scores_are_the_mean_of_each_score():
+    mean = mean_scores([Scores(1.0, 30.0), Scores(2.0, 60.0), Scores(6.0, 90.0)])
+    assert mean == Scores(pytest.approx(3.0), pytest.approx(60.0))
+    assert mean_scores([Scores(1.0, 30.0), Scores(2.0, math.inf)]).ntk_condition == math.inf
 
 
 def test_given_images_are_those_of_the_ntk():
@@ -143,7 +140,7 @@ def test_given_images_are_those_of_the_ntk():
 
 
 def test_default_scores_of_a_small_network_are_finite():
-    found = score(Genotype.parse(REFERENCE), 32, repeat=1)
+    found = score_once(Genotype.parse(REFERENCE), 32)
     assert 0 < found.length_distortion < math.inf
     assert 1 < found.ntk_condition < math.inf
 
@@ -151,7 +148,6 @@ def test_default_scores_of_a_small_network_are_finite():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"repeat": 0}, "repeat: found 0; it must be at least 1"),
         ({"points": 0}, "points: found 0; a circle needs at least 1"),
         ({"batch_size": 1}, "batch_size: found 1; a condition number needs at least 2 images"),
         ({"images": torch.zeros(1, 3, 32, 32)}, "batch_size: found 1"),
@@ -161,4 +157,4 @@ def test_default_scores_of_a_small_network_are_finite():
 )
 def test_settings_that_give_no_score_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        score(UNEVEN, **({"image_size": 32} | settings))
+        score_once(UNEVEN, **({"image_size": 32} | settings))

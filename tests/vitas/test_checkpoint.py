@@ -167,7 +167,7 @@ def whole_file(tmp_path_factory):
 def test_a_truncated_file_is_refused_by_path(tmp_path, whole_file, share):
     path = tmp_path / "torn.pth"
     path.write_bytes(whole_file.read_bytes()[: int(share * whole_file.stat().st_size)])
-    with pytest.raises(UserError, match=r"torn\.pth is no whole checkpoint file \(it is cut short"):
+    with pytest.raises(UserError, match=r"torn\.pth is not a complete checkpoint file \(it is cut short"):
         read(path)
 
 
@@ -176,7 +176,7 @@ def test_a_truncated_safetensors_file_is_refused_by_path(tmp_path, share):
     path = tmp_path / "torn.safetensors"
     save_file(nn.Linear(30, 30).state_dict(), path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UserError, match=r"torn\.safetensors is no whole (safetensors|checkpoint) file"):
+    with pytest.raises(UserError, match=r"torn\.safetensors is not a complete (safetensors|checkpoint) file"):
         read(path)
 
 
@@ -199,7 +199,7 @@ def test_a_safetensors_file_is_known_by_what_it_holds(tmp_path, name):
 def test_a_file_of_something_else_is_refused_as_no_checkpoint(tmp_path, content):
     path = tmp_path / "other.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"other\.pth is no whole checkpoint file"):
+    with pytest.raises(UserError, match=r"other\.pth is not a complete checkpoint file"):
         read(path)
 
 

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from vitas import cost, zoo
+from tests.conftest import largest
+from tests.processes import close_early
+from vitas import evaluate, zoo
 from vitas.architecture import Architecture
 from vitas.catalog import Found, write_found
 from vitas.cli import main
@@ -43,7 +45,7 @@ def vitas(monkeypatch, capsys):
 @pytest.fixture
 def architectures_yaml(tmp_path, small_space):
     entries = [
-        Found("subnet_1", small_space.largest, {"top1": 90.0}),
+        Found("subnet_1", largest(small_space), {"top1": 90.0}),
         Found("subnet_2", small_space.decode([1, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0]), {"top1": 80.0}),
     ]
     write_found(tmp_path / "architectures.yaml", entries)
@@ -193,8 +195,25 @@ def test_the_zoos_speed_is_measured(vitas, monkeypatch):
         measured.append((sum(p.numel() for p in network.parameters()), batch_size))
         return 1234.6
 
-    monkeypatch.setattr(cost, "images_per_second", images_per_second)
+    monkeypatch.setattr(evaluate, "images_per_second", images_per_second)
     _, out, _ = vitas("zoo", "--measure", "--batch-size", "3")
     assert measured == [(architecture.parameters(), 3) for architecture in zoo().values()]
     assert out.count("1,235") == len(zoo())
     assert "batches of 3, forward passes only" in out
+
+
+# `| head`
+
+
+@pytest.mark.parametrize("arguments", [["describe", "vitas_c"], ["zoo"], ["convert", "{released}"], ["cluster"]])
+def test_output_that_nobody_reads_is_no_error(arguments, reference):
+    arguments = [word.format(released=reference / "released_search.yaml") for word in arguments]
+    assert close_early("vitas", *arguments, lines=0) == ("", "")
+
+
+def test_a_reader_that_leaves_in_the_middle_gets_its_lines_and_no_error(tmp_path, small_space):
+    path = tmp_path / "architectures.yaml"
+    write_found(path, [Found(f"subnet_{i}", largest(small_space), {}) for i in range(200)])
+    printed, errors = close_early("vitas", "describe", path, "--image-size", 32, lines=1)
+    assert printed.split() == ["subnet_0"]
+    assert errors == ""

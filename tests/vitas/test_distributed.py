@@ -1,6 +1,7 @@
-"""Places of processes, shares of work and seeded streams; collectives of several ranks are in tests/cluster."""
+"""Places of processes, shares of work, seeded streams, and agreeing to stop."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas import distributed
-from vitas.distributed import World, _place, stream_seed
+from vitas.distributed import World, find_place, stop_requested, stream_seed
 from vitas.errors import UserError
+from vitas.slurm import signals
 
 # Shares
 
@@ -122,7 +124,7 @@ def set_all(monkeypatch, variables):
 def test_a_slurm_step_gives_rank_size_and_the_first_nodes_own_address(bare_environment, scontrol):
     scontrol("NodeName=gpu07 Arch=x86_64\\n   NodeAddr=10.0.0.7 NodeHostName=gpu07 Version=23.11\\n")
     set_all(bare_environment, SLURM_STEP)
-    assert _place(None) == (3, 4, 1)
+    assert find_place() == (3, 4, 1)
     assert os.environ["MASTER_ADDR"] == "10.0.0.7"
     port = int(os.environ["MASTER_PORT"])
     assert 1024 <= port <= 65535
@@ -134,7 +136,7 @@ def test_jobs_beside_each_other_meet_at_different_ports(bare_environment, scontr
     for job in ("123456", "123457"):
         set_all(bare_environment, SLURM_STEP | {"SLURM_JOB_ID": job})
         bare_environment.delenv("MASTER_PORT", raising=False)
-        _place(None)
+        find_place()
         ports.add(os.environ["MASTER_PORT"])
     assert len(ports) == 2
     # Slurm does not always tell the address; the name is what is left.
@@ -143,7 +145,7 @@ def test_jobs_beside_each_other_meet_at_different_ports(bare_environment, scontr
 
 def test_a_given_port_and_what_is_set_already_hold(bare_environment):
     set_all(bare_environment, SLURM_STEP | {"MASTER_ADDR": "10.1.1.1"})
-    _place(29_500)
+    find_place(29_500)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.1.1.1", "29500")
 
 
@@ -156,7 +158,7 @@ def test_a_slurm_that_does_not_name_the_first_node_is_told_with_what_to_set(bare
     bare_environment.setenv("PATH", f"{tmp_path}:/bin" if broken != "absent" else str(tmp_path))
     set_all(bare_environment, SLURM_STEP)
     with pytest.raises(UserError, match=r"'gpu\[07-08\]'.*set MASTER_ADDR"):
-        _place(None)
+        find_place()
 
 
 @pytest.mark.parametrize(
@@ -170,26 +172,24 @@ def test_a_slurm_that_does_not_name_the_first_node_is_told_with_what_to_set(bare
 )
 def test_a_batch_script_and_a_step_of_one_task_are_worlds_of_one(bare_environment, changes):
     set_all(bare_environment, SLURM_STEP | changes)
-    assert _place(None) == (0, 1, 0)
+    assert find_place() == (0, 1, 0)
     assert "MASTER_ADDR" not in os.environ
 
 
 def test_torchrun_wins_over_slurm(bare_environment):
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     set_all(bare_environment, SLURM_STEP | torchrun)
-    assert _place(None) == (5, 8, 1)
+    assert find_place() == (5, 8, 1)
     assert os.environ["MASTER_PORT"] == "1"
 
 
-@pytest.mark.slow
-def test_ranks_that_do_not_come_are_named():
-    """Ranks 0 and 2 of four come."""
+def run_ranks(code: str, ranks: tuple[int, ...], size: int, **variables: str) -> tuple[str, dict[int, str]]:
+    """Run code as some ranks of a job of `size`; their port, and what each printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    code = "from vitas import distributed\ntry: distributed.init()\nexcept distributed.RendezvousError as e: print(e)"
-    variables = {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "VITAS_RENDEZVOUS_SECONDS": "8"}
-    ranks = {
+    variables |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = {
         rank: subprocess.Popen(
             [sys.executable, "-c", code],
             env=ENVIRONMENT | variables | {"RANK": str(rank)},
@@ -197,21 +197,69 @@ def test_ranks_that_do_not_come_are_named():
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in (0, 2)
+        for rank in ranks
     }
-    said = {rank: process.communicate(timeout=120)[0] for rank, process in ranks.items()}
+    return port, {rank: process.communicate(timeout=120)[0] for rank, process in processes.items()}
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_come_are_named():
+    """Ranks 0 and 2 of four come."""
+    code = "from vitas import distributed\ntry: distributed.init()\nexcept distributed.RendezvousError as e: print(e)"
+    port, said = run_ranks(code, (0, 2), size=4, VITAS_RENDEZVOUS_SECONDS="8")
     assert f"of 4 ranks, 2 did not come to 127.0.0.1:{port} within 8 s: 1, 3 (here are 0 on " in said[0]
     assert ", 2 on " in said[0]
     assert "rank 2 on " in said[2]
 
 
-def test_a_port_that_is_taken_is_a_mistake_that_can_be_mended(monkeypatch):
+def test_a_port_that_is_taken_is_a_mistake_that_can_be_mended(bare_environment):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        monkeypatch.setenv("VITAS_RENDEZVOUS_SECONDS", "1")
+        variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        set_all(bare_environment, variables | {"VITAS_RENDEZVOUS_SECONDS": "1"})
         with pytest.raises(UserError, match=rf"^port: {port} cannot be opened on .*; choose another$"):
-            distributed._meet(0, 2)
+            distributed.init()
+
+
+# Agreeing to stop
+
+
+def test_one_process_stops_when_it_is_asked_to(monkeypatch):
+    codes = iter([0, signal.SIGTERM, signal.SIGTERM])
+    monkeypatch.setattr(signals, "stop_code", lambda: next(codes))
+    assert stop_requested(World()) is None
+    assert stop_requested(World()) == "SIGTERM"
+    assert stop_requested(World(), at_once=True) == "SIGTERM"
+
+
+# What each rank is asked, call by call, and what all of them answer: the largest, one call later or at once.
+CALLS = [
+    # (code of rank 0, code of rank 1, at_once, answer)
+    (0, 0, False, None),
+    (0, signal.SIGUSR1, False, None),
+    (0, signal.SIGUSR1, False, "SIGUSR1"),
+    (0, 0, False, "SIGUSR1"),
+    (0, 0, False, None),
+    (signal.SIGTERM, signal.SIGUSR1, True, "SIGTERM"),
+    (0, 0, True, None),
+]
+
+
+def test_all_ranks_get_one_answer():
+    calls = [(int(first), int(second), at_once) for first, second, at_once, _ in CALLS]
+    code = (
+        "import os\n"
+        "from vitas import distributed\n"
+        "from vitas.slurm import signals\n"
+        "world = distributed.init()\n"
+        f"for *codes, at_once in {calls!r}:\n"
+        "    signals.stop_code = lambda: codes[world.rank]\n"
+        "    print(distributed.stop_requested(world, at_once))\n"
+        "distributed.settle()\n"
+        "distributed.shutdown()\n"
+    )
+    _, said = run_ranks(code, (0, 1), size=2)
+    for rank in (0, 1):
+        assert said[rank].split() == [str(answer) for *_, answer in CALLS]

@@ -9,32 +9,26 @@ from safetensors import safe_open
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+from tests.vitas.conftest import random_images, randomise
 from vitas import Architecture, VisionTransformer
 from vitas.errors import UserError
 from vitas.huggingface import write_huggingface_folder
+from vitas.timm import TimmVisionTransformer
 
-# Not registered, and with identities, which stochastic depth counts.
+# timm has no name for it; its identities count for stochastic depth.
 TEXT = "p8-e20-mean-id-h2q18m30-id-h3q36m10"
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 NAMES = ["tench", "große Eule", "goldfish"]
 FACTS = {"macs": 10**12 + 1, "top1": 74.7, "data": "ImageNet", "hours": None, "budget": [1, 2]}
 
 
-def random_network(text: str = TEXT, num_classes: int = 3, **kwargs) -> VisionTransformer:
-    torch.manual_seed(0)
-    network = VisionTransformer(Architecture.parse(text), num_classes, 32, **kwargs)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return network.eval()
+def random_network(num_classes: int = 3, **kwargs) -> TimmVisionTransformer:
+    return randomise(TimmVisionTransformer(Architecture.parse(TEXT), num_classes, 32, **kwargs))
 
 
 def write(folder, network=None, **changes) -> None:
     arguments = {"mean": MEAN, "std": STD, "class_names": NAMES, "facts": FACTS} | changes
     write_huggingface_folder(folder, network or random_network(), **arguments)
-
-
-def images(channels: int = 3, size: int = 32) -> torch.Tensor:
-    return torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -44,9 +38,11 @@ def folder(tmp_path):
 
 
 @torch.inference_mode()
-def test_timm_reads_the_same_network_to_the_bit(folder):
+def test_timm_reads_the_same_network_to_the_bit(tmp_path):
+    ours, folder = randomise(VisionTransformer(Architecture.parse(TEXT), 3, 32)), tmp_path / "network"
+    write(folder, ours)
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    assert torch.equal(network(images()), random_network()(images()))
+    assert torch.equal(network(random_images(4, 32)), ours(random_images(4, 32)))
     assert network.architecture == Architecture.parse(TEXT)
     assert (network.num_classes, network.image_size) == (3, 32)
     cfg = network.pretrained_cfg
@@ -62,7 +58,8 @@ def test_one_or_four_channels_and_either_precision_come_back(tmp_path):
         where = tmp_path / str(channels)
         write(where, network, mean=[0.5] * channels, std=[0.25] * channels)
         again = timm.create_model(f"local-dir:{where}", pretrained=True, dtype=dtype).eval()
-        assert torch.equal(again(images(channels).to(dtype)), network(images(channels).to(dtype)))
+        images = random_images(4, 32, channels).to(dtype)
+        assert torch.equal(again(images), network(images))
 
 
 def test_a_network_that_was_changed_since_is_written_as_it_is(tmp_path):
@@ -71,7 +68,7 @@ def test_a_network_that_was_changed_since_is_written_as_it_is(tmp_path):
     network.prune_intermediate_layers([0], prune_head=False)
     write(tmp_path / "network", network, class_names=list("abcde"))
     again = timm.create_model(f"local-dir:{tmp_path / 'network'}", pretrained=True).eval()
-    assert torch.equal(again(images()), network(images()))
+    assert torch.equal(again(random_images(4, 32)), network(random_images(4, 32)))
 
 
 def test_another_size_and_other_classes_can_be_asked_for(folder):
@@ -111,7 +108,7 @@ def test_an_earlier_folder_is_replaced_and_an_empty_one_filled(folder, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "network"]
 
 
-def headless() -> VisionTransformer:
+def headless() -> TimmVisionTransformer:
     network = random_network()
     network.reset_classifier(3, "")
     return network

@@ -13,9 +13,10 @@ from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas import cli, config
 from vitas.architecture import IDENTITY, Architecture
 from vitas.catalog import zoo
+from vitas.cli import launch
 from vitas.config import find
 from vitas.errors import UserError
-from vitas.slurm import local, queries, submission
+from vitas.slurm import local, queries
 from vitas.slurm.cluster import Cluster, fill_in, load_cluster, sbatch_options
 from vitas.slurm.queries import Partition
 from vitas.slurm.submission import StageJob, Submitted
@@ -103,15 +104,54 @@ def test_vitas_c_can_be_found_by_the_block_level_search():
     found = zoo()["vitas_c"]
     deep = Architecture(found.patch_size, found.embed_dim, (*found.blocks, *[IDENTITY] * 4))
     assert loaded.space.decode(loaded.space.encode(deep)).active_blocks == found.blocks
-    assert found.macs(convention="released") in loaded.sample.budget.build()
+    assert found.macs(convention="released") in loaded.sample.budget
 
 
 @pytest.mark.parametrize(("name", "sharing"), [("BCNet", "bilateral"), ("AutoSlim", "ordinal")])
 def test_the_published_searches(name, sharing):
     loaded = config.load(REPOSITORY / "configs" / "search" / f"ViTAS_1G_{name}.yaml")
     assert loaded.model.sharing == sharing
-    assert zoo()["vitas_b"].macs(convention="released") in loaded.sample.budget.build()
+    assert zoo()["vitas_b"].macs(convention="released") in loaded.sample.budget
     assert loaded.space.encode(zoo()["vitas_b"].shifted()) is not None
+
+
+def test_the_block_level_search_keeps_patch_16():
+    loaded = config.load(REPOSITORY / "configs" / "search" / "ViTAS_1.3G_block.yaml")
+    assert (loaded.space.patch_sizes, loaded.space.shared_blocks) == ((16,), True)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "search").glob("ViTAS_*.yaml")), ids=lambda p: p.stem)
+def test_a_published_search_trains_with_cutmix_and_retrains_without_mixing(path):
+    """As the released files do: they retrain 858M, 1G and 1.3G without, and these searches end there."""
+    loaded = config.load(path)
+    assert (loaded.search.mixup, loaded.search.cutmix, loaded.search.min_lr) == (0, 1, 0)
+    assert (loaded.retrain.mixup, loaded.retrain.cutmix, loaded.retrain.min_lr) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "mixing"),
+    [
+        ("858M", (0, 0)),
+        ("1G", (0, 0)),
+        ("1.3G", (0, 0)),
+        ("2.7G", (0.8, 1)),
+        ("4.9G", (0.8, 1)),
+    ],
+)
+def test_a_published_network_is_retrained_with_its_published_recipe(name, mixing):
+    retrain = config.load(REPOSITORY / "configs" / "retrain" / f"ViTAS_{name}.yaml").retrain
+    assert (retrain.mixup, retrain.cutmix) == mixing
+    assert (retrain.epochs, retrain.batch_size, retrain.lr, retrain.min_lr, retrain.repeats) == (300, 1024, 1e-3, 0, 1)
+
+
+def test_deits_recipe_is_a_variant_that_says_so():
+    published, variant = (
+        config.load(REPOSITORY / "configs" / "retrain" / f"{name}.yaml") for name in ("ViTAS_1.3G", "ViTAS_1.3G_DeiT")
+    )
+    retrain = variant.retrain
+    assert (retrain.mixup, retrain.cutmix, retrain.min_lr, retrain.repeats) == (0.8, 1, 1e-5, 3)
+    assert retrain.architecture == published.retrain.architecture
+    assert variant.save_path != published.save_path
 
 
 # What is asked of Slurm
@@ -177,7 +217,7 @@ def test_a_dry_run_prints_the_sbatch_file_and_writes_nothing(cluster, make_confi
     )  # fmt: skip
     assert (code, error) == (0, "")
     for line in (
-        "--partition=gpu", "--nodes=3", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=4", "--time=2-00",
+        "--partition=gpu", "--nodes=3", "--ntasks-per-node=4", "--gres=gpu:4", "--cpus-per-task=4", "--time=2-00",
         "--exclude=n7", "--mem=64G", "--requeue", "--open-mode=append", "--job-name=vitas-retrain",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in output
@@ -188,7 +228,7 @@ def test_gpus_of_a_type(cluster, make_config, capsys):
     path = make_config({"retrain.architecture": "p8-e32-token-h2q96m64"})
     for words in (["--gres=gpu:a100:4"], ["--gpu-type=a100", "--gpus-per-node=4"]):
         _, output, _ = launched(capsys, "retrain", path, "--dry-run", *words)
-        assert "#SBATCH --gpus-per-node=a100:4\n" in output
+        assert "#SBATCH --gres=gpu:a100:4\n" in output
         assert "#SBATCH --ntasks-per-node=4\n" in output
     assert "--gres=gpu:a100:4" in sbatch_options(Cluster(gpu_type="a100", gpus_per_node=4))
     assert sbatch_options(Cluster(gpus_per_node=0, tasks_per_node=2)) == ["--ntasks-per-node=2"]
@@ -230,7 +270,7 @@ def test_where_one_job_of_a_chain_is_refused_none_stays(cluster, make_config, ca
             raise UserError("Slurm refuses the job: enough")
         return Submitted(job, "7", Path("log"))
 
-    monkeypatch.setattr(submission, "submit", submit)
+    monkeypatch.setattr(launch, "submit", submit)
     monkeypatch.setattr(queries, "cancel", cancelled.append)
     code, output, error = launched(capsys, "search", make_config(), "--chain")
     assert (code, output, error) == (2, "", "error: Slurm refuses the job: enough\n")
@@ -272,12 +312,12 @@ def test_without_slurm_it_says_what_to_do(monkeypatch, make_config, capsys):
 
 def test_a_controller_that_is_down_is_told_in_one_line(cluster, monkeypatch, make_config, capsys, tmp_path):
     def partitions() -> list:
-        raise queries.SlurmError("Unable to contact queries controller (connect failure)")
+        raise queries.SlurmError("Unable to contact slurm controller (connect failure)")
 
     monkeypatch.setattr(queries, "partitions", partitions)
     code, _, error = launched(capsys, "search", make_config())
     assert code == 2
-    assert error == "error: Slurm does not answer: Unable to contact queries controller (connect failure)\n"
+    assert error == "error: Slurm does not answer: Unable to contact slurm controller (connect failure)\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -309,7 +349,7 @@ def test_a_chain_runs_on_this_machine_stage_by_stage_until_one_fails(monkeypatch
         ran.append((program, overrides[-2:], processes))
         return 3 if len(ran) == 2 else 0
 
-    monkeypatch.setattr(local, "run_locally", run_locally)
+    monkeypatch.setattr(launch, "run_locally", run_locally)
     code, _, _ = launched(capsys, "search", make_config(), "--chain", "--local", "--tasks-per-node=2")
     assert code == 3
     assert ran == [
@@ -338,6 +378,27 @@ def test_the_scripts_run_on_this_machine_where_there_is_no_slurm(without_slurm, 
         assert done.returncode == 0, done.stderr
         assert "no Slurm here (sbatch is not on PATH): running on this machine" in done.stderr
     assert (tmp_path / "run" / "retrain" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "key", "said", "wanted"),
+    [
+        ("search_bcnet", "model.sharing", "ordinal", "bilateral"),
+        ("search_autoslim", "model.sharing", "bilateral", "ordinal"),
+        ("search_asvit", "search.method", "supernet", "asvit"),
+    ],
+)
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_a_search_script_refuses_a_yaml_that_says_something_else(
+    without_slurm, make_config, tmp_path, script, key, said, wanted, where
+):
+    path = make_config({key: said} if where == "file" else {})
+    overrides = [f"{key}={said}"] if where == "override" else []
+    done = without_slurm("bash", REPOSITORY / "script" / f"{script}.sh", path, *overrides)
+    assert done.returncode == 2
+    assert f"{key}: found {said!r}" in done.stderr
+    assert wanted in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("script", sorted((REPOSITORY / "script").glob("*.sh")), ids=lambda path: path.name)

@@ -159,6 +159,21 @@ def test_a_stage_that_does_not_run_may_leave_its_folder_out(edited):
         load(path, ["search.flag=True"])
 
 
+def test_where_nothing_is_searched_the_backbone_need_not_be_one_that_could_be(edited):
+    """As in a file that only tests a network: 16 heads do not fit into a tenth of 96 dims."""
+    small = {"init_stem": [1, 3, [14, 16, 32], [], 96, [], [], True, ["Patch_init"]]}
+    small["Block"] = [16, 96, [3, 6, 12, 16], 480, 96, 480, 96, True, ["Block", "id"]]
+    small["Norm"] = [1, 96, [], [], [], [], [], "token", ["Norm"]]
+    small["FC"] = [1, 96, [], [], 1000, [], [], False, ["FC"]]
+    flags = {"search.flag": False, "sample.flag": False}
+    config = load(edited(flags | {"model.backbone": small}))
+    assert config.model.space is None
+    assert "backbone in model: no stage searches, and none could: heads: found 16" in config.warning
+    assert load(edited(flags)).model.space is not None
+    with pytest.raises(UserError, match=r"model\.backbone .*found 16"):
+        load(edited({"model.backbone": small}))
+
+
 def test_overrides_name_its_keys_or_ours(released):
     config = load(
         released,
@@ -175,11 +190,11 @@ def test_overrides_name_its_keys_or_ours(released):
 def test_one_warning_lists_what_has_no_effect(released):
     warning = load(released).warning
     for told in (
-        "type in search.strategy.optimizer: SGD: it was always AdamW, and is",
+        "type in search.strategy.optimizer: SGD: AdamW is always used",
         "resume in search.strategy, retrain.strategy",
         "cal_train_mode in sample.sampler.kwargs",
         "ps_num in search.strategy.kwargs, sample.sampler.kwargs",
-        "save_path in sample.strategy, retrain.strategy, test.strategy: search.strategy.save_path holds for all",
+        "save_path in sample.strategy, retrain.strategy, test.strategy: search.strategy.save_path is",
         "Block_heads in search.strategy.kwargs",
     ):
         assert told in warning
@@ -233,7 +248,7 @@ def test_networks_of_the_published_files_are_those_of_the_zoo(vitas_spaces):
             "search.strategy.max_epoch: unknown key; did you mean search.strategy.max_epochs?",
         ),
         ({"search.strategy.kwargs.side_scheme": "Bcnet"}, "found 'Bcnet'; it must be 'BCNet' or 'AutoSlim'"),
-        ({"search.strategy.kwargs.side_scheme": "AutoSlim"}, "found 'BCNet', and search.strategy.kwargs.side"),
+        ({"search.strategy.kwargs.side_scheme": "AutoSlim"}, "found 'BCNet'; it must be that of search.strategy.kwargs.side"),
         ({"search.strategy.kwargs.mixup_stg": "mix"}, "mixup_stg: found 'mix'; it must be 'mixup' or 'cutmix'"),
         ({"search.strategy.kwargs.mix_up": "yes please"}, "mix_up: found 'yes please'; it must be True or False"),
         ({"search.data.augmentation": "strong"}, "search.data.augmentation: found 'strong'; it must be 'deit'"),
@@ -243,7 +258,7 @@ def test_networks_of_the_published_files_are_those_of_the_zoo(vitas_spaces):
         ({"model.heads_share": False}, "model.heads_share: found False"),
         ({"model.qkv": 7}, "model.qkv (here model.qkv_mode): found 7"),
         ({"model.backbone.Block": [16, 384]}, "model.backbone.Block: found [16, 384]; it must be a row [repeat"),
-        ({"model.backbone.Blok": []}, "model.backbone.Blok: unknown stage; they are init_stem, Block, Norm, FC"),
+        ({"model.backbone.Blok": []}, "model.backbone.Blok: unknown stage; the stages are init_stem, Block, Norm, FC"),
         ({"model.backbone.Norm": [1, 384, [], [], [], [], [], "max", ["Norm"]]}, "entry 7 is 'max'"),
         ({"model.backbone.FC": [1, 384, [], [], 0, [], [], False, ["FC"]]}, "model.backbone.FC: entry 4 is 0"),
         (

@@ -132,7 +132,7 @@ def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, t
         assert asked(tmp_path) == "requeue 7\n" * requeues
     done = job("exit 1")
     assert done.returncode == 1
-    assert "job 7 died 3 times at the same place and is given up" in done.stdout
+    assert "job 7 died 3 times without progress" in done.stdout
     assert asked(tmp_path) == "requeue 7\n" * 7
 
 
@@ -171,14 +171,14 @@ def test_slurm_is_asked_again_while_it_does_not_answer(monkeypatch):
         return answer
 
     monkeypatch.setattr(supervisor.time, "sleep", waits.append)
-    assert supervisor._patiently(ask) == {"JobState": "RUNNING"}
+    assert supervisor.ask_patiently(ask) == {"JobState": "RUNNING"}
     assert waits == [1, 5]
 
     def never() -> None:
         raise SlurmError("busy")
 
     with pytest.raises(SlurmError, match="busy"):
-        supervisor._patiently(never)
+        supervisor.ask_patiently(never)
     assert waits == [1, 5, *supervisor.SLURM_RETRIES]
 
 

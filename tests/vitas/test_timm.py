@@ -19,6 +19,7 @@ from torch import nn
 
 import vitas
 from tests.processes import ENVIRONMENT, REPOSITORY
+from tests.vitas.conftest import random_images, randomise
 from vitas import Architecture, VisionTransformer, released, zoo
 from vitas.catalog import Found, write_found
 from vitas.checkpoint import CheckpointFolder
@@ -39,17 +40,6 @@ def small(text: str = TEXT, seed: int = 0, **kwargs) -> TimmVisionTransformer:
     """A network made by timm, with weights that all matter."""
     network = timm.create_model("vitas", architecture=text, **({"img_size": 32, "num_classes": 10} | kwargs))
     return randomise(network, seed)
-
-
-def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return network.eval()
-
-
-def random_images(count: int = 3, size: int = 32, channels: int = 3) -> torch.Tensor:
-    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
 # Registration
@@ -138,7 +128,7 @@ def test_a_name_in_timm_is_the_network_of_that_name(name, monkeypatch):
     assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
     assert [b.drop_path.drop_prob for b in network.blocks] == [b.drop_path.drop_prob for b in ours.blocks]
     ours.load_state_dict(network.state_dict())
-    images = random_images()
+    images = random_images(3, 32)
     with torch.inference_mode():
         assert torch.equal(network.eval()(images), ours.eval()(images))
 
@@ -159,7 +149,7 @@ def test_the_generic_entry_point_takes_any_architecture(what):
     network = timm.create_model("vitas", architecture=what, num_classes=4, img_size=32, in_chans=1, drop_rate=0.2)
     assert network.architecture == (zoo()["vitas_a"] if what == "vitas_a" else Architecture.parse(TEXT))
     assert (network.image_size, network.in_chans, network.head_drop.p) == (32, 1, 0.2)
-    assert network(random_images(2, channels=1)).shape == (2, 4)
+    assert network(random_images(2, 32, 1)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +157,7 @@ def test_the_generic_entry_point_takes_any_architecture(what):
     [
         ("vitas", {}, r"vitas: say which network, as architecture="),
         ("vitas", {"architecture": "resnet"}, "no architecture is named 'resnet'"),
+        ("vitas", {"architecture": "asvit_small"}, "vitas: found the genotype 8,2,3,3"),
         ("vitas", {"architecture": "p30-e20-token-h2q18m30"}, "patch size 30 does not divide the image size 224"),
         ("vitas_c", {"pretrained": True}, "vitas_c: pretrained=True, but there are no weights.*checkpoint_path="),
         ("vitas_c", {"global_pool": "max"}, "global_pool: found 'max'; it must be token, avg or ''"),
@@ -188,7 +179,9 @@ def test_an_architecture_is_registered_from_itself_its_text_or_a_searchs_file(tm
     assert timm.get_pretrained_cfg("vitas_of_a_file").license is None
     with pytest.raises(UserError, match=r"architectures\.yaml holds subnet_1, subnet_2; name one of them"):
         vitas.register("vitas_of_several", str(path))
-    assert not timm.is_model("vitas_of_several")
+    with pytest.raises(UserError, match="vitas_of_a_genotype: found the genotype"):
+        vitas.register("vitas_of_a_genotype", "asvit_small")
+    assert not {"vitas_of_several", "vitas_of_a_genotype"} & set(timm.list_models())
 
 
 @pytest.mark.parametrize(
@@ -215,7 +208,7 @@ def test_a_name_that_is_taken_or_no_word_is_refused(name, fragment):
 @pytest.mark.parametrize("classifier", ["token", "mean"])
 def test_the_head_reads_the_features(classifier):
     network = small(TEXT.replace("token", classifier))
-    images = random_images()
+    images = random_images(3, 32)
     with torch.inference_mode():
         tokens = network.forward_features(images)
         read = network.forward_head(tokens, pre_logits=True)
@@ -228,7 +221,7 @@ def test_the_head_reads_the_features(classifier):
 @torch.inference_mode()
 def test_a_reset_classifier_is_fresh_and_the_architecture_stays_true():
     network = small().double()
-    images = random_images().double()
+    images = random_images(3, 32).double()
     tokens = network.forward_features(images)
     network.reset_classifier(7, "avg")
     assert network.architecture == Architecture.parse(TEXT.replace("token", "mean"))
@@ -252,12 +245,21 @@ def test_a_reset_classifier_is_fresh_and_the_architecture_stays_true():
         network.reset_classifier(5, "mean")
 
 
+@torch.inference_mode()
+def test_what_pools_nothing_takes_coarser_tokens_too():
+    network = small()
+    network.set_token_reduction(2)
+    tokens = network.forward_features(random_images(3, 32))
+    network.reset_classifier(5, "")
+    assert torch.equal(network.forward_features(random_images(3, 32)), tokens)
+
+
 @pytest.mark.filterwarnings("error")
 def test_global_pool_and_no_classes_can_be_asked_for_at_once():
     network = small(global_pool="avg", num_classes=0)
     assert (network.architecture.classifier, network.num_classes) == ("mean", 0)
     assert "head.weight" not in network.state_dict()
-    assert network(random_images()).shape == (3, 20)
+    assert network(random_images(3, 32)).shape == (3, 20)
 
 
 def block_outputs(network: TimmVisionTransformer, images: torch.Tensor) -> list[torch.Tensor]:
@@ -274,7 +276,7 @@ def block_outputs(network: TimmVisionTransformer, images: torch.Tensor) -> list[
 )
 @torch.inference_mode()
 def test_intermediates_are_the_outputs_of_blocks(indices, taken):
-    network, images = small(), random_images()
+    network, images = small(), random_images(3, 32)
     outputs = [block_outputs(network, images)[i] for i in taken]
     last, grids = network.forward_intermediates(images, indices)
     assert torch.equal(last, network.forward_features(images))
@@ -294,7 +296,7 @@ def test_intermediates_are_the_outputs_of_blocks(indices, taken):
 
 @torch.inference_mode()
 def test_stopping_early_runs_no_later_block():
-    network, images = small(), random_images()
+    network, images = small(), random_images(3, 32)
     network.blocks[2].register_forward_hook(lambda *_: pytest.fail("block 2 ran"))
     last, (grid,) = network.forward_intermediates(images, [1], stop_early=True)
     tokens = grid.flatten(2).transpose(1, 2)
@@ -304,13 +306,13 @@ def test_stopping_early_runs_no_later_block():
 @pytest.mark.parametrize("indices", [[3], [-4], 4, 0, []])
 def test_a_block_that_there_is_not_is_refused(indices):
     with pytest.raises(UserError, match=r"indices: found .*; this network has 3 blocks"):
-        small().forward_intermediates(random_images(), indices)
+        small().forward_intermediates(random_images(3, 32), indices)
 
 
 @pytest.mark.parametrize("out_indices", [None, (0, 2), [-2], 1])
 @torch.inference_mode()
 def test_features_only_gives_the_grids_of_blocks(out_indices):
-    network, images = small(), random_images()
+    network, images = small(), random_images(3, 32)
     features = small(features_only=True, out_indices=out_indices)
     features.model.load_state_dict(network.state_dict(), strict=False)
     expected = network.forward_intermediates(images, 3 if out_indices is None else out_indices, intermediates_only=True)
@@ -325,7 +327,7 @@ def test_features_only_gives_the_grids_of_blocks(out_indices):
 
 @torch.inference_mode()
 def test_a_pruned_network_is_that_of_its_architecture():
-    network, images = small(), random_images()
+    network, images = small(), random_images(3, 32)
     tokens = block_outputs(network, images)[1]
     assert network.prune_intermediate_layers([0, -2], prune_head=False) == [0, 1]
     assert str(network.architecture) == "p8-e20-token-id-h2q18m30-id-h3q36m10"
@@ -346,7 +348,7 @@ def test_gradient_checkpointing_computes_blocks_again_and_changes_no_gradient():
         calls = []
         network.blocks[1].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(3)
-        network(random_images(8)).square().sum().backward()
+        network(random_images(8, 32)).square().sum().backward()
         runs[enable] = (len(calls), [p.grad for p in network.parameters()])
     assert (runs[False][0], runs[True][0]) == (1, 2)
     assert all(torch.equal(a, b) for a, b in zip(runs[False][1], runs[True][1], strict=True))
@@ -371,8 +373,8 @@ def test_a_network_made_by_timm_can_be_exported_with_any_batch():
     network = small()
     network.reset_classifier(4, "avg")
     batch = torch.export.Dim("batch")
-    program = torch.export.export(network, (random_images(),), dynamic_shapes=({0: batch},))
-    images = random_images(5)
+    program = torch.export.export(network, (random_images(3, 32),), dynamic_shapes=({0: batch},))
+    images = random_images(5, 32)
     torch.testing.assert_close(program.module()(images), network(images))
 
 
@@ -398,7 +400,7 @@ def test_a_checkpoint_gives_its_logits(checkpoint, kind, tmp_path):
     found = timm.create_model("vitas", architecture=TEXT, img_size=32, num_classes=10, checkpoint_path=path).eval()
     overlay = {"file": str(path), "num_classes": 10}
     other = timm.create_model("vitas", True, architecture=TEXT, img_size=32, pretrained_cfg_overlay=overlay).eval()
-    images = random_images()
+    images = random_images(3, 32)
     with torch.inference_mode():
         assert torch.equal(found(images), network(images))
         assert torch.equal(other(images), network(images))
@@ -481,7 +483,7 @@ def test_timms_own_export_is_read_back(tmp_path):
     save_for_hf(network, tmp_path / "folder", model_args=arguments, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     with torch.inference_mode():
-        assert torch.equal(again(random_images()), network(random_images()))
+        assert torch.equal(again(random_images(3, 32)), network(random_images(3, 32)))
 
 
 # timm's data and evaluation

@@ -1,13 +1,13 @@
-"""`Genotype`: a staged transformer as As-ViT names it, and `GenotypeSpace`, its topologies.
+"""`Genotype`, As-ViT's description of a staged transformer, and `GenotypeSpace`, the topologies to search.
 
-A genotype is read as in As-ViT's released files (Chen et al., ICLR 2022,
+A genotype is written as in As-ViT's released files (Chen et al., ICLR 2022,
 arXiv 2202.11921): kernel, split, expansion and layers of four stages, then the
-heads of the last stage and the initial hidden dim,
+heads of the last stage and the hidden dim of the first,
 
     8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180
 
-A topology is a genotype without layers and hidden dim, `8,2,3|4,1,2|4,1,4|4,1,6|32`,
-and means one layer a stage and a hidden dim of 32.
+A topology, `8,2,3|4,1,2|4,1,4|4,1,6|32`, is a genotype without layers and hidden
+dim; it stands for one layer per stage and a hidden dim of 32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOPOLOGY_FORM = "8,2,3|4,1,2|4,1,4|4,1,6|32"
 class Stage:
     """A stage of equal blocks at one resolution.
 
-    kernel: side of the windows that the projection into the stage reads, in
+    kernel: side of the patches that the projection into the stage reads, in
         pixels for the first stage and in tokens for the others.
     split: attention windows along each side of the stage's tokens.
     expansion: MLP dim over the stage's dim.
@@ -49,14 +49,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Genotype:
-    """A staged transformer, fully described but for image size and class count.
+    """A staged transformer, complete except for image size and class count.
 
-    stages: four of them; the stage i has `min(1024, hidden_dim * 2**i)` dims,
-        image_size / 4 / 2**i tokens a side and heads / 2**(3 - i) heads.
+    stages: four; stage i, from 0, has `min(1024, hidden_dim * 2**i)` dims,
+        image_size / 4 / 2**i tokens along a side and heads / 2**(3 - i) heads.
     heads: of the last stage, a multiple of 8.
     hidden_dim: dims of the first stage.
 
-    Raises `UserError`, naming the stage, for one that cannot be built.
+    Raises `UserError`, naming the stage, if it cannot be built.
     """
 
     stages: tuple[Stage, ...]
@@ -68,7 +68,7 @@ class Genotype:
         if len(self.stages) != STAGES:
             raise UserError(f"a genotype has {STAGES} stages; found {len(self.stages)}")
         for number, stage in enumerate(self.stages, 1):
-            # The paddings around a kernel are those of its reach beyond the stride.
+            # A kernel is padded by its excess over the stride, so it must be at least the stride.
             least = {"kernel": STEM_STRIDE if number == 1 else STAGE_STRIDE}
             for name in _STAGE_NUMBERS:
                 if getattr(stage, name) < least.get(name, 1):
@@ -98,20 +98,19 @@ class Genotype:
 
     @property
     def attention_dims(self) -> tuple[int, ...]:
-        """Dims of q (of k, of v) in each stage: what the heads divide of the stage's dims."""
+        """Dims of q (as of k and v) in each stage: the largest multiple of its heads up to its dims."""
         return tuple(dim // heads * heads for dim, heads in zip(self.dims, self.stage_heads, strict=True))
 
     @property
     def depth(self) -> int:
-        """Blocks of all stages."""
+        """The number of blocks in all stages."""
         return sum(stage.layers for stage in self.stages)
 
     def resolutions(self, image_size: int, reduce: int = 1) -> tuple[int, ...]:
         """Tokens along a side, in each stage.
 
-        reduce: how many times larger the stem's stride and dilation are. A
-            stage that has an odd number of tokens to halve gives the next one
-            the larger half.
+        reduce: how many times larger the stem's stride and dilation are. Half
+            of an odd number of tokens is then rounded up.
 
         Raises `UserError` as `check_image_size` and `check_token_reduction` do.
         """
@@ -122,10 +121,10 @@ class Genotype:
         return tuple(found)
 
     def splits(self, image_size: int, reduce: int = 1) -> tuple[int, ...]:
-        """Attention windows along a side, in each stage; arguments and errors as of `resolutions`.
+        """Attention windows along a side, in each stage; arguments and errors as in `resolutions`.
 
-        A stage's own split wherever it divides the tokens, so that a window
-        sees the same part of the image; else the next smaller one that does.
+        This is the stage's own split if it divides the tokens, so that a window
+        covers the same part of the image; otherwise the next smaller one that does.
         """
         return tuple(
             max(split for split in range(1, stage.split + 1) if resolution % split == 0)
@@ -133,11 +132,11 @@ class Genotype:
         )
 
     def tokens_per_side(self, image_size: int, reduce: int = 1) -> int:
-        """Tokens along a side of the first stage. Raises as `resolutions`."""
+        """Tokens along a side of the first stage. Raises as `resolutions` does."""
         return self.resolutions(image_size, reduce)[0]
 
     def check_token_reduction(self, image_size: int, reduce: int) -> None:
-        """Raise `UserError` for a reduction that images of this size have too few tokens for, or that is no integer."""
+        """Raise `UserError` unless images of this size have enough tokens for the reduction, an integer."""
         self.check_image_size(image_size)
         check_token_reduction(image_size // STEM_STRIDE, reduce)
 
@@ -146,32 +145,31 @@ class Genotype:
         _check_image_size(image_size, _image_step(stage.split for stage in self.stages), f"genotype {self}")
 
     def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true", *, reduce: int = 1) -> int:
-        """Multiply-adds of one image: of the projections, of attention's two products, of the MLPs and the head.
+        """MACs per image: of the projections, attention's two products, the MLPs and the head.
 
-        `true` is the one convention: `released` names the count that ViTAS's
-        budgets are in, and no As-ViT number is in that. Norms, GELU and
-        softmax are not counted, as they are not for an `Architecture`.
+        `true` is the only convention: `released` is the count of ViTAS's
+        budgets. As for an `Architecture`, norms, GELU and softmax are not
+        counted.
 
-        reduce: of the tokens along a side (see `resolutions`).
+        reduce: token reduction (see `resolutions`).
 
         Raises `UserError` for another convention, and as `resolutions` does.
         """
         if convention != "true":
             raise UserError(
-                f"convention: found {convention!r}; multiply-adds of a genotype are counted in the true convention "
-                "alone (released is that of ViTAS's budgets)"
+                f"convention: found {convention!r}; it must be true for a genotype (released is the one of ViTAS)"
             )
         stages = sum(macs for macs, _ in self.stage_costs(image_size, reduce))
         return stages + self.dims[-1] ** 2 + self.dims[-1] * num_classes
 
     def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:
-        """Parameters of the network. They do not depend on the image size: there is no position embedding."""
+        """Parameters of the network, at any image size: there is no position embedding."""
         dim = self.dims[-1]
         stages = sum(self._stage_parameters(i) for i in range(STAGES))
         return stages + 2 * dim + dim * (dim + 1) + (dim + 1) * num_classes
 
     def costs(self, image_size: int = 224, num_classes: int = 1000) -> dict[str, int | None]:
-        """What an image costs, as plain data; `macs_released` is None: that convention is ViTAS's."""
+        """`macs`, `macs_released` (None: that convention is ViTAS's) and `parameters`, as plain data."""
         return {
             "macs": self.macs(image_size, num_classes),
             "macs_released": None,
@@ -179,7 +177,7 @@ class Genotype:
         }
 
     def stage_costs(self, image_size: int = 224, reduce: int = 1) -> list[tuple[int, int]]:
-        """Multiply-adds and parameters of each stage, with the projection into it. Raises as `macs` does."""
+        """MACs and parameters of each stage, with the projection into it. Raises as `resolutions` does."""
         found = []
         sides = zip(self.resolutions(image_size, reduce), self.splits(image_size, reduce), strict=True)
         for i, (stage, (resolution, split)) in enumerate(zip(self.stages, sides, strict=True)):
@@ -194,14 +192,14 @@ class Genotype:
 
     def _stage_parameters(self, i: int) -> int:
         stage, dim, attention_dim = self.stages[i], self.dims[i], self.attention_dims[i]
-        # The stem has a bias and normalises what it gives; a reduction has none, and normalises what it reads.
+        # The stem has a bias, and a norm over its output. A reduction has no bias, and a norm over its input.
         projection = self._patch_values(i) * dim + (3 * dim if i == 0 else 2 * self._patch_values(i))
         attention = 3 * attention_dim * (dim + 1) + dim * (attention_dim + 1)
         mlp = 2 * stage.expansion * dim**2 + stage.expansion * dim + dim
         return projection + stage.layers * (attention + mlp + 4 * dim)
 
     def _patch_values(self, i: int) -> int:
-        """Numbers that one token of a stage is projected from."""
+        """The number of values that one token of a stage is projected from."""
         return self.stages[i].kernel ** 2 * (3 if i == 0 else self.dims[i - 1])
 
     @property
@@ -210,27 +208,26 @@ class Genotype:
         return "|".join([*(f"{s.kernel},{s.split},{s.expansion}" for s in self.stages), str(self.heads)])
 
     def __str__(self) -> str:
-        """The canonical text, with layers and hidden dim always."""
+        """The canonical text, always with layers and hidden dim."""
         stages = (f"{s.kernel},{s.split},{s.expansion},{s.layers}" for s in self.stages)
         return "|".join([*stages, f"{self.heads},{self.hidden_dim}"])
 
     @classmethod
     def parse(cls, text: str) -> Genotype:
-        """The genotype of a text in the full or the topology form; `UserError` names the number that is wrong."""
+        """The genotype of a text in the full or the topology form. Raises `UserError`, naming the wrong number."""
         parts = text.strip().split("|")
         if len(parts) != STAGES + 1:
             raise UserError(
-                f"genotype {text!r} has {len(parts)} parts between its bars; it must have {STAGES + 1}, "
+                f"genotype {text!r}: found {len(parts)} parts; it must have {STAGES + 1}, "
                 f"four stages and then the heads, like {TEXT_FORM} or {TOPOLOGY_FORM}"
             )
         last = _numbers(text, parts[-1], "the last part", ("heads", "hidden dim"), 1)
-        names = _STAGE_NUMBERS
-        stages = tuple(_numbers(text, part, f"stage {i}", names, 3) for i, part in enumerate(parts[:-1], 1))
+        stages = tuple(_numbers(text, part, f"stage {i}", _STAGE_NUMBERS, 3) for i, part in enumerate(parts[:-1], 1))
         lengths = {len(stage) for stage in stages}
         if lengths != {len(last) + 2}:
             raise UserError(
-                f"genotype {text!r}: layers stand in every stage and the hidden dim after the heads, or none of them; "
-                f"it must be like {TEXT_FORM} or {TOPOLOGY_FORM}"
+                f"genotype {text!r}: it must have the layers of every stage and the hidden dim, or none of these, "
+                f"like {TEXT_FORM} or {TOPOLOGY_FORM}"
             )
         try:
             return cls(tuple(Stage(*stage) for stage in stages), *last)
@@ -269,14 +266,14 @@ _STAGE_NUMBERS = tuple(field.name for field in fields(Stage))
 
 @dataclass(frozen=True)
 class GenotypeSpace:
-    """The topologies of As-ViT's search: a product of independent choices.
+    """The topologies of As-ViT's search: all combinations of independent choices.
 
-    kernels, splits, expansions: allowed values, a tuple for each stage.
+    kernels, splits, expansions: allowed values, a tuple per stage.
     heads: allowed heads of the last stage.
 
-    The defaults are the published space. A genome is a row of indices into
-    `choices`, one a choice. Raises `UserError`, whose text begins with the
-    field, for a space with a member that cannot be built.
+    The defaults are the published space. A genome is a row of indices, one for
+    each of `choices`. Raises `UserError`, beginning with the field, if any
+    topology of the space cannot be built.
     """
 
     kernels: tuple[tuple[int, ...], ...] = ((4, 5, 6, 7, 8), (2, 3, 4), (2, 3, 4), (2, 3, 4))
@@ -286,18 +283,18 @@ class GenotypeSpace:
 
     def __post_init__(self) -> None:
         for name in ("kernels", "splits", "expansions"):
-            values = tuple(_different(name, stage) for stage in getattr(self, name))
+            values = tuple(_distinct(name, stage) for stage in getattr(self, name))
             if len(values) != STAGES:
                 raise UserError(f"{name}: found {len(values)} lists; there are {STAGES} stages")
             object.__setattr__(self, name, values)
-        object.__setattr__(self, "heads", _different("heads", self.heads))
-        # Whether a stage can be built depends on each number of it alone, and on the heads.
+        object.__setattr__(self, "heads", _distinct("heads", self.heads))
+        # Each value can be checked alone, so it is enough that every one of them is in a decoded topology.
         for column in range(max(len(values) for values in self.choices.values())):
             self.decode([min(column, len(values) - 1) for values in self.choices.values()])
 
     @property
     def choices(self) -> dict[str, tuple[int, ...]]:
-        """What is chosen and from which values, in the order of the genes."""
+        """The names of the genes, in order, and the allowed values of each."""
         named = {}
         for i in range(STAGES):
             named[f"kernel {i + 1}"] = self.kernels[i]
@@ -307,12 +304,12 @@ class GenotypeSpace:
 
     @property
     def gene_counts(self) -> np.ndarray:
-        """How many values each gene takes, as an integer array [genes]."""
+        """The number of values of each gene, an integer array [genes]."""
         return np.array([len(values) for values in self.choices.values()])
 
     @property
     def size(self) -> int:
-        """How many topologies the space holds."""
+        """The number of topologies."""
         return math.prod(len(values) for values in self.choices.values())
 
     def decode(self, genome: Sequence[int] | np.ndarray) -> Genotype:
@@ -329,15 +326,16 @@ class GenotypeSpace:
         return Genotype(stages, values[-1])
 
     def encode(self, genotype: Genotype) -> np.ndarray:
-        """The genome of a genotype's topology, an integer array [genes]; layers and hidden dim are not in it.
+        """The genome of a genotype's topology, an integer array [genes]; layers and hidden dim are ignored.
 
-        Raises `UserError`, naming what lies outside the space.
+        Raises `UserError`, naming what is outside the space.
         """
         values = [value for s in genotype.stages for value in (s.kernel, s.split, s.expansion)] + [genotype.heads]
         genome = []
         for value, (name, allowed) in zip(values, self.choices.items(), strict=True):
             if value not in allowed:
-                raise UserError(f"{genotype}: {name} is {value}; in this space it is one of {_listed(allowed)}")
+                choices = ", ".join(map(str, allowed))
+                raise UserError(f"{genotype}: {name} is {value}; in this space it is one of {choices}")
             genome.append(allowed.index(value))
         return np.array(genome)
 
@@ -350,12 +348,12 @@ class GenotypeSpace:
         return self.decode(self.sample_genomes(rng, 1)[0])
 
     def check_image_size(self, image_size: int) -> None:
-        """Raise `UserError` unless every member fits images of this size."""
+        """Raise `UserError` unless every topology fits images of this size."""
         _check_image_size(image_size, _image_step(math.lcm(*splits) for splits in self.splits), "this space")
 
 
 def _image_step(splits) -> int:
-    """The smallest image size that fits; the others are its multiples."""
+    """The smallest image size that fits; all that fit are its multiples."""
     return math.lcm(*(STEM_STRIDE * STAGE_STRIDE**i * split for i, split in enumerate(splits)))
 
 
@@ -391,12 +389,8 @@ def _check_keys(data: Mapping, place: str, required: set[str], optional: set[str
         raise UserError(f"{place}: {fault}; its keys are {', '.join(sorted(required | optional))}")
 
 
-def _different(name: str, values: Sequence[int]) -> tuple[int, ...]:
+def _distinct(name: str, values: Sequence[int]) -> tuple[int, ...]:
     values = tuple(values)
     if not values or len(set(values)) < len(values):
         raise UserError(f"{name}: found {list(values)}; it must be a list of different numbers")
     return values
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

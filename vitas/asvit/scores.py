@@ -2,11 +2,11 @@
 
 Length distortion: how much the network stretches a circle of inputs; higher is
 better. NTK condition number: how unevenly the images share the gradient; lower
-is better. Both are of `forward_features`, the average over the last stage's
-tokens before the last norm.
+is better. Both are of `forward_features`, the mean over the last stage's tokens
+before the last norm.
 
-Shape suffixes: B images, T points of a curve, N tokens (and what else stands
-between), I inputs of a layer, O outputs, H heads, d dims of a head.
+Shape suffixes: B images, T points of the circle, N positions of a layer, I
+inputs of a layer, O outputs, P a layer's weights.
 """
 
 from __future__ import annotations
@@ -32,38 +32,17 @@ from vitas.models import StagedTransformer
 
 @dataclass(frozen=True)
 class Scores:
-    """length_distortion: higher is better. ntk_condition: lower is better."""
+    """The scores of a genotype. length_distortion: higher is better. ntk_condition: lower is better."""
 
     length_distortion: float
     ntk_condition: float
 
 
-def score(
-    genotype: Genotype,
-    image_size: int = 224,
-    repeat: int = 5,
-    seed: int = 0,
-    batch_size: int = 16,
-    points: int = 10,
-    images: Tensor | None = None,
-    device: torch.device | str = "cpu",
-) -> Scores:
-    """Both scores of a genotype, averaged over `repeat` initialisations; the defaults are the published settings.
-
-    See `score_once`. Raises `UserError` for settings that give no score.
-    """
-    if repeat < 1:
-        raise UserError(f"repeat: found {repeat}; it must be at least 1")
-    return mean_scores(
-        [score_once(genotype, image_size, seed, i, batch_size, points, images, device) for i in range(repeat)]
-    )
-
-
-def mean_scores(parts: Sequence[Scores]) -> Scores:
+def mean_scores(scores: Sequence[Scores]) -> Scores:
     """The mean of each score."""
     return Scores(
-        math.fsum(part.length_distortion for part in parts) / len(parts),
-        math.fsum(part.ntk_condition for part in parts) / len(parts),
+        math.fsum(one.length_distortion for one in scores) / len(scores),
+        math.fsum(one.ntk_condition for one in scores) / len(scores),
     )
 
 
@@ -77,19 +56,20 @@ def score_once(
     images: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Scores:
-    """Both scores of a genotype for the initialisation `index` of a seed: a function of these arguments alone.
+    """Both scores of a genotype at one initialisation; the result depends on the arguments only.
 
+    seed, index: of the initialisation.
     points: of the circle, from 0 to 2 pi with both ends.
-    images: those of the NTK, [B, 3, image_size, image_size], normalised. The
+    images: for the NTK, [B, 3, image_size, image_size], normalised. The
         published method takes a batch of training images, the same for every
-        network and initialisation; without images, `batch_size` of Gaussian
+        network and initialisation; by default, `batch_size` images of Gaussian
         noise are drawn.
 
-    The circle is that of the released implementation: it lies in the plane of
-    two Gaussian images, which are made orthonormal. Weights, circle and noise
-    depend on seed and index and not on the genotype, so that genotypes are
-    compared on equal inputs; they are drawn on the CPU, so that every device
-    scores the same network.
+    The other defaults are the published settings. As in the released
+    implementation, the circle is in the plane of two Gaussian images, made
+    orthonormal. Weights, circle and noise do not depend on the genotype, so
+    that genotypes are compared on equal inputs; they are drawn on the CPU, so
+    that all devices score the same network.
 
     Raises `UserError` for an image size that does not fit, for fewer than two
     images, for images of another size and for a circle without points.
@@ -119,22 +99,22 @@ def score_once(
 
 
 def circle_basis(image_size: int, seed: int) -> Tensor:
-    """Two random orthonormal images [2, 3, image_size, image_size], the plane of a circle."""
+    """Two random orthonormal images [2, 3, image_size, image_size] that span the plane of a circle."""
     draws = torch.randn(3 * image_size**2, 2, generator=torch.Generator().manual_seed(seed))
     return torch.linalg.qr(draws).Q.T.reshape(2, 3, image_size, image_size)
 
 
 def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> float:
-    """The sum over theta of || d features / d theta || on a circle of images, every LayerNorm made the identity.
+    """The sum over theta of || d features / d theta || on a circle of images, without LayerNorms.
 
-    network: has `forward_features` and `image_size`; it stays as it is.
+    network: has `forward_features` and `image_size`; it is not changed.
     basis: two images, [2, 3, image_size, image_size] or flattened; the circle
         is cos(theta) basis[0] + sin(theta) basis[1].
     thetas: points of the circle in radians [T].
 
-    All points are one forward-mode pass, which costs a few forward passes. It
-    runs in evaluation mode. The definition is arXiv 2202.11921's; that norms
-    are left out and that points are summed is the released implementation's.
+    All points take one forward-mode pass in evaluation mode, which costs as
+    much as a few forward passes. The definition is from arXiv 2202.11921; the
+    released implementation leaves out norms and sums over points, as here.
     """
     network = _with_shared_weights(network).eval()
     for module in network.modules():
@@ -144,7 +124,7 @@ def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> floa
     first, second = basis.reshape(2, 1, 3, network.image_size, network.image_size)
     cos, sin = (f(thetas).reshape(-1, 1, 1, 1) for f in (torch.cos, torch.sin))
     with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level(), _ForwardModeAttention():
-        # The first use of forward mode loads a part of torch that warns of torch's own past.
+        # The first use of forward mode imports a part of torch that uses deprecated parts of torch.
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
         images = forward_ad.make_dual(cos * first + sin * second, cos * second - sin * first)
         speed_TO = forward_ad.unpack_dual(network.forward_features(images)).tangent
@@ -152,7 +132,7 @@ def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> floa
 
 
 class _ForwardModeAttention(TorchFunctionMode):
-    """Gives `F.scaled_dot_product_attention` a forward derivative, where its fused kernels have none.
+    """Gives `F.scaled_dot_product_attention` a forward derivative, which its fused kernels lack.
 
     The alternative, attention in plain operations, holds several matrices of
     tokens by tokens at once; it takes four times as long on a CPU.
@@ -161,9 +141,9 @@ class _ForwardModeAttention(TorchFunctionMode):
 
         d(P v) = P v. + P o (S. - rowsum(P o S.)) v   where  S. = scale (q. k^T + q k.^T)
 
-    The last term is a *backward* pass of another attention: that of values
-    [k | k.] with P, for the output gradient [q. | q]. So one fused forward of
-    values [k | k. | v | v.] and one fused backward give all there is.
+    The last term is the *backward* pass of another attention, with the same P,
+    the values [k | k.] and the output gradient [q. | q]. So one fused forward
+    pass of the values [k | k. | v | v.] and one fused backward pass give all terms.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -179,7 +159,7 @@ def _attention_with_derivative(q: Tensor, k: Tensor, v: Tensor, *, scale: float 
     zeros = torch.zeros_like(q)
     with torch.enable_grad():
         queries = torch.cat([q, zeros, zeros, zeros], dim=-1).requires_grad_()
-        # v is beside k where the queries are zero: it changes no product, and the backward pass multiplies by it.
+        # v stands where the queries are zero: it does not change the products, but the backward pass multiplies by it.
         keys = torch.cat([k, v, zeros, zeros], dim=-1)
         values = torch.cat([k, dk, v, dv], dim=-1)
         out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
@@ -194,9 +174,9 @@ def _dual(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
-    """The largest eigenvalue of the NTK's Gram matrix over the smallest; infinite where that is not positive.
+    """The NTK's condition number: its largest eigenvalue over its smallest; infinite if the smallest is not positive.
 
-    Arguments as of `ntk_gram`. From arXiv 2202.11921, after Chen et al.,
+    For the arguments see `ntk_gram`. From arXiv 2202.11921, after Chen et al.,
     "Neural Architecture Search on ImageNet in Four GPU Hours", ICLR 2021.
     """
     eigenvalues = ntk_eigenvalues(network, images)
@@ -210,21 +190,21 @@ def ntk_eigenvalues(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def ntk_gram(network: nn.Module, images: Tensor) -> Tensor:
-    """The Gram matrix over images of the gradients of each image's summed features, float64 [B, B] on the CPU.
+    """The NTK: the Gram matrix of the per-image gradients of the summed features, float64 [B, B] on the CPU.
 
-    network: has `forward_features`; it stays as it is. Its layers with weights
+    network: has `forward_features`; it is not changed. Its layers with weights
         are linear layers, ungrouped convolutions and LayerNorms.
     images: [B, 3, image_size, image_size]; B is at least 1.
 
-    The gradients are those of every parameter whose name holds `weight`, as
-    released; the classifier and the last norm have none. One forward and one
-    backward pass, in evaluation mode: each layer's gradients of single images
-    come from what it read and the gradient of what it gave, and are dropped
-    once their products are added.
+    The gradients are of every parameter whose name contains `weight`, as
+    released; the classifier and the last norm have none. It takes one forward
+    and one backward pass in evaluation mode: a layer's per-image gradients are
+    computed from its input and the gradient of its output, and dropped once
+    their products are added.
 
-    The products are summed in float64. They are sums of millions of terms, and
-    an error of theirs is one of the smallest eigenvalue's, hundreds of times
-    smaller than the largest, which is what the condition number divides by.
+    The products are summed in float64: they are sums of millions of terms, and
+    the condition number divides by the smallest eigenvalue, which is hundreds
+    of times smaller than the largest, so their errors would show there.
     Raises `TypeError` for a layer of another kind.
     """
     network = _with_shared_weights(network).eval()
@@ -233,18 +213,18 @@ def ntk_gram(network: nn.Module, images: Tensor) -> Tensor:
     def follow(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         def add(gradient: Tensor) -> None:
             gradients_BP = _PER_IMAGE[type(layer)](layer, inputs[0].detach(), gradient).flatten(1)
-            # Part by part, so that the copies in float64 stay in the processor's cache.
+            # In parts, so that the float64 copies stay in the processor's cache.
             for part in gradients_BP.split(2**14, dim=1):
                 part = part.double()
                 gram_BB.addmm_(part, part.T)
 
-        # No weight asks for a gradient, so the graph begins at the first layer that has one.
+        # No weight requires a gradient, so the output of the first layer must, to start the graph.
         (output if output.requires_grad else output.requires_grad_()).register_hook(add)
 
     for layer in network.modules():
         if any("weight" in name for name, _ in layer.named_parameters(recurse=False)):
             if type(layer) not in _PER_IMAGE:
-                raise TypeError(f"no gradient of single images is known for {type(layer).__name__}")
+                raise TypeError(f"per-image gradients are not implemented for {type(layer).__name__}")
             layer.register_forward_hook(follow)
     with torch.enable_grad():
         network.forward_features(images).sum().backward()
@@ -264,7 +244,7 @@ def _norm_gradients(layer: nn.LayerNorm, x: Tensor, gradient: Tensor) -> Tensor:
     return (F.layer_norm(x, layer.normalized_shape, eps=layer.eps) * gradient).flatten(1, -2).sum(dim=1)
 
 
-# For each kind of layer: (it, what it read, the gradient of what it gave) -> its weight's gradient for each image.
+# For each kind of layer: (layer, input, gradient of the output) -> the gradients of its weight for each image.
 _PER_IMAGE: dict[type, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     nn.Linear: _linear_gradients,
     nn.Conv2d: _convolution_gradients,
@@ -273,5 +253,5 @@ _PER_IMAGE: dict[type, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 
 def _with_shared_weights(network: nn.Module) -> nn.Module:
-    """The modules copied around the same weights, which ask for no gradient; what is done to the copy goes with it."""
+    """A copy of the modules with the same weights, which require no gradient; the copy may be changed."""
     return copy.deepcopy(network, {id(t): t.detach() for t in chain(network.parameters(), network.buffers())})

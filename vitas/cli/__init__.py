@@ -1,4 +1,7 @@
-"""The command `vitas`: everything that is no stage, as subcommands. Only `zoo --measure` loads torch."""
+"""The command `vitas`: everything that is no stage, as subcommands.
+
+torch is loaded by `zoo --measure`, and by a `launch` whose first stage reads a checkpoint.
+"""
 
 from __future__ import annotations
 

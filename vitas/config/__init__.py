@@ -1,7 +1,7 @@
-"""YAML -> typed, checked configuration.
+"""From YAML to a typed, checked configuration.
 
-One file drives the four stages. `load` refuses what cannot work before
-anything is built: every message has the key, what it held and what is allowed.
+One file drives the four stages. `load` finds mistakes before anything is
+built; every message says the key, what it held and what is allowed.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] = ()) -> RunConfig:
     """The configuration of a YAML file with `key=value` overrides.
 
-    stages: those that the caller could run; of these, the flagged ones are
+    stages: those that the caller can run; the flagged ones among them are
         checked against the file system too.
 
-    The file may be a released ViTAS one; `warning` of the result then says what of it has no effect.
-
-    Raises `UserError` with every mistake that it found.
+    The file may be a released ViTAS one; the result's `warning` then lists the
+    keys without effect. Raises `UserError` with all mistakes found.
     """
     source = read_configuration(read_text(Path(path)), str(path), overrides)
     try:
@@ -86,9 +85,9 @@ def _mistakes(path: str | Path, source: Configuration, lines: list[str]) -> User
 
 
 def settle(path: Path, overrides: Sequence[str], setting: str) -> tuple[str, ...]:
-    """The overrides, and `setting` (key=value) as one more: of a script that is for this value of a key.
+    """The overrides with `setting` (key=value) added, for a script that is meant for one value of a key.
 
-    Raises `UserError` where the file or the overrides say another value.
+    Raises `UserError` if the file or the overrides hold another value.
     """
     source = read_configuration(read_text(path), str(path), overrides)
     key, _, value = setting.partition("=")
@@ -97,7 +96,9 @@ def settle(path: Path, overrides: Sequence[str], setting: str) -> tuple[str, ...
         found = found.get(part) if isinstance(found, dict) else None
     if found not in (None, value):
         raise _mistakes(
-            path, source, [f"{key}: found {found!r}; this script is for {value!r}. Leave {key} out, or take its script"]
+            path,
+            source,
+            [f"{key}: found {found!r}; this script is for {value!r}. Leave {key} out, or run the script for it"],
         )
     return (*overrides, setting)
 
@@ -105,7 +106,7 @@ def settle(path: Path, overrides: Sequence[str], setting: str) -> tuple[str, ...
 def find(name: str, program: str) -> Path:
     """The path `name`, or `configs/PROGRAM/name`, or `configs/name`; `.yaml` may be left out.
 
-    Raises `UserError` for a name that is none of them, with the near ones.
+    Raises `UserError`, with similar names, if there is no such file.
     """
     for folder in (Path(), CONFIGS / program, CONFIGS):
         for path in (folder / name, folder / f"{name}.yaml"):
@@ -113,7 +114,7 @@ def find(name: str, program: str) -> Path:
                 return path
     known = {path.name: path for folder in (CONFIGS, CONFIGS / program) for path in sorted(folder.glob("*.yaml"))}
     known.pop("cluster.yaml", None)
-    # ViTAS_1.3 should find ViTAS_1.3G.yaml, and vitas_1.3g.yaml too.
+    # ViTAS_1.3 and vitas_1.3g.yaml should both suggest ViTAS_1.3G.yaml.
     by_lower = {known_name.lower().removesuffix(".yaml"): known_name for known_name in known}
     wanted = Path(name).name.lower().removesuffix(".yaml")
     near = [by_lower[match] for match in get_close_matches(wanted, by_lower, n=3, cutoff=0.6)]

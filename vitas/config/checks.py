@@ -1,4 +1,4 @@
-"""What the types of a configuration cannot say: keys that depend on each other, and on what is there."""
+"""Checks that types cannot express: keys that depend on each other, or on what is in the file system."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vitas.run import STAGES, offered_by
 
 
 def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
-    """A line for every mistake that types cannot say; of flagged ones of `stages`, in the file system too."""
+    """A line per mistake that types cannot find; the file system is checked for the flagged ones of `stages`."""
     model = config.model
     flagged = config.flagged(stages)
-    # Whether space and images go together is asked only of a run that searches.
+    # Only a run that searches needs its space to fit the images.
     searches = bool(config.flagged(("search", "sample")))
     if model.space is not None and searches:
         for patch_size in model.space.patch_sizes:
@@ -60,37 +60,31 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         if test.wait and test.start is None:
             yield "test.wait: found true without a range; it waits for the epochs of test.start to test.end"
         if test.wait and test.start is not None and config.retrain is not None:
-            yield from _never_written(test, config.retrain)
+            yield from _check_waiting(test, config.retrain)
     if config.retrain is not None and config.retrain.from_supernet and config.retrain.from_checkpoint is not None:
         yield "retrain.from_supernet, retrain.from_checkpoint: found both; a network starts from one of them"
-    finds = _finds(config, flagged)
     for name in ("retrain", "test"):
-        value = getattr(config, name).architecture if name in flagged else None
-        if name == "retrain" and name in flagged and value is None and config.retrain.from_checkpoint is None:
-            value = BEST
-        # What an earlier one of these stages will find cannot be looked up yet.
-        if value is not None and not (finds and _is_found(value)):
-            yield from _attempt(f"{name}.architecture: ", lambda v=value: config.architecture(v))
-    if (
-        "retrain" in flagged
-        and config.retrain.from_supernet
-        and not (finds and _is_found(config.retrain.architecture or BEST))
-    ):
-        yield from _attempt(
-            "retrain.from_supernet: ",
-            lambda: config.space.encode(_inheritable(config.architecture(config.retrain.architecture))),
-        )
+        reference = _known_reference(config, name, flagged)
+        if reference is not None:
+            yield from _attempt(f"{name}.architecture: ", lambda r=reference: config.architecture(r))
+    if "retrain" in flagged and config.retrain.from_supernet:
+        reference = config.retrain.architecture or BEST
+        if not _will_be_found(config, reference, flagged):
+            yield from _attempt(
+                "retrain.from_supernet: ",
+                lambda: config.space.encode(_inheritable(config.architecture(reference))),
+            )
     if config.retrain is not None:
-        yield from _coarse_tokens(config, flagged)
+        yield from _check_tokens(config, flagged)
     for name in flagged:
         data = getattr(config, name).data
         if data is None:
             continue
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
-    yield from _differing_classes(config)
+    yield from _check_class_names(config)
 
 
-def _never_written(test: Test, retrain: Retrain):
+def _check_waiting(test: Test, retrain: Retrain):
     for epoch in range(test.start, test.end + 1, test.strip):
         if epoch > retrain.epochs or (epoch % retrain.checkpoint_epochs and epoch != retrain.epochs):
             yield (
@@ -144,39 +138,42 @@ def _check_asvit(config: RunConfig):
                 return
 
 
-def _coarse_tokens(config: RunConfig, flagged: Sequence[str]):
-    retrain = config.retrain
-    for i, (before, phase) in enumerate(pairwise(retrain.tokens), 1):
+def _check_tokens(config: RunConfig, flagged: Sequence[str]):
+    tokens = config.retrain.tokens
+    for i, (before, phase) in enumerate(pairwise(tokens), 1):
         if phase.until <= before.until:
             yield f"retrain.tokens.{i}.until: found {phase.until}; it must be more than the one before, {before.until}"
-    value = retrain.architecture
-    if value is None and retrain.from_checkpoint is None:
-        value = BEST
-    if "retrain" not in flagged or value is None or (_finds(config, flagged) and _is_found(value)):
-        return
-    # An architecture that cannot be found has its own message already.
-    with suppress(UserError):
-        yield from check_token_phases(retrain.tokens, config.architecture(value), config.model.image_size)
+    reference = _known_reference(config, "retrain", flagged)
+    if reference is not None:
+        # An architecture that cannot be found has its own message already.
+        with suppress(UserError):
+            yield from check_token_phases(tokens, config.architecture(reference), config.model.image_size)
 
 
 def _inheritable(architecture: AnyArchitecture) -> Architecture:
     if not isinstance(architecture, Architecture):
-        raise UserError(f"found true, and {architecture} is a genotype, which no supernet has weights for")
+        raise UserError(f"found true, but {architecture} is a genotype, and no supernet has weights for one")
     return architecture.shifted()
 
 
-def _finds(config: RunConfig, flagged: Sequence[str]) -> bool:
-    """Whether one of the flagged stages writes architectures.yaml."""
-    return "sample" in flagged or ("search" in flagged and isinstance(config.search, AsvitSearch))
+def _known_reference(config: RunConfig, stage: str, flagged: Sequence[str]) -> str | dict | None:
+    """What `STAGE.architecture` refers to; None if its checkpoint will say it, or an earlier flagged stage find it."""
+    if stage not in flagged:
+        return None
+    reference = getattr(config, stage).architecture
+    if stage == "retrain" and reference is None and config.retrain.from_checkpoint is None:
+        reference = BEST
+    return None if _will_be_found(config, reference, flagged) else reference
 
 
-def _is_found(architecture: str | dict) -> bool:
-    """Whether an architecture is named by its place in architectures.yaml."""
-    return isinstance(architecture, str) and re.fullmatch(rf"{BEST}|(subnet|grown)_\d+", architecture) is not None
+def _will_be_found(config: RunConfig, reference: str | dict | None, flagged: Sequence[str]) -> bool:
+    """Whether a flagged stage writes architectures.yaml, and the reference is an entry of it."""
+    writes = "sample" in flagged or ("search" in flagged and isinstance(config.search, AsvitSearch))
+    return writes and isinstance(reference, str) and bool(re.fullmatch(rf"{BEST}|(subnet|grown)_\d+", reference))
 
 
-def _differing_classes(config: RunConfig):
-    """Labels are positions in the sorted names of the class folders: all stages must have the same names."""
+def _check_class_names(config: RunConfig):
+    """Labels are indices into the sorted names of the class folders, so all stages must have the same names."""
     sections = {name: getattr(config, name) for name in STAGES}
     folders = {name: section.data.data_dir for name, section in sections.items() if section and section.data}
     names = {name: class_names(folder) for name, folder in folders.items() if Path(folder).is_dir()}
@@ -191,7 +188,7 @@ def _differing_classes(config: RunConfig):
 
 
 def check_token_phases(tokens: Sequence[TokenPhase], architecture: AnyArchitecture, image_size: int) -> Iterator[str]:
-    """A line for every phase of `retrain.tokens` that an architecture cannot have with images of this size."""
+    """A line per phase of `retrain.tokens` that leaves an architecture too few tokens at this image size."""
     for i, phase in enumerate(tokens):
         yield from _attempt(
             f"retrain.tokens.{i}.reduce: ", lambda p=phase: architecture.check_token_reduction(image_size, p.reduce)

@@ -1,4 +1,4 @@
-"""The sections of the YAML, typed."""
+"""The typed sections of the YAML."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
 
 
 class Model(Section):
-    """What all stages share: the images, the classes, and the space that is searched.
+    """What all stages share: images, classes and the search space.
 
-    image_size: side of the images, in pixels. mean, std: their normalisation (ImageNet's).
+    image_size: side of the images, in pixels. mean, std: their normalisation, by default ImageNet's.
     space: needed by `search` and `sample`, and by a `retrain.architecture` that is a net_id.
-    sharing, qkv_mode: of `vitas.SuperNet`.
+    sharing, qkv_mode: see `vitas.SuperNet`.
     """
 
     image_size: Positive = 224
@@ -43,17 +43,18 @@ class Training(Section):
     """The recipe of a training stage; the defaults are those of the published results.
 
     batch_size: of all processes together.
-    lr: the peak; 1e-3 at a batch of 1024, and it is not scaled for you.
+    lr: the peak, 1e-3 at a batch of 1024; it is not scaled with the batch.
     weight_decay: on matrices only.
-    warmup_epochs: from a rate of zero; then cosine down to min_lr, per iteration.
-    repeats: of an image in an epoch, each augmented anew (repeated augmentation); an epoch has as many steps as ever.
-    mixup, cutmix: their alphas; 0 is off, and with both each batch takes one.
+    warmup_epochs: linear warm-up from zero; then cosine down to min_lr, per step.
+    repeats: how often an image comes in an epoch, each time augmented anew (repeated augmentation); an epoch keeps
+        its number of steps.
+    mixup, cutmix: their alphas; 0 is off. With both, each batch takes one of them.
     clip_grad: the largest gradient norm; 0 is off.
-    amp: bfloat16 where there is a GPU.
-    keep: how many epoch checkpoints stay; 0 keeps all.
-    checkpoint_steps: a checkpoint every so many steps within an epoch; 0 is only after epochs.
-    checkpoint_epochs: a checkpoint after every so many epochs, and after the last.
-    log_steps: a log line every so many steps.
+    amp: bfloat16 on a GPU.
+    keep: how many epoch checkpoints to keep; 0 keeps all.
+    checkpoint_steps: steps between checkpoints within an epoch; 0 is only after epochs.
+    checkpoint_epochs: epochs between checkpoints; the last epoch has one too.
+    log_steps: steps between log lines.
     """
 
     flag: bool = False
@@ -77,7 +78,7 @@ class Training(Section):
 
 
 class SearchData(TrainingData):
-    """Training images of the supernet, weakly augmented unless the YAML says otherwise."""
+    """Training images of the supernet, by default weakly augmented."""
 
     augmentation: WeakAugmentation = WeakAugmentation()
 
@@ -85,8 +86,8 @@ class SearchData(TrainingData):
 class Search(Training):
     """The supernet's training.
 
-    method: what the stage does; `asvit` takes the keys of `AsvitSearch`.
-    identity_probability: of each position; null has it searched, so that
+    method: what the stage does; with `asvit` the keys are those of `AsvitSearch`.
+    identity_probability: of each position; null searches the one at which
         random subnets cost the middle of `sample.budget` on average.
     """
 
@@ -96,11 +97,11 @@ class Search(Training):
 
 
 class Growth(Section):
-    """From a topology to larger and larger networks.
+    """Growth of a topology into larger and larger networks.
 
-    parameters, macs: the budget of a network, at full width; one of them at least.
-    hidden_dim: of the network that it starts from, with a block in each stage.
-    widen: by which shares a step may raise the hidden dim.
+    parameters, macs: the budget of the largest network, at full width; at least one of them.
+    hidden_dim: of the first network, which has one block in each stage.
+    widen: shares by which a step may raise the hidden dim.
     score_width: the share of the hidden dim at which networks are scored.
     """
 
@@ -112,22 +113,22 @@ class Growth(Section):
 
     @property
     def limits(self) -> dict[str, int | None]:
-        """The budget by the names of costs."""
+        """The budget, by the name of the cost."""
         return {"parameters": self.parameters, "macs": self.macs}
 
 
 class AsvitSearch(Section):
     """As-ViT's search without training (arXiv 2202.11921); the defaults are the published settings.
 
-    data: images of the NTK, the same `batch_size` for every network; null is noise.
-    algorithm: how the topology is found.
-    steps: topologies that are scored on the way.
-    repeat: initialisations that a score is the mean of.
-    batch_size: images of the NTK. points: of the circle of images that is distorted.
-    lr: of the policy's Adam. baseline_decay: of the mean reward that a reward is compared with.
+    data: images for the NTK, the same `batch_size` images for every network; null is noise.
+    algorithm: of the topology search.
+    steps: topologies to score.
+    repeat: initialisations that a score is the mean over.
+    batch_size: images for the NTK. points: on the circle of images for the length distortion.
+    lr: of the policy's Adam. baseline_decay: of the running mean reward, the baseline.
     population: of nsga2.
-    topology: grow this one, and search none.
-    growth: when a network is large enough, and how one gets there.
+    topology: grow this topology instead of searching one.
+    growth: how the topology grows, and up to which cost.
     """
 
     method: Literal["asvit"]
@@ -149,22 +150,22 @@ def _method(section: object) -> object:
     return section.get("method", "supernet") if isinstance(section, Mapping) else getattr(section, "method", "supernet")
 
 
-# What the stage `search` is told, by its method.
+# The section `search`, by its method.
 AnySearch = Annotated[Annotated[Search, Tag("supernet")] | Annotated[AsvitSearch, Tag("asvit")], Discriminator(_method)]
 
 
 class Sample(Section):
-    """The evolution.
+    """The evolution of architectures, scored by the supernet.
 
-    budget: what every architecture must cost.
+    budget: the range that every architecture's cost must be in.
     initial_population: random architectures inside the budget that it starts from.
-    population, generations: survivors, and rounds of as many children.
-    objectives: what is minimised (see `search/objectives.py`); with `macs` beside `error`, the front from cheap to
-        good is kept alive.
+    population, generations: survivors, and rounds with as many children.
+    objectives: what is minimised (see `search/objectives.py`); with `macs` beside `error`, it keeps the whole
+        non-dominated front, from cheap to accurate.
     sample_num: how many of the best are written to architectures.yaml.
     mutation: the probability that a gene of a child is drawn anew.
-    batch_size: images of an evaluation batch on each process.
-    load_name: a checkpoint of the supernet; without it the newest.
+    batch_size: images per evaluation batch and process.
+    load_name: the supernet's checkpoint, by default the newest.
     """
 
     flag: bool = False
@@ -182,10 +183,10 @@ class Sample(Section):
 
 
 class TokenPhase(Section):
-    """A part of a training that sees coarser tokens (As-ViT's progressive tokenisation).
+    """A phase of training on coarser tokens (As-ViT's progressive tokenisation).
 
-    until: where it ends, as a fraction of the epochs; it begins where the one before ends.
-    reduce: by how much there are fewer tokens along a side of the image.
+    until: its end, as a fraction of the epochs; it begins where the phase before it ends.
+    reduce: the factor by which tokens along a side of the image are fewer.
     """
 
     until: Annotated[float, Field(gt=0, lt=1)]
@@ -193,17 +194,17 @@ class TokenPhase(Section):
 
 
 class Retrain(Training):
-    """The training of one architecture, from scratch, or from weights that are there.
+    """The training of one architecture, from scratch or from existing weights.
 
-    architecture: `best`, a name in architectures.yaml, a name in the zoo, the
-        canonical text, {net_id: "..."} in model.space, or a mapping of its own.
-        null: that of `from_checkpoint`, which must say it; without that, `best`.
-    drop_path_rate: stochastic depth of the last position.
+    architecture: `best`, a name in architectures.yaml, a name in the zoo, a
+        canonical text, {net_id: "..."} in model.space, or an architecture's
+        YAML form. null is the one stored in `from_checkpoint`, or else `best`.
+    drop_path_rate: stochastic depth at the last position.
     from_supernet: start from the supernet's weights.
     from_checkpoint: start from the weights of a file (fine-tuning); class count
-        and image size may be others than it was trained with.
-    ema_decay: of an average of the weights; 0 is off.
-    tokens: phases of coarser tokens at the beginning; after them, and without any, tokens are full.
+        and image size may differ from those it was trained with.
+    ema_decay: of the average of the weights; 0 is off.
+    tokens: phases of coarser tokens at the beginning; after them, tokens are full.
     """
 
     architecture: str | dict[str, Any] | None = None
@@ -215,14 +216,14 @@ class Retrain(Training):
 
 
 class Test(Section):
-    """The measurement.
+    """The measurement of trained networks.
 
     weights: the trained ones, or their average (`retrain.ema_decay`).
-    load_name: one checkpoint, in the folder of retrain or a path; without it,
-        and without a range, the newest.
+    load_name: one checkpoint, in retrain's checkpoint folder or a path; by
+        default, and without a range, the newest.
     start, end, strip: a range of epochs, both ends included, and its stride.
-    wait: for those of the range that `retrain` has not written yet; else they are refused.
-    architecture: as in `retrain`; needed only where the checkpoint does not say.
+    wait: wait for epochs of the range that `retrain` has not written yet, instead of failing.
+    architecture: as in `retrain`; needed only if the checkpoint does not hold it.
     """
 
     flag: bool = False
@@ -239,9 +240,9 @@ class Test(Section):
 
 
 class RunConfig(Section):
-    """A run: what is trained, where it is written, and its four stages.
+    """A run: its model, the folder it writes to, and its four stages.
 
-    port: of the rendezvous under Slurm; without it, one derived from the job.
+    port: of the rendezvous under Slurm, by default derived from the job's id.
     """
 
     model: Model
@@ -257,7 +258,7 @@ class RunConfig(Section):
 
     @property
     def warning(self) -> str | None:
-        """What whoever wrote the file should know, though it is no mistake."""
+        """What the author of the file should know, though it is not a mistake."""
         return self._warning
 
     @property
@@ -266,33 +267,33 @@ class RunConfig(Section):
 
     @property
     def space(self) -> SearchSpace:
-        """The search space; a configuration whose flagged stages need one has one."""
+        """The search space. Raises `UserError` where there is none."""
         if self.model.space is None:
             raise UserError("model.space: is missing; it says what may be searched")
         return self.model.space
 
     @property
     def macs_model(self) -> MacsModel:
-        """Multiply-adds over the space, in the budget's convention if it is in them."""
+        """MACs over the space, in the budget's convention, or as released for a budget in images per second."""
         budget = self.sample.budget if self.sample else None
         convention = budget.convention if budget and not budget.is_speed else "released"
         return MacsModel(self.space, self.model.image_size, self.model.num_classes, convention)
 
     def flagged(self, stages: Iterable[str]) -> list[str]:
-        """Those of some stages that are to run."""
+        """The stages among `stages` whose `flag` is true."""
         return [name for name in stages if (section := getattr(self, name)) and section.flag]
 
     def architecture(self, reference: str | Mapping | None) -> AnyArchitecture:
-        """The architecture that a `retrain.architecture` or `test.architecture` means; null is `best`.
+        """The architecture that `retrain.architecture` or `test.architecture` refers to; null is `best`.
 
-        Raises `UserError` for one that does not exist, does not parse or does
-        not fit the images.
+        Raises `UserError` if it does not exist, does not parse or does not fit
+        the images.
         """
         reference = BEST if reference is None else reference
         path = self.folder.architectures
         listed = read_found(path) if isinstance(reference, str) and path.exists() else {}
         if reference == BEST and not listed:
-            raise UserError(f"found {BEST!r}, but {path} is not there; run `sample` first")
+            raise UserError(f"found {BEST!r}, but {path} does not exist; run `sample` first")
         found = find_architecture(reference, listed, self.model.space)
         found.check_image_size(self.model.image_size)
         return found

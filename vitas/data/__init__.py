@@ -1,1 +1,1 @@
-"""Images: folders, decoding, the training loader, the in-memory evaluation set, and small sets to try things on."""
+"""Images: folders, decoding, the training loader, the in-memory evaluation set, and a small data set for trials."""

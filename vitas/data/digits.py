@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships, as image folders to try the pipeline on."""
+"""The handwritten digits of scikit-learn as image folders, to try the pipeline on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
 def write_digits(folder: Path, seed: int = 0) -> None:
-    """Write the 1,797 digits to `folder/train`, `val` and `test`, one folder a class, as 32 x 32 PNG.
+    """Write the 1,797 digits to `folder/train`, `val` and `test`, one folder per class, as 32 x 32 PNG.
 
-    A stratified split. Does nothing where the folder is there already: it is
-    written under another name and renamed, so a folder that exists is whole.
+    The split is stratified. Does nothing if the folder exists: it is written
+    under another name and then renamed, so an existing folder is complete.
     """
     if folder.exists():
         return

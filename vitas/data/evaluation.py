@@ -19,9 +19,9 @@ from vitas.slurm import signals
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Images uint8 [n, 3, H, W] and labels int64 [n], on the GPU where they fit in half of what is free.
+    """Images uint8 [n, 3, H, W] and labels int64 [n]; on the GPU if the images fit in half of its free memory.
 
-    total: images of the whole set; `n` is less where ranks hold a share each.
+    total: images of the whole set; `n` is less if each rank holds only its share.
     """
 
     images: Tensor
@@ -40,7 +40,7 @@ class EvaluationSet:
         world: World,
         everything: bool,
     ) -> EvaluationSet:
-        """Decode a folder: each rank its share, which it then sends to all if they want `everything`."""
+        """Decode a folder, each rank its share; with `everything`, each rank then gets the shares of all ranks."""
         folder = open_image_folder(settings.data_dir)
         folder.transform = evaluation_transform(image_size, settings.crop_fraction)
         images, labels = _decode(folder, image_size, world.share(len(folder)), settings.workers)

@@ -1,6 +1,6 @@
-"""Where images lie and how they are varied: the `data` sections of the YAML, and the folders that they name.
+"""The `data` sections of the YAML: image folders and their augmentation.
 
-An image folder has one sub-folder a class, as ImageNet is usually laid out.
+An image folder has one sub-folder per class, the usual layout of ImageNet.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vitas.section import AboveZero, Count, NonNegative, Probability, Section, S
 
 
 class Augmentation(Section):
-    """How training images are varied; the defaults are DeiT's.
+    """How training images are augmented; the defaults are DeiT's.
 
     auto_augment: timm's recipe string, or null for none.
-    color_jitter: strength; it has an effect only without auto_augment.
+    color_jitter: strength; without effect beside auto_augment.
     random_erasing: probability, by pixel.
     flip: probability of a horizontal flip.
     scale, ratio: ranges of area and aspect ratio of the random-resized crop.
@@ -51,8 +51,8 @@ class Augmentation(Section):
         return recipe
 
 
-# timm's kinds of auto-augment, and what each may have behind it: rand-m9-mstd0.5-inc1. timm itself reads a recipe when
-# the images are opened; loading it only to refuse a typing error would take seconds.
+# timm's kinds of auto-augment and the parts that may follow, as in rand-m9-mstd0.5-inc1. timm parses the recipe later,
+# when the images are opened; importing it here would take seconds.
 _RECIPES = {
     "rand": r"(m|n|mmax|inc)\d+|(mstd|p)\d+(\.\d+)?|t\w+",
     "augmix": r"(m|w|d|b)\d+|(mstd|a)\d+(\.\d+)?",
@@ -60,20 +60,20 @@ _RECIPES = {
 
 
 def is_recipe(text: str) -> bool:
-    """Whether a string reads as one of timm's recipes for auto-augment."""
+    """Whether a string has the form of a timm recipe for auto-augment."""
     kind, *parts = text.split("-")
     return kind in _RECIPES and all(re.fullmatch(_RECIPES[kind], part) for part in parts)
 
 
 class WeakAugmentation(Augmentation):
-    """The supernet's: DeiT's without auto-augment and colour jitter."""
+    """The augmentation for training the supernet: DeiT's without auto-augment and colour jitter."""
 
     auto_augment: str | None = None
     color_jitter: NonNegative = 0.0
 
 
 class TrainingData(Section):
-    """Where training images lie. workers: decoding processes of each rank."""
+    """Training images. workers: decoding processes of each rank."""
 
     data_dir: str
     workers: Count = 8
@@ -81,10 +81,10 @@ class TrainingData(Section):
 
 
 class EvaluationData(Section):
-    """Where evaluation images lie.
+    """Evaluation images.
 
     workers: decoding processes of each rank.
-    crop_fraction: the central part of the resized image that is seen (0.875: 224 of 256).
+    crop_fraction: side of the central crop over the side of the resized image (0.875: 224 of 256).
     """
 
     data_dir: str
@@ -96,7 +96,7 @@ def check_image_folder(data_dir: str, num_classes: int) -> None:
     """Raise `UserError` unless `data_dir` is a folder of `num_classes` class folders."""
     folder = Path(data_dir)
     if not folder.is_dir():
-        raise UserError(f"found {data_dir!r}, which is no folder; it must hold one folder of images per class")
+        raise UserError(f"found {data_dir!r}, which is not a folder; it must hold one folder of images per class")
     classes = len(class_names(data_dir))
     if classes != num_classes:
         raise UserError(f"found {data_dir!r}, which holds {classes} class folders; model.num_classes is {num_classes}")

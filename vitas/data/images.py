@@ -1,4 +1,4 @@
-"""Opening image folders, decoding pictures from anywhere as the evaluation set decodes its own, normalising."""
+"""Opening image folders, decoding image files as for evaluation, and normalising."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def open_image_folder(data_dir: str) -> ImageFolder:
 
 
 def evaluation_transform(image_size: int, crop_fraction: float) -> Compose:
-    """A picture -> uint8 [3, image_size, image_size]: resized so that the central `crop_fraction` of it is cut out."""
+    """An image -> uint8 [3, image_size, image_size]: resized, then its central `crop_fraction` is cropped."""
     return Compose([Resize(round(image_size / crop_fraction), INTERPOLATION), CenterCrop(image_size), PILToTensor()])
 
 
 def channels(values: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
-    """A mean or std of the three channels, [1, 3, 1, 1]."""
+    """The mean or std of the three channels as a tensor [1, 3, 1, 1]."""
     return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images uint8 [b, 3, H, W] -> the float ones that networks see; mean and std as `channels` gives them."""
+    """Images uint8 [b, 3, H, W] -> the float input of networks; mean and std as `channels` returns them."""
     return (images.float() / 255 - mean) / std
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch. images: uint8 [b, 3, H, W], one for each of `paths`. refused: what could not be decoded, and why."""
+    """A batch. images: uint8 [b, 3, H, W], one per path in `paths`. refused: files that failed, with the reason."""
 
     paths: list[Path]
     images: Tensor
@@ -53,14 +53,14 @@ class Decoded:
 
 
 def find_pictures(places: Sequence[str | Path]) -> list[Path]:
-    """The files among `places`, and the image files below the folders among them (by extension, sorted), each once.
+    """The files in `places`, and the image files (by extension, sorted) below its folders, each once.
 
-    Raises `UserError` for a place that is not there, and for a folder without images.
+    Raises `UserError` for a place that does not exist, and for a folder without images.
     """
     found: dict[Path, None] = {}
     for place in map(Path, places):
         if not place.exists():
-            raise UserError(f"found {str(place)!r}, which is not there; give image files, or folders of them")
+            raise UserError(f"found {str(place)!r}, which does not exist; give image files, or folders of them")
         pictures = _below(place) if place.is_dir() else [place]
         if not pictures:
             raise UserError(f"found {str(place)!r}, which holds no image ({', '.join(IMG_EXTENSIONS)})")
@@ -77,11 +77,11 @@ def _below(folder: Path) -> list[Path]:
 def decode(
     paths: Sequence[Path], image_size: int, crop_fraction: float, batch_size: int, workers: int
 ) -> Iterator[Decoded]:
-    """Decode files in batches of `batch_size`, in their order, with as many processes as `workers` says.
+    """Decode files in batches of `batch_size`, in order, in `workers` processes.
 
-    One batch alone is decoded in this process, where that is done before workers would have started.
+    A single batch is decoded in this process, which is faster than starting workers.
     """
-    # The workers of a stage ignore signals; these serve no stage, and must not outlive an interrupted program.
+    # Unlike those of a stage, these workers do not ignore signals: they must end with an interrupted program.
     yield from DataLoader(
         _Pictures(paths, evaluation_transform(image_size, crop_fraction)),
         batch_size=batch_size,
@@ -91,12 +91,12 @@ def decode(
 
 
 def spread_images(data_dir: str, count: int, image_size: int, crop_fraction: float) -> Tensor:
-    """Up to `count` images of a folder of classes, from end to end of it, uint8 [n, 3, image_size, image_size].
+    """Up to `count` images, evenly spread over an image folder, uint8 [n, 3, image_size, image_size].
 
-    Raises `UserError` for a folder without images, and for a file that is none.
+    Raises `UserError` for a folder without images, and for a file that is not an image.
     """
     paths = [Path(path) for path, _ in open_image_folder(data_dir).samples]
-    # Neighbours are of one class.
+    # Spread, because neighbours are of the same class.
     spread = [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
     (batch,) = decode(spread, image_size, crop_fraction, count, workers=0)
     for path, reason in batch.refused.items():
@@ -105,7 +105,7 @@ def spread_images(data_dir: str, count: int, image_size: int, crop_fraction: flo
 
 
 class _Pictures(Dataset):
-    """Items are a path and its image uint8 [3, H, W], or the reason why there is none."""
+    """Items are a path and its image uint8 [3, H, W], or the reason why it has none."""
 
     def __init__(self, paths: Sequence[Path], transform: Compose) -> None:
         self._paths, self._transform = paths, transform
@@ -118,12 +118,12 @@ class _Pictures(Dataset):
         try:
             return path, self._transform(default_loader(path))
         except UnidentifiedImageError:
-            return path, "is no image"
+            return path, "is not an image"
         except OSError as error:
             return path, f"cannot be read ({error.strerror or error})"
         except Exception as error:
-            # What is no whole image breaks PIL's readers in many ways.
-            return path, f"is no whole image ({error})"
+            # A damaged file makes PIL's readers raise many kinds of exceptions.
+            return path, f"is a damaged image ({error})"
 
 
 def _collate(items: list[tuple[Path, Tensor | str]]) -> Decoded:

@@ -1,8 +1,8 @@
 """Training images: augmentation, and a loader that can start at any step.
 
-The order of the images is a function of (seed, epoch) and the augmentation of
-an image a function of (seed, epoch, image). So the batches do not depend on
-how many processes and workers share the work, nor on where a run was resumed.
+The order of the images is a function of (seed, epoch), and the augmentation of
+an image is a function of (seed, epoch, image). So the batches depend neither
+on the numbers of processes and workers, nor on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from vitas.slurm import signals
 
 
 def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """Keep so many bits of each channel; 0 is black, as for Pillow before 13, which refuses it."""
+    """Keep `bits` bits of each channel; 0 gives black, as in Pillow before 13, which now refuses 0."""
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
-def _mend_posterize() -> None:
-    """timm's RandAugment asks for 0 bits at its highest level, so every run with it would end in Pillow's refusal."""
+def _fix_posterize() -> None:
+    """timm's RandAugment asks for 0 bits at its highest level, which Pillow refuses; this replaces its operations."""
     for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
         auto_augment.NAME_TO_OP[name] = posterize
 
 
 def training_transform(augmentation: Augmentation, image_size: int, mean: list[float], std: list[float]) -> Callable:
-    """A picture -> a varied, normalised image [3, image_size, image_size]. Raises `UserError` for timm's refusals."""
-    _mend_posterize()
+    """Image -> augmented, normalised image [3, image_size, image_size]. Raises `UserError` for an unknown recipe."""
+    _fix_posterize()
     try:
         return create_transform(
             image_size,
@@ -63,12 +63,12 @@ def training_transform(augmentation: Augmentation, image_size: int, mean: list[f
 class TrainingLoader:
     """Batches of augmented images, from any step to the last.
 
-    settings: where the images lie and how they are varied.
-    image_size, mean, std: of the images that come out.
-    batch_size: of all ranks together; a last, smaller batch of an epoch is left out.
-    world, seed: which part of every batch is this rank's; which streams are drawn from.
-    repeats: repeated augmentation (Hoffer et al., CVPR 2020): an image comes so many times in a row, each time varied
-        anew, and an epoch of as many steps sees so many times fewer images.
+    settings: the image folder and the augmentation.
+    image_size, mean, std: of the images it returns.
+    batch_size: of all ranks together; the last, smaller batch of an epoch is left out.
+    world, seed: select this rank's part of every batch, and the random streams.
+    repeats: repeated augmentation (Hoffer et al., CVPR 2020): an image comes this many times in a row, each time
+        augmented anew. An epoch keeps its number of steps, and so sees this many times fewer images.
     """
 
     def __init__(
@@ -99,25 +99,25 @@ class TrainingLoader:
         self.steps_per_epoch = len(folder) // batch_size
 
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's part of the batches of steps `start` to `end` - 1, counted from the run's first.
+        """This rank's part of the batches of steps `start` to `end` - 1, counted from the start of the run.
 
-        Yields images [batch_size / world, 3, H, W] and labels [batch_size / world].
-        One iteration spans epochs, so workers never idle at an epoch's end.
+        Yields images [batch_size / world size, 3, H, W] and labels [batch_size / world size].
+        One iteration spans epochs, so workers never idle at the end of an epoch.
         """
         if start >= end:
             return
         yield from DataLoader(
             self._dataset,
-            batch_sampler=_Batches(self, start, end),
+            batch_sampler=self._items(start, end),
             num_workers=self._workers,
             pin_memory=self._world.device.type == "cuda",
-            # It seeds the workers, which do not use it; without one, the main stream would be drawn from.
+            # It seeds the workers, which ignore the seed. Without it, DataLoader would draw from the global generator.
             generator=torch.Generator(),
             worker_init_fn=signals.ignore,
         )
 
     def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int, int]]]:
-        """This rank's items of each step: epoch, image, and which of its repeats."""
+        """For each step, this rank's items: epoch, index of the image, index of the repeat."""
         part = self._world.share(self._batch_size)
         order: np.ndarray | None = None
         for step in range(start, end):
@@ -129,21 +129,8 @@ class TrainingLoader:
             yield [(epoch, int(order[place // self._repeats]), place % self._repeats) for place in places]
 
 
-class _Batches:
-    """The batch sampler of one iteration (an object with a length, as `DataLoader` wants it)."""
-
-    def __init__(self, loader: TrainingLoader, start: int, end: int) -> None:
-        self._loader, self._start, self._end = loader, start, end
-
-    def __len__(self) -> int:
-        return self._end - self._start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        return self._loader._items(self._start, self._end)
-
-
 class AugmentedImages(Dataset):
-    """Items are asked for by (epoch, index, repeat), which together with the seed decide every random draw."""
+    """Augmented images by (epoch, index, repeat), which with the seed decide every random draw."""
 
     def __init__(self, folder: ImageFolder, transform, seed: int) -> None:
         self._folder, self._transform, self._seed = folder, transform, seed
@@ -154,7 +141,7 @@ class AugmentedImages(Dataset):
     def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int]:
         epoch, index, repeat = item
         image, label = self._folder[index]
-        # A worker's generators serve nothing else; the main process's do.
+        # A worker's generators serve nothing else; the main process's states must be restored.
         before = None if get_worker_info() else _generator_states()
         names = ("augment", epoch, index, repeat) if repeat else ("augment", epoch, index)
         _seed_generators(stream_seed(self._seed, *names))
@@ -171,7 +158,7 @@ def _generator_states() -> tuple:
 
 
 def _seed_generators(seed: int) -> None:
-    """Seed the three generators that timm's and torchvision's transforms draw from; the GPU's is left alone."""
+    """Seed the three generators that the transforms of timm and torchvision draw from; not the GPU's."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Networks: the dense `VisionTransformer` of an architecture, the `SuperNet` that shares weights between all,
+"""Networks: the dense `VisionTransformer` of an architecture, the weight-sharing `SuperNet` of a search space,
 and the `StagedTransformer` of an As-ViT genotype.
 """
 
@@ -19,10 +19,9 @@ def create_model(
     image_size: int = 224,
     drop_path_rate: float = 0.0,
 ) -> VisionTransformer | StagedTransformer:
-    """The dense network, with fresh weights, of what `name_or_architecture` names.
+    """The dense network, with fresh weights, of an architecture, a canonical text or a name in the zoo.
 
-    An `Architecture` gives a `VisionTransformer`, a `Genotype` a
-    `StagedTransformer`; so do their canonical texts and their names in the zoo.
+    An `Architecture` gives a `VisionTransformer`, a `Genotype` a `StagedTransformer`.
     """
     architecture = find_architecture(name_or_architecture)
     kind = StagedTransformer if isinstance(architecture, Genotype) else VisionTransformer

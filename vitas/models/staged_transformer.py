@@ -1,15 +1,13 @@
 """The staged transformer of a `Genotype`, as As-ViT finds and grows it (Chen et al., ICLR 2022, arXiv 2202.11921).
 
-Four stages, each at half the resolution of the one before it. Attention sees
-one window of its stage. A stage keeps its tokens window by window from its
-first block to its last: windows do not shift, and all else in a block treats
-every token alike.
+It has four stages, each at half the resolution of the one before. Attention is
+within windows. Windows do not shift, and the other layers of a block treat each
+token alone, so a stage groups its tokens by window once, for all its blocks.
 
 The names of the parameters are those of the released implementation.
 
 Shape suffixes: B images, W windows, N tokens of a window, H heads, d dims of a
-head, D dims of a stage, R tokens along a side of the image, P numbers that a
-token of the next stage is projected from.
+head, D dims of a stage, R tokens along a side of the image.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from vitas.models.token_reduction import coarser_images
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows; the heads' dims are rounded down to whole numbers."""
+    """Multi-head self-attention within windows; the dims of a head are rounded down."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -48,7 +46,7 @@ class StagedBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads)
-        # A list of one: the released names leave room for several MLPs.
+        # A list of one, for the parameter names of the released implementation, which allows several MLPs.
         self.mlps = nn.ModuleList([nn.Sequential(nn.LayerNorm(dim), Mlp(dim, expansion * dim))])
         self.drop_path = DropPath(drop_path_rate)
 
@@ -73,7 +71,7 @@ class Stem(nn.Module):
 class Downsample(nn.Module):
     """Tokens [B, R, R, D] of a stage -> [B, R/2, R/2, D'] of the next, from overlapping patches of tokens.
 
-    R is odd only where tokens are reduced; then one more row and column of zeros makes it even.
+    R can be odd after a token reduction; then another row and column of zeros makes it even.
     """
 
     def __init__(self, kernel: int, dim: int, next_dim: int) -> None:
@@ -91,7 +89,7 @@ class Downsample(nn.Module):
 
 
 class TransformerStage(nn.Module):
-    """The blocks of one resolution, and the way to the next."""
+    """The blocks of one resolution, and the projection to the next."""
 
     def __init__(
         self,
@@ -118,13 +116,12 @@ class TransformerStage(nn.Module):
 class StagedTransformer(nn.Module):
     """The network of a genotype.
 
-    genotype: what to build.
     num_classes: outputs of the classifier.
-    image_size: side of the square input images; every window must tile its stage.
+    image_size: side of the square input images; the windows must tile every stage.
     drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
     Images [B, 3, image_size, image_size] -> logits [B, num_classes].
-    Raises `UserError` where the image size does not fit.
+    Raises `UserError` if the image size does not fit.
     """
 
     def __init__(
@@ -156,15 +153,15 @@ class StagedTransformer(nn.Module):
         self.apply(_init_weights)
 
     def set_token_reduction(self, reduce: int = 1) -> None:
-        """Make coarser tokens of the images from now on, with the same weights; 1 is full tokens again.
+        """Use coarser tokens from now on, with the same weights; 1 is full tokens again.
 
         Stride, dilation and padding of the stem are `reduce` times larger, so
-        its first stage has ceil(image_size / 4 / reduce) tokens along a side,
-        and each other one half of those before it, rounded up. A stage keeps its
-        split, or the next smaller one that divides its tokens: `Genotype.splits`.
-        As-ViT's progressive tokenisation (Chen et al., ICLR 2022).
+        the first stage has ceil(image_size / 4 / reduce) tokens along a side,
+        and each further stage half as many, rounded up. A stage keeps its split,
+        or takes the next smaller one that divides its tokens (`Genotype.splits`).
+        This is As-ViT's progressive tokenisation (Chen et al., ICLR 2022).
 
-        Raises `UserError` for a reduction that there are too few tokens for.
+        Raises `UserError` if the image has too few tokens for the reduction.
         """
         splits = self.architecture.splits(self.image_size, reduce)
         self.token_reduction = reduce
@@ -172,11 +169,11 @@ class StagedTransformer(nn.Module):
             stage.split = split
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters of more than one dimension that are no matrices (timm's convention): none."""
+        """Parameters of two or more dimensions without weight decay (timm's convention): none."""
         return set()
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The average over the tokens of the last stage, before the last norm: [B, dim]. The scores are of these."""
+        """The mean over the last stage's tokens before the last norm [B, D], which As-ViT's scores are computed on."""
         return self._tokens(images).mean(dim=(1, 2))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -192,7 +189,7 @@ class StagedTransformer(nn.Module):
 
 
 def _padding(kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after, so that kernels of any size give resolution / stride tokens; odd ones go after."""
+    """Zeros before and after, so that a kernel of any size gives resolution / stride tokens; the odd one goes after."""
     return (kernel - stride) // 2, (kernel - stride + 1) // 2
 
 
@@ -210,7 +207,7 @@ def _image(x_BWND: Tensor, split: int) -> Tensor:
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Truncated normal 0.02 for matrices, zero biases; the stem's convolution keeps its own default, as released."""
+    """Truncated normal 0.02 for matrices, zero biases; the stem's convolution keeps PyTorch's default, as released."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

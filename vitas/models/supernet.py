@@ -1,12 +1,12 @@
-"""The weight-sharing supernet: one set of weights, every architecture of a space.
+"""The weight-sharing supernet: one set of weights for every architecture of a space.
 
-A forward pass uses views of the widest weights, never copies, unless the
-sharing scheme wraps round (`vitas.sharing`, which decides the channels of a
-width). The i-th block of an architecture that computes something is the i-th
-block here: one depth is one set of blocks, wherever the identities stood.
+A forward pass uses views of the widest weights; it copies only if the sharing
+scheme (`vitas.sharing`, which decides the channels of a width) wraps round.
+Identities are skipped: the i-th block of a subnet uses the i-th block here, so
+all subnets of one depth use the same blocks.
 
 Shape suffixes: B images, N tokens (patches + 1), D embedding dim in use,
-A attention dim in use, H heads.
+H heads, d dims of a head.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from vitas.models.vision_transformer import (
 from vitas.sharing import SCHEMES, Channels, Side
 from vitas.space import SearchSpace
 
-# Which of q and k, and of v, are private to each head count.
+# Whether each head count has its own (q and k, v).
 QKV_MODES = {0: (False, False), 1: (False, True), 2: (True, False)}
 _SHARED = "shared"
-# (a width, the widest) -> the channels that it uses.
+# (width, maximum) -> the channels that the width uses.
 Cut: TypeAlias = Callable[[int, int], Channels]
 
 
 class Part(NamedTuple):
-    """The part of a parameter that a subnet uses: channels of its first dimensions; None is all of a dimension."""
+    """The part of a parameter that a subnet uses: the channels of its first dimensions; None is all channels."""
 
     parameter: nn.Parameter
     channels: tuple[Channels | None, ...]
 
     @property
     def weights(self) -> Tensor:
-        """It as one tensor: a view, or a copy along dimensions whose channels are several ranges."""
+        """The part as one tensor: a view, or a copy if the channels are several ranges."""
         tensor: Tensor = self.parameter
         for dim, ranges in enumerate(self.channels):
             if ranges is not None:
@@ -57,21 +57,20 @@ class Part(NamedTuple):
         return tensor
 
     def gradients(self) -> Iterator[Tensor]:
-        """Views of the parameter's gradient that together are the part's."""
+        """Views of the parameter's gradient that together make up the part's gradient."""
         for index in product(*([None] if ranges is None else ranges for ranges in self.channels)):
             yield self.parameter.grad[tuple(slice(None) if pair is None else slice(*pair) for pair in index)]
 
 
 class SuperNet(nn.Module):
-    """All architectures of a space in one set of weights.
+    """All architectures of a search space in one set of weights.
 
-    space: what may be searched.
-    num_classes, image_size: as of the dense networks.
+    num_classes, image_size: see `VisionTransformer`.
     sharing: a name in `vitas.sharing.SCHEMES`.
-    qkv_mode: what each head count has of its own: 2 q and k, 1 v, 0 nothing.
+    qkv_mode: which weights each head count has of its own: 2 q and k, 1 v, 0 none.
 
-    Class token, position embedding and patch projection are private to each
-    patch size. Raises `UserError` for an unknown scheme or mode, and for
+    Each patch size has its own class token, position embedding and patch
+    projection. Raises `UserError` for an unknown scheme or mode, and for
     patches that do not tile the image.
     """
 
@@ -100,13 +99,13 @@ class SuperNet(nn.Module):
         init_weights(self)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters of more than one dimension that are no matrices (timm's convention)."""
+        """Parameters of two or more dimensions without weight decay (timm's convention)."""
         return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
 
     def forward(self, images: Tensor, architecture: Architecture, side: Side | None = None) -> Tensor:
         """Logits [B, num_classes] of a subnet for images [B, 3, image_size, image_size].
 
-        side: one of the sharing scheme's; None is the first that it scores with.
+        side: of the sharing scheme; None is its first scoring side.
         """
         weights = {name: part.weights for name, part in self.parts(architecture, side).items()}
         dim = architecture.embed_dim
@@ -139,10 +138,10 @@ class SuperNet(nn.Module):
         return linear(read_out(x_BND, architecture.classifier), "head")
 
     def parts(self, architecture: Architecture, side: Side | None = None) -> dict[str, Part]:
-        """The parts of the weights that a subnet uses, under the dense network's names.
+        """The parts of the weights that a subnet uses, by their names in the dense network.
 
-        q, k and v, one matrix in the dense network, are three here. Raises
-        `UserError` for an architecture outside the space or a side that the
+        q, k and v are three matrices here, and one in the dense network. Raises
+        `UserError` for an architecture outside the space, or a side that the
         sharing scheme does not have.
         """
         _require_member(self.space, architecture)
@@ -162,14 +161,14 @@ class SuperNet(nn.Module):
         yield from _layer_parts("head", self.head, None, embed)
 
     def gradients_in_use(self, architecture: Architecture, sides: Iterable[Side]) -> list[Tensor]:
-        """Views of the gradients that a subnet's passes over `sides` left; what several sides use stands once."""
+        """Views of the gradients of a subnet after passes with `sides`; parts that several sides use appear once."""
         parts = (part for side in sides for part in self.parts(architecture, side).values())
         different = {(id(part.parameter), part.channels): part for part in parts}
         return [view for part in different.values() for view in part.gradients()]
 
     @torch.no_grad()
     def extract(self, architecture: Architecture, side: Side | None = None) -> VisionTransformer:
-        """The dense network of an architecture with its inherited weights: the same logits, to rounding."""
+        """The dense network of an architecture with the supernet's weights: its logits are equal up to rounding."""
         dense = VisionTransformer(architecture, self.num_classes, self.image_size)
         state = {name: part.weights for name, part in self.parts(architecture, side).items()}
         for i in range(architecture.depth):
@@ -181,7 +180,7 @@ class SuperNet(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """What is private to a patch size: projection, class token and position embedding, at full width."""
+    """A patch size's own projection, class token and position embedding, at full width."""
 
     def __init__(self, patch_size: int, image_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -193,15 +192,13 @@ class PatchStem(nn.Module):
 
 
 class SuperBlock(nn.Module):
-    """The weights of one block at full width. q, k and v are cut separately: a row means the same at every width."""
+    """The weights of one block at full width. q, k and v are separate, so that a row means the same at every width."""
 
     def __init__(self, space: SearchSpace, qkv_mode: int) -> None:
         super().__init__()
-        self.embed_dim, self.attention_dim, self.mlp_dim = (
-            space.embed_dims[-1],
-            space.attention_dims[-1],
-            space.mlp_dims[-1],
-        )
+        self.embed_dim = space.embed_dims[-1]
+        self.attention_dim = space.attention_dims[-1]
+        self.mlp_dim = space.mlp_dims[-1]
 
         def projections(private: bool) -> nn.ModuleDict:
             keys = [str(heads) for heads in space.heads] if private else [_SHARED]
@@ -237,5 +234,5 @@ def _layer_parts(name: str, layer: nn.Module, *channels: Channels | None) -> Ite
 
 @lru_cache(maxsize=1024)
 def _require_member(space: SearchSpace, architecture: Architecture) -> None:
-    """Raise `UserError` for an architecture outside the space. Once for each: the passes of a step ask again."""
+    """Raise `UserError` for an architecture outside the space. Cached, as each pass of a step asks."""
     space.encode(architecture)

@@ -1,7 +1,7 @@
 """The dense vision transformer of an `Architecture`, as ViTAS retrains it.
 
-Shape suffixes: B images, N tokens (patches + 1), D embedding dim, A attention
-dim, H heads, C classes.
+Shape suffixes: B images, N tokens (patches + 1), D embedding dim, H heads,
+d dims of a head.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ LAST_NORM_EPS = 1e-5
 
 
 def attention_scale(embed_dim: int, heads: int) -> float:
-    """The released networks scale by the embedding dim's share of a head, not by the head's own dim."""
+    """The scale of attention: the released networks use embedding dim / heads, not the dims of a head."""
     return (embed_dim // heads) ** -0.5
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose attention dim is free of the embedding dim."""
+    """Multi-head self-attention whose attention dim may differ from the embedding dim."""
 
     def __init__(self, embed_dim: int, attention_dim: int, heads: int) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class TransformerBlock(nn.Module):
 class VisionTransformer(nn.Module):
     """The dense network of an architecture.
 
-    architecture: what to build; its identities cost nothing but still count
-        as positions along which stochastic depth grows.
+    architecture: its identities are left out, but count as positions for
+        stochastic depth.
     num_classes: outputs of the classifier.
     image_size: side of the square input images, a multiple of the patch size.
     drop_path_rate: stochastic depth of the last position; it grows linearly from 0.
 
     Images [B, 3, image_size, image_size] -> logits [B, num_classes].
-    Raises `UserError` where the patches do not tile the image.
+    Raises `UserError` if the patches do not tile the image.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class VisionTransformer(nn.Module):
         return self.norm(x_BND)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images -> tokens [B, N, D] with their positions, what the first block reads."""
+        """Images -> tokens [B, N, D] with position embeddings, the input of the first block."""
         reduce = self.token_reduction
         if reduce == 1:
             x_BND = self.patch_embed(images)
@@ -114,36 +114,36 @@ class VisionTransformer(nn.Module):
             images = coarser_images(images, reduce, self.patch_embed.patch_size[0])
             x_BND = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
-        # Last, as of full tokens: gradients are then ready in the same order, in which several processes reduce them.
+        # Computed last, so that gradients are ready in one order at any reduction, as DistributedDataParallel needs.
         return x_BND + (self.pos_embed if reduce == 1 else coarser_positions(self.pos_embed, reduce))
 
     def set_token_reduction(self, reduce: int = 1) -> None:
-        """Make coarser tokens of the images from now on, with the same weights; 1 is full tokens again.
+        """Use coarser tokens from now on, with the same weights; 1 is full tokens again.
 
         The stride of the patch projection is `reduce` times the patch size and
         its dilation `reduce`, so there are ceil(image_size / patch_size / reduce)
-        tokens along a side; each has the mean of the position embeddings whose
-        places it takes. As-ViT's progressive tokenisation (Chen et al., ICLR 2022).
+        tokens along a side; each has the mean of the position embeddings that it
+        covers. This is As-ViT's progressive tokenisation (Chen et al., ICLR 2022).
 
-        Raises `UserError` for a reduction that there are too few tokens for.
+        Raises `UserError` if the image has too few tokens for the reduction.
         """
         check_token_reduction(self.patch_embed.grid_size[0], reduce)
         self.token_reduction = reduce
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters of more than one dimension that are no matrices (timm's convention)."""
+        """Parameters of two or more dimensions without weight decay (timm's convention)."""
         return {"cls_token", "pos_embed"}
 
 
 def read_out(x_BND: Tensor, classifier: str) -> Tensor:
-    """What the classifier reads of the normalised tokens [B, N, D] -> [B, D]."""
+    """Normalised tokens [B, N, D] -> the input of the classifier [B, D]: the class token, or the mean of the others."""
     return x_BND[:, 0] if classifier == "token" else x_BND[:, 1:].mean(dim=1)
 
 
 def init_weights(model: nn.Module) -> None:
     """DeiT's initialisation: truncated normal 0.02 for matrices and embeddings, zero biases.
 
-    The patch projection keeps the convolution's own default, as in DeiT.
+    The patch projection keeps PyTorch's default, as in DeiT.
     """
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]

@@ -1,7 +1,4 @@
-"""All that is known of the released ViTAS files.
-
-Their YAML as plain data -> ours, and their key names <-> ours.
-"""
+"""Reading the released ViTAS files: their YAML into ours, and their parameter names into ours and back."""
 
 from vitas.released.backbone import read_model
 from vitas.released.configuration import Configuration, read_configuration

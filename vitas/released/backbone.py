@@ -1,4 +1,4 @@
-"""The networks and spaces that the rows of a released YAML's backbone describe."""
+"""Architectures and search spaces from the backbone rows of a released YAML."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from vitas.space import SearchSpace
 def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, int]:
     """The architecture and class count of a released YAML's `model` section.
 
-    section: its backbone holds concrete dims; or, with `net_id`,
-        `channel_percent` and `model_len`, the maxima of a space.
-    where: how messages call it. Raises `UserError`, which begins with the key.
+    section: its backbone holds the dims of the architecture; or, with `net_id`,
+        `channel_percent` and `model_len`, the maxima of its search space.
+    where: the section's key, for messages.
+
+    Raises `UserError`, beginning with the key.
     """
     classes = read_classes(section, where)
     if section.get("net_id") is None:
@@ -22,7 +24,7 @@ def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, in
     else:
         ratios = section.get("channel_percent")
         if ratios is None:
-            raise UserError(f"{where}.channel_percent: is missing; net_id counts in its ratios")
+            raise UserError(f"{where}.channel_percent: is missing; net_id holds indices into it")
         if not isinstance(ratios, list) or not all(isinstance(ratio, int | float) for ratio in ratios):
             raise UserError(f"{where}.channel_percent: found {ratios!r}; it must be a list of numbers")
         maxima, classes = read_space(section, ratios, where)
@@ -40,7 +42,7 @@ def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, in
             architecture = space.from_net_id(section["net_id"])
         except UserError as error:
             raise UserError(f"{where}.net_id: {error}") from None
-    # Stochastic depth grows over `depth` positions, which identities fill up.
+    # Stochastic depth grows over `depth` positions, so identities fill up the missing ones.
     depth = section.get("depth", len(architecture.blocks))
     if not is_integer(depth) or depth < len(architecture.blocks):
         raise UserError(
@@ -57,7 +59,7 @@ def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, in
 
 
 def read_space(section: Mapping, widths: object, where: str = "model") -> tuple[dict, int]:
-    """The fields of a `SearchSpace` and the class count of a section whose backbone holds maxima."""
+    """The fields of a `SearchSpace` and the class count, from a section whose backbone holds maxima."""
     patches, dim, block, classifier = _rows(section, where)
     space = {
         "patch_sizes": patches,
@@ -88,7 +90,7 @@ _OPS = {"init_stem": [["Patch_init"]], "Block": [["Block", "id"], ["Block"]], "N
 
 
 def _rows(section: Mapping, where: str) -> tuple[list[int], int, list, str]:
-    """Patch sizes, embedding dim, the row of the blocks, and what the classifier reads."""
+    """Patch sizes, embedding dim, the row Block, and what the classifier reads."""
     stem, block, norm = (_row(section, where, name) for name in ("init_stem", "Block", "Norm"))
     backbone = f"{where}.backbone"
     patches = _integers(stem[2], f"{backbone}.init_stem", 2)
@@ -108,6 +110,7 @@ def _rows(section: Mapping, where: str) -> tuple[list[int], int, list, str]:
 
 
 def read_classes(section: object, where: str) -> int:
+    """The class count of a section. Raises `UserError`, beginning with the key."""
     return _integer(_row(section, where, "FC")[4], f"{where}.backbone.FC", 4)
 
 
@@ -117,7 +120,7 @@ def _row(section: object, where: str, name: str) -> list:
         raise UserError(f"{where}.backbone: found {backbone!r}; it must map {', '.join(_OPS)} to rows")
     other = next((stage for stage in backbone if stage not in _OPS), None)
     if other is not None:
-        raise UserError(f"{where}.backbone.{other}: unknown stage; they are {', '.join(_OPS)}")
+        raise UserError(f"{where}.backbone.{other}: unknown stage; the stages are {', '.join(_OPS)}")
     row, key = backbone.get(name), f"{where}.backbone.{name}"
     if not isinstance(row, list) or len(row) != 9:
         raise UserError(f"{key}: found {row!r}; it must be a row {_ROW}")

@@ -1,4 +1,4 @@
-"""A run's YAML as plain data, whichever of the two schemas it is written in."""
+"""A run's YAML as plain data, whether it is in our schema or in the released one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vitas.errors import UserError
 from vitas.files import apply_override, parse_configuration
 from vitas.released.schema import convert, is_released_configuration, is_released_key
 
-# Overrides in our words that decide how the rest of a released file is read.
+# Overrides by our keys that must be applied before a released file is converted, as other keys depend on them.
 _ALIASES = {"test.load_name": "test.strategy.load_name", "save_path": "search.strategy.save_path"}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A configuration in our schema, and what is to be said of a released one that it comes from.
+    """A configuration in our schema, and how it was converted if the file is a released one.
 
-    data: plain data, nothing in it checked.
-    origin: the released keys that our dotted keys come from.
-    without_effect: released keys that mean nothing here, with the reason ("" where it is plain).
+    data: plain data, unchecked.
+    origin: for our dotted keys, the released keys that they come from.
+    without_effect: released keys without effect here, with the reason ("" if obvious).
     """
 
     data: dict
@@ -32,7 +32,7 @@ class Configuration:
         return bool(self.origin)
 
     def explain_without_effect(self) -> list[str]:
-        """Lines about the keys that mean nothing here: one for all keys of a name, with where they stand."""
+        """Lines about the keys without effect: one per name and reason, with the sections that have it."""
         sections: dict[tuple[str, str], list[str]] = {}
         for key, why in self.without_effect.items():
             section, _, name = key.rpartition(".")
@@ -40,7 +40,7 @@ class Configuration:
         return [f"{name} in {', '.join(where)}{f': {why}' if why else ''}" for (name, why), where in sections.items()]
 
     def in_its_words(self, message: str) -> str:
-        """A message that begins with one of our keys, with the released key that the file has for it."""
+        """A message that begins with one of our keys, with the key that the released file has for it put in front."""
         key = re.match(r"[\w.]*", message)[0]
         parts = key.split(".")
         for end in range(len(parts), 0, -1):
@@ -51,11 +51,11 @@ class Configuration:
 
 
 def read_configuration(text: str, where: str, overrides: Sequence[str] = ()) -> Configuration:
-    """The configuration of a YAML's text with `key=value` overrides applied.
+    """The configuration in a YAML text, with `key=value` overrides applied.
 
-    Overrides of a released file may name its own keys or ours.
+    For a released file, overrides may use its keys or ours.
 
-    Raises `UserError`, which names `where`, for what is no configuration or cannot be carried over.
+    Raises `UserError`, naming `where`, for a text that is not a configuration or cannot be converted.
     """
     data = parse_configuration(text, where)
     if not is_released_configuration(data):

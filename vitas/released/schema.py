@@ -1,8 +1,8 @@
-"""The YAML of the released ViTAS files as plain data -> ours.
+"""Converts the YAML of the released ViTAS files into ours, as plain data.
 
 A released file has the sections port, model, search, sample, retrain and test.
-What a key holds goes over as it is wherever ours means the same, and is checked
-there; here is only what must be understood to be carried over.
+Values with the same meaning in our schema are copied unchecked, as our schema
+checks them; only those that need converting are checked here.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from difflib import get_close_matches
 from vitas.errors import UserError, is_integer
 from vitas.released.backbone import read_classes, read_model, read_space
 from vitas.section import leaves
+from vitas.space import SearchSpace
 
 SHARING = {"BCNet": "bilateral", "AutoSlim": "ordinal"}
 AUGMENTATION = {
     "deit": {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4},
     "deit_xaa_xcj": {"auto_augment": None, "color_jitter": 0.0},
 }
-# Alphas of (mixup, cutmix), by mixup_stg.
+# (mixup alpha, cutmix alpha) by mixup_stg.
 MIXING = {None: (0.8, 1.0), "mixup": (0.8, 0.0), "cutmix": (0.0, 1.0)}
-# The released training keeps about so many checkpoints, and its files test the last 20 epochs.
+# Checkpoints to keep: about as many as the released training keeps; the released files test the last 20 epochs.
 KEPT = 21
-# Of an identity at each position, where the released programs do not search it.
+# Identity probability of each position where the released programs do not search it.
 IDENTITY_PROBABILITY = 0.5
 
 _MODEL = ("backbone", "depth", "heads_share", "qkv")
@@ -75,11 +76,9 @@ def is_released_key(key: str) -> bool:
 
 @dataclass
 class Converted:
-    """A released configuration in our terms.
+    """A released configuration, converted; the fields are those of `vitas.released.Configuration`.
 
-    config: ours, as plain data.
-    origin: our dotted keys, and the released ones that they come from.
-    without_effect: released keys that mean nothing here, with the reason ("" where it is plain).
+    config: our schema, as plain data.
     """
 
     config: dict = field(default_factory=dict)
@@ -87,7 +86,7 @@ class Converted:
     without_effect: dict[str, str] = field(default_factory=dict)
 
     def put(self, key: str, value: object, origin: str) -> None:
-        """Set one of our dotted keys, which comes from a released one."""
+        """Set one of our dotted keys, which comes from the released key `origin`."""
         *sections, last = key.split(".")
         section = self.config
         for name in sections:
@@ -97,9 +96,9 @@ class Converted:
 
 
 def convert(data: Mapping) -> Converted:
-    """Our configuration of a released one. Raises `UserError`, which begins with the key, for what means nothing."""
+    """Convert a released configuration. Raises `UserError`, beginning with the key, for what cannot be converted."""
     old = _Released(data)
-    old.refuse_slips()
+    old.refuse_misspelled_keys()
     old.new.origin["save_path"] = "search.strategy.save_path"
     if old.given("search.strategy.save_path") not in (None, "None"):
         old.carry("search.strategy.save_path", "save_path")
@@ -120,7 +119,7 @@ def convert(data: Mapping) -> Converted:
 
 
 class _Released:
-    """A released configuration that is being read, and what it has become so far."""
+    """A released configuration that is being converted, and the result so far, `new`."""
 
     def __init__(self, data: Mapping) -> None:
         self.leaves = dict(leaves(data))
@@ -129,7 +128,7 @@ class _Released:
         self.new = Converted()
 
     def given(self, key: str) -> object:
-        """What a dotted key holds; None where it is missing."""
+        """The value of a dotted key; None if it is missing."""
         value: object = self._data
         for part in key.split("."):
             if not isinstance(value, Mapping) or part not in value:
@@ -145,33 +144,33 @@ class _Released:
         return value
 
     def carry(self, key: str, ours: str, meaning: Callable[[object], object] = lambda value: value) -> None:
-        """Set our key to what a released one means, if that is there."""
+        """Set our key to the meaning of a released key's value, if there is one."""
         value = self.given(key)
         if value is not None:
             self.new.put(ours, meaning(value), key)
 
     def chosen(self, key: str, among: Mapping) -> object:
-        """What one of the words that a key may hold stands for."""
+        """The entry of `among` that a key's value selects. Raises `UserError` for any other value."""
         value = self.given(key)
         if not isinstance(value, Hashable) or value not in among:
             raise UserError(f"{key}: found {value!r}; it must be {' or '.join(repr(word) for word in among if word)}")
         return among[value]
 
     def ignore(self, key: str, why: str = "") -> None:
-        """Note a key that means nothing here."""
+        """Note that a key has no effect here."""
         value = self.given(key)
         if value is not None:
             self.new.without_effect[key] = why
 
-    def refuse_slips(self) -> None:
-        """Raise `UserError` for a key that looks like another one that is missing."""
+    def refuse_misspelled_keys(self) -> None:
+        """Raise `UserError` for an unknown key that resembles a known one that is missing."""
         for key in self.leaves:
             near = [] if is_released_key(key) else get_close_matches(key, KEYS, n=1, cutoff=0.9)
             if near and near[0] not in self.leaves:
                 raise UserError(f"{key}: unknown key; did you mean {near[0]}?")
 
     def note_the_rest(self) -> None:
-        """Note what nobody asked for."""
+        """Note that all keys that were not read have no effect."""
         used = self._seen - _SECTIONS
         for key in self.leaves:
             if not any(key == each or key.startswith(f"{each}.") for each in used):
@@ -193,8 +192,13 @@ def _carry_model(old: _Released) -> None:
     _require_shared_heads(old, "model")
     if ratios:
         space, _ = read_space(section, ratios[1], "model")
-        old.new.put("model.space", space, "model.backbone")
-        old.new.origin["model.space.widths"] = ratios[0]
+        searches = any(old.given(f"{stage}.flag") is True for stage in ("search", "sample"))
+        mistake = None if searches else _mistake_in(space)
+        if mistake:
+            old.ignore("model.backbone", f"no stage searches, and none could: {mistake}")
+        else:
+            old.new.put("model.space", space, "model.backbone")
+            old.new.origin["model.space.widths"] = ratios[0]
     classes = _class_counts(old)
     if len(set(classes.values())) > 1:
         (first, one), (second, other) = list(classes.items())[:2]
@@ -203,8 +207,20 @@ def _carry_model(old: _Released) -> None:
     old.new.put("model.num_classes", count, f"{where}.backbone.FC")
 
 
+def _mistake_in(space: Mapping) -> str | None:
+    """Why these fields do not make a `SearchSpace`; None if they do, or if a field has a wrong type."""
+    try:
+        SearchSpace(**space)
+    except UserError as error:
+        return str(error)
+    except TypeError:
+        # Our schema checks the types.
+        return None
+    return None
+
+
 def _agreed(old: _Released, name: str, among: Mapping | None = None) -> tuple[str, object] | None:
-    """What search and sample both say under a key, and where; None where neither does."""
+    """The key and value that search and sample agree on; None if neither has it. Raises `UserError` if they differ."""
     found = {}
     for key in (f"search.strategy.kwargs.{name}", f"sample.sampler.kwargs.{name}"):
         value = old.given(key)
@@ -215,18 +231,18 @@ def _agreed(old: _Released, name: str, among: Mapping | None = None) -> tuple[st
     if len(found) == 2:
         (first, one), (second, other) = found.items()
         if one != other:
-            raise UserError(f"{second}: found {other!r}, and {first} is {one!r}; a supernet has one")
+            raise UserError(f"{second}: found {other!r}; it must be that of {first}, {one!r}")
     return next(iter(found.items()), None)
 
 
 def _require_shared_heads(old: _Released, section: str) -> None:
     key = f"{section}.heads_share"
     if old.given(key) is False:
-        raise UserError(f"{key}: found False; networks whose head counts do not share a block were never released")
+        raise UserError(f"{key}: found False; it must be True: separate blocks per head count were never released")
 
 
 def _class_counts(old: _Released) -> dict[str, int]:
-    """The class counts of the models that flagged stages use, by their section; without a flag, of all."""
+    """The class counts in the `model` sections of the flagged stages, by section; of all stages if none is flagged."""
     uses = {"search": "model", "sample": "model", "retrain": "retrain.model", "test": "test.model"}
     wanted = [uses[stage] for stage in uses if old.given(f"{stage}.flag") is True] or list(uses.values())
     sections = dict.fromkeys(section for section in wanted if old.given(section) is not None)
@@ -258,13 +274,13 @@ def _carry_training(old: _Released, stage: str) -> None:
     old.new.put(f"{stage}.keep", KEPT, strategy)
     optimizer = old.given(f"{strategy}.optimizer.type")
     if optimizer is not None:
-        said = "" if optimizer == "AdamW" else f"{optimizer}: "
-        old.ignore(f"{strategy}.optimizer.type", f"{said}it was always AdamW, and is")
-    old.ignore(f"{strategy}.resume", "a run always goes on from its newest checkpoint")
-    old.ignore(f"{strategy}.load_name", "a run always goes on from its newest checkpoint")
+        found = "" if optimizer == "AdamW" else f"{optimizer}: "
+        old.ignore(f"{strategy}.optimizer.type", f"{found}AdamW is always used, as by the released programs")
+    old.ignore(f"{strategy}.resume", "a run always resumes from its newest checkpoint")
+    old.ignore(f"{strategy}.load_name", "a run always resumes from its newest checkpoint")
     old.ignore(f"{strategy}.kwargs.search")
     if stage == "retrain":
-        old.ignore(f"{strategy}.save_path", "search.strategy.save_path holds for all")
+        old.ignore(f"{strategy}.save_path", "search.strategy.save_path is used for all stages")
 
 
 def _carry_identity_probability(old: _Released) -> None:
@@ -277,7 +293,7 @@ def _carry_identity_probability(old: _Released) -> None:
 
 
 def _carry_data(old: _Released, stage: str) -> None:
-    """The folder and its workers. A stage that does not run may leave its folder out, as some released files do."""
+    """The folder and the workers. A stage that does not run may lack the folder, as in some released files."""
     key = f"{stage}.data.data_dir"
     if old.given(f"{stage}.flag") is not True and old.given(key) is None:
         old.new.put(key, "not set", key)
@@ -300,13 +316,13 @@ def _carry_sample(old: _Released) -> None:
     else:
         old.carry(f"{sampler}.n_gens", "sample.generations")
     name = old.given("sample.strategy.load_name")
-    if isinstance(name, str) and (mine := _checkpoint_name(name, old.given("search.strategy.max_epochs"))):
-        old.new.put("sample.load_name", mine, "sample.strategy.load_name")
+    if isinstance(name, str) and (ours := _checkpoint_name(name, old.given("search.strategy.max_epochs"))):
+        old.new.put("sample.load_name", ours, "sample.strategy.load_name")
     if old.given(f"{sampler}.init_pop") is False:
-        raise UserError(f"{sampler}.init_pop: found False; evolution begins with a random population")
-    old.ignore(f"{sampler}.init_pop", "evolution always begins with a random population")
+        raise UserError(f"{sampler}.init_pop: found False; it must be True: evolution starts with a random population")
+    old.ignore(f"{sampler}.init_pop", "evolution always starts with a random population")
     old.ignore(f"{sampler}.cal_train_mode", "these networks have no batch norm to calibrate")
-    old.ignore("sample.strategy.save_path", "search.strategy.save_path holds for all")
+    old.ignore("sample.strategy.save_path", "search.strategy.save_path is used for all stages")
     for section in ("search.strategy.kwargs", sampler):
         _require_shared_heads(old, section)
         old.ignore(f"{section}.ps_num", "the identity probability is found by bisection")
@@ -331,7 +347,7 @@ def _carry_budget(old: _Released) -> None:
 
 
 def _carry_random_search(old: _Released) -> None:
-    """A random search is an evolution of no generations; without a count, of as many scores as an evolution takes."""
+    """A random search is an evolution of 0 generations; without a count, it scores as many as the evolution would."""
     sampler = "sample.sampler.kwargs"
     old.new.put("sample.generations", 0, "sample.sampler.type")
     count = old.given(f"{sampler}.search_num")
@@ -344,10 +360,10 @@ def _carry_random_search(old: _Released) -> None:
 
 
 def _carry_batch_size(old: _Released, stage: str) -> None:
-    """Theirs is of all GPUs, ours of one; in evaluation it decides nothing but memory."""
+    """Theirs is of all GPUs, ours of each; in evaluation it only influences memory."""
     key = f"{stage}.data.batch_size"
     old.carry(key, f"{stage}.batch_size", lambda size: min(size, 256) if isinstance(size, int) else size)
-    old.ignore(f"{stage}.data.augmentation", "evaluation images are not varied")
+    old.ignore(f"{stage}.data.augmentation", "evaluation images are not augmented")
 
 
 def _carry_test(old: _Released) -> None:
@@ -358,25 +374,25 @@ def _carry_test(old: _Released) -> None:
     if old.given(f"{strategy}.load_name") is not None:
         old.carry(f"{strategy}.load_name", "test.load_name")
         for name in ("start", "end", "strip"):
-            old.ignore(f"{strategy}.{name}", "load_name goes before a range")
+            old.ignore(f"{strategy}.{name}", "load_name overrides a range")
     else:
         _carry_range(old)
-    old.ignore(f"{strategy}.save_path", "search.strategy.save_path holds for all")
+    old.ignore(f"{strategy}.save_path", "search.strategy.save_path is used for all stages")
 
 
 def _carry_range(old: _Released) -> None:
-    """Their epoch_299 is the 300th epoch, which is our epoch_300; their `end` lies outside the range, ours inside."""
+    """Their epochs count from 0, ours from 1; their range excludes `end`, ours includes it."""
     strategy = "test.strategy"
-    for name, ours, more in (("start", "start", 1), ("end", "end", 0), ("strip", "strip", 0)):
-        old.carry(
-            f"{strategy}.{name}", f"test.{ours}", lambda value, more=more: value + more if is_integer(value) else value
-        )
+    old.carry(f"{strategy}.start", "test.start", lambda start: start + 1 if is_integer(start) else start)
+    # The last epoch of their range is end - 1 from 0, which is `end` from 1.
+    old.carry(f"{strategy}.end", "test.end")
+    old.carry(f"{strategy}.strip", "test.strip")
     if old.given(f"{strategy}.start") is not None:
         old.new.put("test.wait", True, strategy)
 
 
 def _carry_architectures(old: _Released) -> None:
-    """The models of retrain and test, each by its text."""
+    """The models of retrain and test, as canonical texts."""
     for stage in ("retrain", "test"):
         where = next((w for w in (f"{stage}.model", "retrain.model") if old.given(w) is not None), None)
         if where is None or old.given(stage) is None:
@@ -387,11 +403,11 @@ def _carry_architectures(old: _Released) -> None:
             old.carry(f"{where}.drop_path_rate", "retrain.drop_path_rate")
         for key in _TRAINED_MODEL:
             old.given(f"{stage}.model.{key}")
-    old.ignore("test.model.drop_path_rate", "it is of training")
+    old.ignore("test.model.drop_path_rate", "it only matters in training")
 
 
 def _checkpoint_name(name: str, epochs: object) -> str | None:
-    """Our name of a released run's checkpoint; None for the newest."""
+    """Our name for a checkpoint of a released run; None for the newest."""
     match = re.fullmatch(r"epoch_(\d+)_ckpt\.pth\.tar", name)
     if name == "recent_ckpt.pth.tar" or (match and is_integer(epochs) and int(match[1]) + 1 >= epochs):
         return None

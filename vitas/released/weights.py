@@ -1,4 +1,4 @@
-"""The key names of released ViTAS files <-> ours."""
+"""Renames the parameters of released ViTAS files to ours, and back."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _BLOCK = re.compile(r"backbone_Block_Block_(\d+)\.0\.(.+)$")
 
 
 def is_released(keys) -> bool:
-    """Whether a checkpoint's key names are those of the released files."""
+    """Whether the keys of a checkpoint are those of the released files."""
     return any(key.startswith(PREFIX) for key in keys)
 
 
 def rename_keys(state: Mapping) -> dict:
-    """A released state dict under the names of `vitas.VisionTransformer`.
+    """Rename a released state dict to the names of `vitas.VisionTransformer`.
 
     Released names count positions, identities included; ours count blocks.
+    Raises `UserError` for an unknown name.
     """
     positions = sorted({int(m[1]) for key in state if (m := _BLOCK.match(key.removeprefix(PREFIX)))})
     ours = {}
@@ -39,14 +40,14 @@ def rename_keys(state: Mapping) -> dict:
         elif name.startswith(_HEAD):
             ours[f"head.{name.removeprefix(_HEAD)}"] = value
         else:
-            raise UserError(f"key {key!r} has a name that no released ViTAS file has")
+            raise UserError(f"found the weight {key!r}, which no released ViTAS file has")
     return ours
 
 
 def released_keys(state: Mapping, architecture: Architecture) -> dict:
-    """A state dict of `vitas.VisionTransformer` under the released names, in its order: the inverse of `rename_keys`.
+    """Rename a state dict of `vitas.VisionTransformer` to the released names, in its order: inverts `rename_keys`.
 
-    architecture: the network's, whose identities say at which position each block stands.
+    architecture: the network's; its identities determine the position of each block.
     """
     positions = [position for position, block in enumerate(architecture.blocks) if not block.is_identity]
     theirs = {}

@@ -1,4 +1,4 @@
-"""What is asked of Slurm: `configs/cluster.yaml`, once for all scripts, and the command line above it."""
+"""The resources that a job asks Slurm for: `configs/cluster.yaml`, overridden by the command line."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ CLUSTER_FILE = CONFIGS / "cluster.yaml"
 
 
 class Cluster(Section):
-    """What a job asks for; null leaves it to Slurm, or to what the partition has.
+    """The resources of a job; null leaves one to Slurm or to the partition.
 
     partition, account, qos, constraint, reservation: as in sbatch.
-    nodes: null is 2 (1 for `test`), or what the partition has if that is less.
-    gpus_per_node: null is all of a node's.
-    gpu_type: as the cluster names it, where its nodes have several.
-    tasks_per_node: processes; null is one for each GPU, or one.
-    cpus_per_task: null is 4, or what a node has for each if that is less.
-    mem: of a node, as 64G.
-    time: limit, as sbatch writes it; null is the partition's own. A job that needs longer goes on after a requeue.
-    max_requeues: of one job, before it is left to you.
+    nodes: null is 2 (1 for `test`), or the partition's number if that is less.
+    gpus_per_node: null is all GPUs of a node.
+    gpu_type: the cluster's name for it, needed if its nodes have several types.
+    tasks_per_node: processes; null is one per GPU, or one without GPUs.
+    cpus_per_task: null is 4, or an equal share of a node's processors if that is less.
+    mem: memory per node, e.g. 64G.
+    time: limit, in sbatch's format; null is the partition's limit. A job that needs longer is requeued and resumes.
+    max_requeues: how often a job requeues itself before it gives up.
     stop_margin: seconds before the time limit at which a job stops and requeues itself; null is 120, or a
-        fifth of a shorter limit.
-    sbatch: any other option of sbatch, {name: value}.
+        fifth of a limit shorter than 10 minutes.
+    sbatch: any other options of sbatch, {name: value}.
     """
 
     partition: str | None = None
@@ -55,7 +55,7 @@ class Cluster(Section):
 
     @property
     def gpus(self) -> str | None:
-        """As sbatch takes them: 4, or a100:4; None for none."""
+        """The GPUs per node in sbatch's format, e.g. 4 or a100:4; None for none."""
         if not self.gpus_per_node:
             return None
         return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else str(self.gpus_per_node)
@@ -65,14 +65,14 @@ class Cluster(Section):
     def _minutes(cls, value: str | int | None) -> str | None:
         if value is None or value in ("infinite", "UNLIMITED"):
             return None if value is None else "0"
-        # [days-]hours[:minutes[:seconds]] with days, minutes[:seconds] or hours:minutes:seconds without.
+        # minutes[:seconds], hours:minutes:seconds or days-hours[:minutes[:seconds]].
         if not re.fullmatch(r"\d+|\d+:\d+(:\d+)?|\d+-\d+(:\d+(:\d+)?)?", str(value)):
             raise ValueError(f"found {value!r}; it must be minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS")
         return str(value)
 
 
 def load_cluster(path: Path | None = None, given: Mapping[str, object] | None = None) -> Cluster:
-    """The settings of a cluster file (`configs/cluster.yaml`) under those that are `given`. Raises `UserError`."""
+    """The settings of a cluster file (default `configs/cluster.yaml`), overridden by `given`. Raises `UserError`."""
     file = path or CLUSTER_FILE
     data = read_yaml(file) if path or file.exists() else None
     if not isinstance(data or {}, dict):
@@ -90,27 +90,29 @@ def load_cluster(path: Path | None = None, given: Mapping[str, object] | None = 
 
 
 def fill_in(cluster: Cluster, stage: str) -> Cluster:
-    """The same with every null that the partition answers, checked against what the partition has.
+    """Replace nulls by the partition's values, and check the rest against them.
 
-    Raises `UserError` for a partition that does not exist, or for more than it has.
+    Raises `UserError` for an unknown partition, or for more than it has.
     """
     known = queries.partitions()
     if cluster.partition is None:
         default = [partition for partition in known if partition.is_default]
         if not default:
             raise UserError(f"partition: this cluster has no default; give one of {_names(known)} (-p, or {_where()})")
-        chosen = default
+        partitions = default
     else:
-        # Slurm takes several, and uses the one that is free first.
+        # Slurm accepts several partitions, and uses the one that is free first.
         names = cluster.partition.split(",")
         for name in names:
             if name not in [partition.name for partition in known]:
                 near = get_close_matches(name, [partition.name for partition in known], n=1, cutoff=0.5)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(f"partition: found {name!r}; this cluster has {_names(known)}{hint}")
-        chosen = [partition for partition in known if partition.name in names]
-    most_nodes, most_gpus, most_cpus = (max(getattr(part, of) for part in chosen) for of in ("nodes", "gpus", "cpus"))
-    names = ",".join(partition.name for partition in chosen)
+        partitions = [partition for partition in known if partition.name in names]
+    most_nodes = max(partition.nodes for partition in partitions)
+    most_gpus = max(partition.gpus for partition in partitions)
+    most_cpus = max(partition.cpus for partition in partitions)
+    names = ",".join(partition.name for partition in partitions)
     nodes = cluster.nodes or min(STAGES[stage].nodes, most_nodes)
     gpus = most_gpus if cluster.gpus_per_node is None else cluster.gpus_per_node
     tasks = cluster.tasks_per_node or max(gpus, 1)
@@ -132,13 +134,13 @@ def fill_in(cluster: Cluster, stage: str) -> Cluster:
             "gpus_per_node": gpus,
             "tasks_per_node": tasks,
             "cpus_per_task": cpus,
-            "time": cluster.time or ("0" if chosen[0].time_limit == "infinite" else chosen[0].time_limit),
+            "time": cluster.time or ("0" if partitions[0].time_limit == "infinite" else partitions[0].time_limit),
         }
     )
 
 
 def sbatch_values(cluster: Cluster) -> dict[str, str | int | bool]:
-    """What is asked of Slurm, by sbatch's own names for it; what is left to Slurm is not in it."""
+    """The resources as {sbatch's name: value}, without those left to Slurm."""
     values = {
         "partition": cluster.partition,
         "account": cluster.account,
@@ -157,7 +159,7 @@ def sbatch_values(cluster: Cluster) -> dict[str, str | int | bool]:
 
 
 def sbatch_options(cluster: Cluster) -> list[str]:
-    """The same as options: `sbatch $(vitas cluster) script/search_bcnet.sh`."""
+    """The resources as command-line options: `sbatch $(vitas cluster) script/search_bcnet.sh`."""
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in sbatch_values(cluster).items()]
 
 

@@ -1,4 +1,4 @@
-"""A program as processes of this machine, in the foreground.
+"""Run a program as processes on this machine, in the foreground.
 
 python -m vitas.slurm.local [--for KEY=VALUE] PROGRAM CONFIG [key=value ...]
 """
@@ -19,23 +19,23 @@ from vitas.slurm import signals
 
 
 def run_locally(program: str, config: Path, overrides: Sequence[str], processes: int | None = None) -> int:
-    """Run `python -m PROGRAM CONFIG ...` to its end; its exit code.
+    """Run `python -m PROGRAM CONFIG ...` to its end and return its exit code.
 
-    processes: null is `VITAS_PROCESSES`, or one for each GPU of this machine, or one.
+    processes: None is `VITAS_PROCESSES`, or one per GPU of this machine, or one.
     """
     processes = processes or int(number_from_environment("VITAS_PROCESSES") or 0) or _gpus() or 1
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     process = subprocess.Popen([*launcher, program, str(config), *overrides])
-    # The program decides what a signal means; this process hands it on. Ctrl-C the terminal sends to both.
+    # The program handles signals; this process forwards them, except Ctrl-C, which the terminal sends to both.
     for number in signals.SIGNALS:
         signal.signal(number, lambda got, frame: None if got == signal.SIGINT else process.send_signal(got))
     return process.wait()
 
 
 def _gpus() -> int:
-    """Counted as torch would, without the seconds that loading it takes."""
+    """The number of GPUs, as torch counts them but without the seconds that importing it takes."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
@@ -43,10 +43,10 @@ def _gpus() -> int:
 
 
 def read_arguments(module: str) -> tuple[str, Path, tuple[str, ...]]:
-    """Program, YAML and overrides of the command line of `module`, which starts a program here or in a job.
+    """Read the command line of `module`: the program, the path of the YAML and the overrides.
 
-    `--for KEY=VALUE` is what a script is for: set, but refused where the YAML
-    or an override say another value. Raises `UserError`.
+    `--for KEY=VALUE` sets a key that a script is meant for. Raises `UserError`
+    if the YAML or an override hold another value.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("--for", dest="setting", metavar="KEY=VALUE")

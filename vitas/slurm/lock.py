@@ -1,8 +1,8 @@
-"""One writer at a time: the lock on what a program writes under `save_path`.
+"""The lock that allows one writer at a time for each program under `save_path`.
 
-The lock is a file that says who holds it. Whether that one still lives is asked
-of Slurm, or of the machine that it runs on; so a lock that a dead process left
-is taken over, on any file system, and a requeued job finds its own again.
+The lock is a file that says who holds it. Slurm or the kernel says whether the
+holder still runs. So the lock of a dead process is taken over, on any file
+system, and a requeued job gets its own lock back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from vitas.slurm import queries
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that writes. job, restart: of Slurm. started: of the process, in the kernel's clock ticks."""
+    """The process that holds a lock.
+
+    job, restart: its Slurm job and how often that was requeued. started: its start in the kernel's clock ticks.
+    """
 
     user: str
     host: str
@@ -41,7 +44,7 @@ class Holder:
 
 
 class Lock:
-    """The right to write what a program writes. Raises `UserError`, naming the holder, where another has it."""
+    """The lock file of a program, taken on creation. Raises `UserError`, naming the holder, if another holds it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,9 +55,9 @@ class Lock:
             self._write(file)
 
     def check(self) -> None:
-        """Raises `RuntimeError` if another has taken over: Slurm lost this node, and runs the job elsewhere.
+        """Raise `RuntimeError` if another process took the lock: Slurm lost this node and runs the job elsewhere.
 
-        A lock that somebody removed is put back.
+        If the file was removed, it is written again.
         """
         with _opened(self._path) as file:
             holder = _read(file)
@@ -77,14 +80,14 @@ class Lock:
 
 
 def check_free(path: Path) -> None:
-    """Raises `UserError`, naming the holder, where another has the lock; takes nothing."""
+    """Raise `UserError`, naming the holder, if another holds the lock; does not take it."""
     if path.exists():
         with _opened(path) as file:
             _refuse(_read(file), path)
 
 
 def _refuse(other: Holder | None, path: Path) -> None:
-    if other is not None and _lives(other, _this_process(), path):
+    if other is not None and _is_alive(other, _this_process(), path):
         raise UserError(
             f"save_path: {path.parent} is being written by {other}; wait for it, stop it, or choose another save_path"
         )
@@ -98,13 +101,13 @@ def _this_process() -> Holder:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-    """The lock file, read and written by one process at a time where the file system can see to that."""
+    """Open the lock file, for one process at a time if the file system supports flock."""
     while True:
         with open(path, "a+") as file:
-            # Without locks on this file system, two starts in the same moment could both win; else all holds.
+            # Without flock, two starts at the same moment could both take the lock; nothing else depends on it.
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # The holder may have removed the file between our opening and locking it.
+            # The holder may have removed the file between our open and flock.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.seek(0)
                 yield file
@@ -116,12 +119,12 @@ def _read(file: IO[str]) -> Holder | None:
     try:
         return Holder(**json.loads(text))
     except (ValueError, TypeError):
-        return None  # Empty: just made, or its writer died before it wrote.
+        return None  # Empty: just created, or its writer died before writing.
 
 
-def _lives(holder: Holder, us: Holder, path: Path) -> bool:
+def _is_alive(holder: Holder, us: Holder, path: Path) -> bool:
     if holder.job is not None and holder.job == us.job:
-        # An earlier start of this job is over, as far as Slurm knows, even where its processes linger.
+        # Slurm has ended an earlier start of this job, even if its processes linger.
         return holder.restart == us.restart and _runs(holder, us)
     if holder.job is None:
         return _runs(holder, us)
@@ -130,7 +133,7 @@ def _lives(holder: Holder, us: Holder, path: Path) -> bool:
             state = queries.state(holder.job)
             if state != "COMPLETING":
                 break
-            time.sleep(1)  # It has ended; its last processes are being stopped.
+            time.sleep(1)  # The job has ended; Slurm is stopping its last processes.
     except queries.SlurmError as error:
         raise UserError(
             f"save_path: {path.parent} was last written by {holder}, and Slurm does not say whether that still "
@@ -140,14 +143,14 @@ def _lives(holder: Holder, us: Holder, path: Path) -> bool:
 
 
 def _runs(holder: Holder, us: Holder) -> bool:
-    """Whether the holder's process runs. Of another machine nobody can tell, so it is taken to run."""
+    """Whether the holder's process runs; assumed so on another machine, where we cannot tell."""
     return holder.host != us.host or _started(holder.pid) == holder.started
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, which tells it from a later one of the same number; None if it does not run."""
+    """When a process started, to tell it from a later one with the same id; None if it does not run."""
     try:
-        # The command's name stands in brackets and may hold anything.
+        # The command's name, in brackets, may contain spaces and brackets.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return None

@@ -1,7 +1,7 @@
-"""What Slurm says of jobs, nodes and partitions, and what the project asks of it.
+"""Questions and commands to Slurm about jobs, nodes and partitions.
 
-Only Slurm's own commands are used: `scontrol`, `squeue` and `sinfo` are there
-wherever `sbatch` is, while accounting (`sacct`) need not be.
+Uses only `scontrol`, `squeue`, `sinfo` and `scancel`, which every machine with
+`sbatch` has; accounting (`sacct`) is optional.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from vitas.errors import UserError
 
-# States of a job that has not ended; one that waits to go on after a requeue is PENDING.
+# States of a job that has not ended; a requeued job that waits is PENDING.
 LIVE_STATES = frozenset(
     {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD", "SIGNALING",
      "RESIZING", "STAGE_OUT", "COMPLETING"}
@@ -36,18 +36,18 @@ def job_id() -> str | None:
 
 
 def restarts() -> int:
-    """How often the job that this process runs in was requeued before it started this time."""
+    """How often the job that this process runs in has been requeued so far."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def state(job: str) -> str | None:
-    """A job's state, such as RUNNING; None for one that Slurm no longer knows. Raises `SlurmError`."""
+    """A job's state, e.g. RUNNING; None if Slurm no longer knows the job. Raises `SlurmError`."""
     fields = show_job(job)
     return fields["JobState"] if fields else None
 
 
 def show_job(job: str) -> dict[str, str] | None:
-    """The fields of `scontrol show job`; None for one that Slurm no longer knows. Raises `SlurmError`."""
+    """The fields of `scontrol show job`; None if Slurm no longer knows the job. Raises `SlurmError`."""
     try:
         return _fields(output("scontrol", "show", "job", job))
     except SlurmError as error:
@@ -57,25 +57,25 @@ def show_job(job: str) -> dict[str, str] | None:
 
 
 def requeue(job: str) -> None:
-    """Put a running job back into the queue, which ends its processes. Raises `SlurmError`."""
+    """Requeue a running job, which ends its processes. Raises `SlurmError`."""
     output("scontrol", "requeue", job)
 
 
 def cancel(job: str) -> None:
-    """End a job for good. Raises `SlurmError`."""
+    """Cancel a job. Raises `SlurmError`."""
     output("scancel", job)
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """Of a running job, in seconds. left: until Slurm ends it. whole: from its start."""
+    """The time limit of a running job, in seconds. left: from now. whole: from its start."""
 
     left: float
     whole: float
 
 
 def time_limit(job: str) -> TimeLimit | None:
-    """What is left of a job's time limit; None for a job without one. Raises `SlurmError`."""
+    """A job's time limit; None for a job without one. Raises `SlurmError`."""
     left, _, whole = output("squeue", "-h", "-j", job, "-o", "%L|%l").strip().partition("|")
     seconds = [_seconds(text) for text in (left, whole)]
     return None if None in seconds else TimeLimit(*seconds)
@@ -83,7 +83,7 @@ def time_limit(job: str) -> TimeLimit | None:
 
 @dataclass(frozen=True)
 class Partition:
-    """nodes: how many. gpus, cpus: the most that one of them has. time_limit: as Slurm writes it."""
+    """A partition. nodes: their number. gpus, cpus: the most in one node. time_limit: in Slurm's format."""
 
     name: str
     is_default: bool
@@ -113,21 +113,21 @@ def partitions() -> list[Partition]:
 
 
 def first_node_address(nodelist: str) -> str:
-    """The address by which Slurm itself reaches a list's first node: node names need not resolve.
+    """The address that Slurm uses for the first node of a list, as node names need not resolve.
 
-    Raises `UserError` where scontrol does not say it.
+    Raises `UserError` if scontrol does not return it.
     """
     try:
         name = output("scontrol", "show", "hostnames", nodelist).split()[0]
         return _fields(output("scontrol", "show", "node", name)).get("NodeAddr", name)
     except (SlurmError, IndexError) as error:
         raise UserError(
-            f"scontrol does not name the first of the nodes {nodelist!r} ({error}); set MASTER_ADDR to its address"
+            f"scontrol does not know the first node of {nodelist!r} ({error}); set MASTER_ADDR to its address"
         ) from None
 
 
 def output(*command: str) -> str:
-    """What a command of Slurm prints. Raises `SlurmError`."""
+    """The output of a Slurm command. Raises `SlurmError`."""
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     except subprocess.CalledProcessError as error:

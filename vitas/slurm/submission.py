@@ -1,8 +1,8 @@
 """Stages as Slurm jobs, through submitit.
 
-A job is the function `supervise`, run once in the batch step; it starts the
-ranks. So `vitas launch` and the sbatch files in `script/` differ in nothing
-but who writes the `#SBATCH` lines.
+A job runs `supervise` once, in the batch step, and that starts the ranks. So
+`vitas launch` and the sbatch files in `script/` differ only in who writes the
+`#SBATCH` lines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vitas.slurm.supervisor import supervise
 
 @dataclass(frozen=True)
 class StageJob:
-    """A stage as a job: what is run, and what is asked of Slurm for it."""
+    """A stage as a job: what it runs, and its resources."""
 
     stage: str
     config: Path
@@ -45,14 +45,14 @@ class StageJob:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The overrides, with which the program runs this stage and no other."""
+        """The overrides, with flags so that the program runs only this stage."""
         flags = (f"{stage}.flag={str(stage == self.stage).lower()}" for stage in stages_of(self.program))
         return (*self.overrides, *flags)
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job in the queue. log: what it prints; requeues go on writing it."""
+    """A job in the queue. log: its output; a requeued job appends to it."""
 
     job: StageJob
     id: str
@@ -60,29 +60,29 @@ class Submitted:
 
 
 def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
-    """Put a job into the queue, to start once `after` has succeeded.
+    """Submit a job, to start once `after` has succeeded.
 
-    Raises `UserError` with what Slurm says, or for a save_path that cannot be
-    written to; then nothing is left behind.
+    Raises `UserError` with Slurm's message, or for a save_path that cannot be
+    written to, and then leaves no files behind.
     """
     executor = _executor(job, after)
     with _no_leftovers(executor.folder.parent):
         RunFolder(job.save_path).check_writable()
         arguments = (read_text(job.config), str(job.config), job.arguments)
         try:
-            with redirect_stderr(io.StringIO()):  # What sbatch says is in the error too.
+            with redirect_stderr(io.StringIO()):  # The exception has sbatch's message too.
                 handle = executor.submit(
                     _run, job.program, *arguments, job.cluster.max_requeues, job.cluster.stop_margin
                 )
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-            raise UserError(f"Slurm refuses the job: {_sbatch_words(error)}") from None
+            raise UserError(f"Slurm refuses the job: {_sbatch_message(error)}") from None
     for link in executor.folder.parent.glob(".submission_file_*.sh"):
-        link.unlink(missing_ok=True)  # submitit moves the file to the job's folder, and leaves a link
+        link.unlink(missing_ok=True)  # submitit moves the file to the job's folder and leaves a link.
     return Submitted(job, handle.job_id, handle.paths.stdout)
 
 
 def _run(*arguments: object) -> None:
-    """What submitit calls in the job, which then ends with the program's own exit code."""
+    """What submitit calls in the job; the job ends with the program's exit code."""
     with exit_on_user_error():
         code = supervise(*arguments)
     if code:
@@ -96,7 +96,7 @@ def sbatch_file(job: StageJob) -> str:
 
 
 class _Executor(submitit.SlurmExecutor):
-    """submitit's, which also makes the text of a job where there is no Slurm."""
+    """submitit's executor, but able to write an sbatch file on a machine without Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -108,18 +108,18 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
     executor = _Executor(
         RunFolder(job.save_path.resolve()).start(job.program, "%j"), python=shlex.quote(sys.executable)
     )
-    # submitit wants some of these under names of its own, and takes all of them under sbatch's.
+    # submitit has its own names for some of these, but accepts all under sbatch's names.
     options: dict[str, object] = {"nodes": 1, "ntasks-per-node": 1, "time": "0", "requeue": True}
     if after is not None:
         options |= {"dependency": f"afterok:{after.id}", "kill-on-invalid-dep": "yes"}
     options |= sbatch_values(cluster)
     executor.update_parameters(
         job_name=f"vitas-{job.stage}",
-        # The ranks watch the time limit themselves (`vitas.slurm.signals`): Slurm's warning comes up to a minute early.
+        # The ranks watch the time limit themselves (`vitas.slurm.signals`): Slurm's signal comes up to a minute early.
         signal_delay_s=0,
-        wckey=None,  # submitit's own, which clusters that check such keys would refuse
+        wckey=None,  # Clusters that check such keys would refuse submitit's own.
         stderr_to_stdout=True,
-        # Slurm starts one process, which starts the ranks.
+        # Slurm starts one process, the supervisor, which starts the ranks.
         use_srun=False,
         additional_parameters={name.replace("-", "_"): value for name, value in options.items()},
     )
@@ -128,7 +128,7 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
 
 @contextmanager
 def _no_leftovers(folder: Path) -> Iterator[None]:
-    """Take back what a refused submission wrote into a folder, and the folders that it made for that."""
+    """Remove what a refused submission wrote into a folder, and the folders that it made for that."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     before = set() if made else set(folder.iterdir())
     try:
@@ -142,25 +142,25 @@ def _no_leftovers(folder: Path) -> Iterator[None]:
         raise
 
 
-def _sbatch_words(error: Exception) -> str:
+def _sbatch_message(error: Exception) -> str:
     lines = re.findall(r"sbatch: error: (.*)", str(error))
     text = lines[-1] if lines else str(error).strip().splitlines()[-1]
     return text.removeprefix("Batch job submission failed: ")
 
 
 def follow(submitted: Submitted, say=print) -> bool:
-    """Print a job's log as it grows, through requeues, until the job has ended; whether it succeeded."""
-    at = 0
+    """Print a job's log as it grows, across requeues, until the job ends. Returns whether it succeeded."""
+    position = 0
     state = last_state = "PENDING"
     while True:
-        # A controller that is busy or being restarted answers later.
+        # Slurm's controller may be busy or restarting.
         with suppress(queries.SlurmError):
             state = queries.state(submitted.id)
         if submitted.log.exists():
             with open(submitted.log, "rb") as file:
-                file.seek(at)
+                file.seek(position)
                 new = file.read()
-            at += len(new)
+            position += len(new)
             sys.stdout.write(new.decode(errors="replace"))
             sys.stdout.flush()
         if state not in queries.LIVE_STATES:

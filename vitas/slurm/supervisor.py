@@ -1,9 +1,9 @@
-"""Inside a job: run a program on all of its tasks, and requeue the job until the program is done.
+"""Runs a program on all tasks of a job, and requeues the job until the program is done.
 
-It runs in the batch step, on the job's first node, and loads no torch. The
-program's ranks stop by themselves on a signal or before the time limit
-(`vitas.slurm.signals`), and any of them may die; what becomes of the job then is
-decided here, in one place, for sbatch files and submitit alike:
+The supervisor runs in the batch step, on the job's first node, without torch.
+The ranks stop by themselves on a signal or before the time limit
+(`vitas.slurm.signals`), and any of them may die; the supervisor decides whether
+to requeue the job then, for sbatch files and submitit alike:
 
     python -m vitas.slurm.supervisor [--for KEY=VALUE] PROGRAM CONFIG [key=value ...]
 """
@@ -28,10 +28,10 @@ from vitas.slurm.cluster import load_cluster
 from vitas.slurm.local import read_arguments
 from vitas.slurm.lock import check_free
 
-# Where the supervisor wants to be told how its ranks ended.
+# The environment variable that names the file in which a rank says how it ended.
 OUTCOME_VARIABLE = "VITAS_OUTCOME"
 
-# Ranks that die this often without a checkpoint or a score in between will die again.
+# Give up after so many deaths without a new checkpoint or score in between.
 MOST_DEATHS_IN_PLACE = 3
 # Seconds to wait after each question that Slurm does not answer.
 SLURM_RETRIES = (1, 5, 15, 30, 60)
@@ -45,16 +45,16 @@ def supervise(
     max_requeues: int | None = None,
     stop_margin: int | None = None,
 ) -> int:
-    """Run `python -m PROGRAM CONFIG ...` on every task of the job that this process is in.
+    """Run `python -m PROGRAM CONFIG ...` on every task of this process's job.
 
-    config: the YAML's text. A job may wait for days, and a file be edited
-        meanwhile; the job keeps to what it was first started with.
-    where: the file that it came from.
-    max_requeues, stop_margin: of `configs/cluster.yaml`, unless they are given.
+    config: the YAML's text. A job may wait for days, and the file may be edited
+        meanwhile; the job keeps the text of its first start.
+    where: the path of that file.
+    max_requeues, stop_margin: by default those of `configs/cluster.yaml`.
 
-    Returns the exit code for the job: 0 when the program is done, 2 for a
-    mistake of the user's, 75 when it is to go on (the job is in the queue
-    again, or has been requeued too often), 1 when it died and is given up.
+    Returns the job's exit code: 0 if the program is done, 2 for a mistake of
+    the user, 75 if it stopped (the job is requeued, or was requeued too often),
+    1 if it died.
     """
     cluster = load_cluster()
     job = queries.job_id()
@@ -65,83 +65,85 @@ def supervise(
         raise UserError(f"{where}: save_path: found {save_path!r}; it must be a string")
     run = RunFolder(Path(save_path))
     run.check_writable()
-    # The ranks see to it; this spares them the start.
+    # The ranks check this too; here it saves starting them.
     check_free(run.lock(program))
     folder = run.start(program, job)
     path = folder / "submitted.yaml"
     if not (queries.restarts() and path.exists()):
         write_text(path, config)
-    # Of this start: ranks of an earlier one may linger on a node that was lost.
-    outcome = folder / f"outcome-{queries.restarts()}.json"
-    outcome.unlink(missing_ok=True)
-    told = {file: file.stat().st_size for file in folder.glob("rank_*.err")}
-    _say(f"job {job} starts `{program}` with {where}, {_count(queries.restarts())}; its folder is {folder}")
+    # Numbered by the start: ranks of an earlier one may linger on a lost node.
+    outcome_file = folder / f"outcome-{queries.restarts()}.json"
+    outcome_file.unlink(missing_ok=True)
+    sizes_before = {file: file.stat().st_size for file in folder.glob("rank_*.err")}
+    start = "the first time" if queries.restarts() == 0 else f"after {queries.restarts()} requeue(s)"
+    _print_line(f"job {job} starts `{program}` with {where}, {start}; its folder is {folder}")
 
-    environment = os.environ | {OUTCOME_VARIABLE: str(outcome.resolve()), "PYTHONUNBUFFERED": "1"}
-    # As torchrun has it: tasks that share a node do not fight for its processors.
+    environment = os.environ | {OUTCOME_VARIABLE: str(outcome_file.resolve()), "PYTHONUNBUFFERED": "1"}
+    # As torchrun does, so that tasks on one node do not compete for its processors.
     environment.setdefault("OMP_NUM_THREADS", "1")
     if "SLURM_JOB_NODELIST" in os.environ:
-        # Asked once here, and not by every rank.
+        # Asked here once instead of by every rank.
         environment.setdefault("MASTER_ADDR", queries.first_node_address(os.environ["SLURM_JOB_NODELIST"]))
     if stop_margin or cluster.stop_margin:
         environment["VITAS_STOP_MARGIN"] = str(stop_margin or cluster.stop_margin)
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     command = [
         "srun",
         "--kill-on-bad-exit=1",
         "--open-mode=append",
         f"--error={folder.resolve()}/rank_%t.err",
-        # Since Slurm 22.05, srun does not take it from the job.
-        *(f"--cpus-per-task={cpus}" for cpus in [os.environ.get("SLURM_CPUS_PER_TASK")] if cpus),
+        # Since Slurm 22.05, srun does not inherit it from the job.
+        *([f"--cpus-per-task={cpus}"] if cpus else []),
         *(sys.executable, "-m", program, str(path), *overrides),
     ]
-    # Slurm's signals reach this process and srun too; srun hands them on to the tasks, which decide.
+    # Slurm signals this process and srun too. srun forwards signals to the ranks, which act on them.
     for number in signals.SIGNALS:
         signal.signal(number, lambda number, frame: None)
     try:
         code = subprocess.run(command, env=environment).returncode
     except OSError as error:
         raise UserError(f"srun cannot be started: {error.strerror}; is this a Slurm job?") from None
-    # Ranks that said why come first: what srun returns may be that of a rank it ended because of them.
-    said = _read_outcome(outcome)
-    if code != 0 and said:
-        code = said["code"]
-    _tell_errors(folder, told, said)
+    # An outcome that a rank wrote counts more: srun may return the code of another rank, which it ended as a result.
+    outcome = _read_outcome(outcome_file)
+    if code != 0 and outcome:
+        code = outcome["code"]
+    _print_rank_errors(folder, sizes_before, outcome)
     if code == 0:
-        _say(f"job {job}: `{program}` is done")
+        _print_line(f"job {job}: `{program}` is done")
         return 0
     if code == MISTAKE:
         return MISTAKE
     stopped = code == signals.EXIT_CODE
-    return _again(job, run, folder, stopped, cluster.max_requeues if max_requeues is None else max_requeues)
+    return _requeue(job, run, folder, stopped, cluster.max_requeues if max_requeues is None else max_requeues)
 
 
-def _again(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues: int) -> int:
-    """Requeue the job, unless Slurm ends it anyway or it makes no sense; the job's exit code."""
+def _requeue(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues: int) -> int:
+    """Requeue the job, unless Slurm ended it or another start is pointless. Returns the job's exit code."""
     code = signals.EXIT_CODE if stopped else 1
     what = "stopped" if stopped else "died"
     restarts = queries.restarts()
     try:
-        fields = _patiently(lambda: queries.show_job(job)) or {"JobState": "unknown"}
+        fields = ask_patiently(lambda: queries.show_job(job)) or {"JobState": "unknown"}
     except queries.SlurmError as error:
-        _say(f"job {job} {what}, and Slurm does not answer ({error}); submit it again to go on")
+        _print_line(f"job {job} {what}, and Slurm does not answer ({error}); submit it again to go on")
         return code
     if fields["JobState"] != "RUNNING" or int(fields.get("Restarts", restarts)) != restarts:
-        # Preempted, requeued or cancelled from outside. What Slurm decided stands.
-        _say(f"job {job} {what}, ended by Slurm; if it is not requeued, submit it again to go on")
+        # Preempted, requeued or cancelled from outside.
+        _print_line(f"job {job} {what}, ended by Slurm; if it is not requeued, submit it again to go on")
         return code
     history = Journal(folder / "requeues.jsonl")
     progress = _progress(run)
     if not stopped:
-        in_place = 1
+        deaths = 1
         for line in reversed(history.lines):
             if line["stopped"] or line["progress"] != progress:
                 break
-            in_place += 1
-        if in_place >= MOST_DEATHS_IN_PLACE:
-            _say(f"job {job} died {in_place} times at the same place and is given up; mend what {folder} tells")
+            deaths += 1
+        if deaths >= MOST_DEATHS_IN_PLACE:
+            _print_line(f"job {job} died {deaths} times without progress and gives up; the errors are in {folder}")
             return code
     if restarts >= max_requeues:
-        _say(
+        _print_line(
             f"job {job} {what} and has been requeued {restarts} times, the most allowed (max_requeues); "
             "submit it again to go on"
         )
@@ -149,16 +151,19 @@ def _again(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues: 
     history.append(
         {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "restarts": restarts, "stopped": stopped, "progress": progress}
     )
-    _say(f"job {job} {what}; requeued, {restarts + 1} of at most {max_requeues} times")
+    _print_line(f"job {job} {what}; requeued, {restarts + 1} of at most {max_requeues} times")
     try:
         queries.requeue(job)
     except queries.SlurmError as error:
-        _say(f"job {job} cannot be requeued ({error}); submit it again to go on")
+        _print_line(f"job {job} cannot be requeued ({error}); submit it again to go on")
     return code
 
 
-def _patiently(ask: Callable[[], object]) -> object:
-    """Slurm's answer. Where a node was lost the controller may be busy, or being restarted, for a while."""
+def ask_patiently(ask: Callable[[], object]) -> object:
+    """Call `ask`, and again for two minutes while Slurm does not answer. Raises its last `SlurmError`.
+
+    After the loss of a node, Slurm's controller may be busy for a while, or restart.
+    """
     for wait in SLURM_RETRIES:
         try:
             return ask()
@@ -168,7 +173,7 @@ def _patiently(ask: Callable[[], object]) -> object:
 
 
 def _progress(run: RunFolder) -> int:
-    """Changes with every checkpoint, score and result: the time of the newest of their files, in nanoseconds."""
+    """When the newest checkpoint, score or result was written, in nanoseconds; 0 without any."""
     files = [*run.root.glob("*/checkpoint/*.pth.tar"), *run.journals, run.architectures, run.results]
     return max((path.stat().st_mtime_ns for path in files if path.exists()), default=0)
 
@@ -182,24 +187,20 @@ def _read_outcome(path: Path) -> dict | None:
         path.unlink(missing_ok=True)
 
 
-def _tell_errors(folder: Path, told: dict[Path, int], said: dict | None) -> None:
-    """Show in the job's log why ranks ended, and drop the error files that stayed empty."""
-    if said:
-        print(said["message"], file=sys.stderr, flush=True)
+def _print_rank_errors(folder: Path, sizes_before: dict[Path, int], outcome: dict | None) -> None:
+    """Print why ranks ended into the job's log, and remove empty error files."""
+    if outcome:
+        print(outcome["message"], file=sys.stderr, flush=True)
     for path in sorted(folder.glob("rank_*.err"), key=lambda path: (len(path.name), path.name)):
         text = path.read_bytes()
         if not text:
             path.unlink()
-        elif not said and len(text) > told.get(path, 0):
-            last = text[told.get(path, 0) :].decode(errors="replace").strip().splitlines() or [""]
-            print(f"{path}: {last[-1]}", file=sys.stderr, flush=True)
+        elif not outcome and len(text) > sizes_before.get(path, 0):
+            new_lines = text[sizes_before.get(path, 0) :].decode(errors="replace").strip().splitlines() or [""]
+            print(f"{path}: {new_lines[-1]}", file=sys.stderr, flush=True)
 
 
-def _count(restarts: int) -> str:
-    return "the first time" if restarts == 0 else f"after {restarts} requeue(s)"
-
-
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 

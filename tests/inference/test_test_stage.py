@@ -1,5 +1,8 @@
+"""The stage `test`: which checkpoints it measures, with what numbers, and what it refuses."""
+
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -67,6 +70,19 @@ def test_a_range_of_epochs_with_a_stride(trained) -> None:
         results(trained, "test.start=2", "test.end=4")
 
 
+def test_each_checkpoint_is_read_once(trained, monkeypatch) -> None:
+    read, load = Counter(), torch.load
+
+    def counted(path, **kwargs):
+        read[str(path)] += 1
+        return load(path, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counted)
+    found = results(trained, "test.start=1", "test.end=3")
+    assert len(found["checkpoints"]) == 3
+    assert read == {row["checkpoint"]: 1 for row in found["checkpoints"]}
+
+
 def test_epochs_that_are_not_written_yet_are_waited_for(make_config, monkeypatch) -> None:
     path = make_config()
     retrain(configuration.load(path, TRAINED), World())
@@ -81,7 +97,7 @@ def test_epochs_that_are_not_written_yet_are_waited_for(make_config, monkeypatch
         if len(waited) == 2:
             folder.epoch_path(3).write_bytes(kept)
 
-    monkeypatch.setattr("inference.testing.time.sleep", sleep)
+    monkeypatch.setattr("inference.test.time.sleep", sleep)
     measure(config, World())
     assert waited == [[str(folder.epoch_path(2))]] * 2
     found = json.loads(config.folder.results.read_text())
@@ -95,8 +111,8 @@ def test_epochs_that_are_not_written_yet_are_waited_for(make_config, monkeypatch
 def test_waiting_ends_when_the_run_is_asked_to_stop(make_config, monkeypatch) -> None:
     config = configuration.load(make_config(), [*TRAINED, "test.start=2", "test.end=3", "test.wait=true"])
     answers = iter([None, "SIGTERM"])
-    monkeypatch.setattr("inference.testing.interruption.requested", lambda world, at_once: next(answers))
-    monkeypatch.setattr("inference.testing.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("inference.test.stop_requested", lambda world, at_once: next(answers))
+    monkeypatch.setattr("inference.test.time.sleep", lambda seconds: None)
     with pytest.raises(Interrupted, match="SIGTERM"):
         measure(config, World())
 

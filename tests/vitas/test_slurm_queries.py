@@ -54,7 +54,7 @@ def test_a_jobs_state(says):
     assert queries.state("7") == "RUNNING"
     says(SlurmError("slurm_load_jobs error: Invalid job id specified"))
     assert queries.state("7") is None
-    says(SlurmError("Unable to contact queries controller"))
+    says(SlurmError("Unable to contact slurm controller"))
     with pytest.raises(SlurmError, match="contact"):
         queries.state("7")
 

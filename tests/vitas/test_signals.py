@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from tests.processes import ENVIRONMENT, REPOSITORY, command, run
-from vitas.distributed import World
 from vitas.slurm import queries, signals
 from vitas.slurm.queries import SlurmError, TimeLimit
 
 
 @pytest.fixture
 def listening(monkeypatch):
-    """This process listens, and forgets it all afterwards."""
+    """This process listens, and forgets it all afterwards.
+
+    Nothing public forgets: a program that was asked to stop stops.
+    """
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
-    for name, value in (("_received", 0), ("_deadline", None), ("_pending", None), ("_guard", None)):
+    for name, value in (("_received", 0), ("_deadline", None), ("_guard", None)):
         monkeypatch.setattr(signals, name, value)
     signals.listen()
     yield
@@ -26,12 +28,16 @@ def listening(monkeypatch):
         signal.signal(number, handler)
 
 
+def stop_reason() -> str | None:
+    return signals.reason(signals.stop_code())
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_a_signal_is_remembered_instead_of_died_of(listening, name):
-    assert signals.requested(World()) is None
+    assert stop_reason() is None
     os.kill(os.getpid(), getattr(signal, name))
-    assert signals.requested(World()) == name
-    assert signals.requested(World()) == name
+    assert stop_reason() == name
+    assert stop_reason() == name
 
 
 def test_the_second_ctrl_c_stops_at_once(listening):
@@ -66,7 +72,26 @@ def test_a_run_stops_a_margin_before_its_time_limit(listening, monkeypatch, limi
     if margin:
         monkeypatch.setenv("VITAS_STOP_MARGIN", margin)
     signals.watch_time_limit()
-    assert signals.requested(World()) == ("the time limit" if stops else None)
+    assert stop_reason() == ("the time limit" if stops else None)
+
+
+def test_a_guard_is_asked_now_and_then_and_what_it_raises_ends_the_run(listening, monkeypatch):
+    now, asked = [100.0], []
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+
+    def check() -> None:
+        asked.append(now[0])
+        if now[0] > 111:
+            raise RuntimeError("taken over")
+
+    signals.guard(check)
+    for seconds in (101.0, 106.0, 107.0):
+        now[0] = seconds
+        assert stop_reason() is None
+    assert asked == [106.0]
+    now[0] = 112.0
+    with pytest.raises(RuntimeError, match="taken over"):
+        stop_reason()
 
 
 @pytest.mark.slow
@@ -91,7 +116,7 @@ def test_a_signal_to_a_program_and_its_workers_loses_no_step(make_config, tmp_pa
     os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == signals.EXIT_CODE, output
-    assert output.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+    assert output.splitlines()[-1].startswith("stopped by SIGTERM; ")
     (said,) = [line for line in output.splitlines() if "stops after step" in line]
     step = int(said.split("stops after step ")[1].split()[0])
     recent = stopped / "search" / "checkpoint" / "recent_ckpt.pth.tar"
