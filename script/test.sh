@@ -10,4 +10,6 @@ if ! PATH="$PATH:/usr/sbin" command -v slurmctld >/dev/null || ! PATH="$PATH:/us
 fi
 ruff check .
 ruff format --check --quiet . || { echo "error: run 'ruff format .'" >&2; exit 1; }
-exec python -m pytest "$@"
+# Two at a time: while tests/cluster/ waits for Slurm, the other tests run. A file's tests share what they set up.
+export OMP_NUM_THREADS=1
+exec python -m pytest -n 2 --dist loadfile "$@"

@@ -65,7 +65,7 @@ class MeasurementJournal(Generic[Candidate, Value]):
             )
         self.known: dict[Candidate, Value] = dict(map(read, lines[1:]))
         if self.known:
-            report.line(f"goes on from {len(self.known)} {noun} in {shown_path(path)}")
+            report.line(f"resumes from {len(self.known)} {noun} in {shown_path(path)}")
 
     def measure(
         self, candidates: Sequence[Candidate], measure_one: Callable[[Candidate], Value], ranks: int

@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 
+from inference.test import test as measure
 from retrain.retrain import retrain
 from search.asvit.search import search as search_asvit
+from search.sample import sample
 from search.search import build_supernet, search
 from tests.conftest import largest, small_run
-from tests.processes import run_here, run_module
+from tests.processes import run_module
 from tests.retrain.test_token_schedule import SMALL, STAGED, TOKENS, VIT, write_small_digits
 from tests.search.test_asvit_search import small_asvit
 from tests.test_resume import assert_equal
@@ -31,6 +33,9 @@ pytestmark = pytest.mark.slow
 
 # Mixup pairs images within a process's part of a batch, and stochastic depth draws for each process.
 SAME = ["search.mixup=0", "search.cutmix=0", "retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
+
+
+RUNS = ("plain", "vit", "again", "staged", "asvit", "cyclic", "program")
 
 
 def newest(config: RunConfig, stage: str) -> Path:
@@ -55,7 +60,8 @@ def folder(tmp_path_factory, digits) -> Path:
     """The YAMLs of what is run; their runs lie beside them."""
     folder = tmp_path_factory.mktemp("processes")
     small = write_small_digits(digits, folder / "digits")
-    write(folder, "plain", small_run(folder / "plain", digits), *SAME, "retrain.architecture=p8-e32-token-h2q96m64x2")
+    for name in ("plain", "program"):
+        write(folder, name, small_run(folder / name, digits), *SAME, "retrain.architecture=p8-e32-token-h2q96m64x2")
     for name, architecture in (("vit", VIT), ("again", VIT), ("staged", STAGED)):
         run = small_run(folder / name, digits)
         run["retrain"]["data"]["data_dir"] = str(small)
@@ -77,7 +83,7 @@ def write(folder: Path, name: str, data: dict, *overrides: str) -> None:
 @pytest.fixture(scope="module")
 def by_two(folder) -> Callable[[str], RunConfig]:
     """(name) -> a run by two processes, which torchrun has started once for all of them."""
-    run_module("tests.two_ranks", folder, processes=2)
+    run_module("tests.two_ranks", *(folder / f"{name}.yaml" for name in RUNS), processes=2)
     return lambda name: configuration.load(folder / f"{name}.yaml")
 
 
@@ -90,11 +96,12 @@ def by_one(folder) -> Callable[[str], RunConfig]:
 @pytest.fixture(scope="module")
 def rescored(folder, by_two) -> RunConfig:
     """`sample` and `test` by one process, with the supernet and the network that two processes trained."""
-    save_path = folder / "rescored"
-    for stage, program, flag in (("search", "search", "search.flag=false"), ("retrain", "inference", "test.flag=true")):
-        shutil.copytree(by_two("plain").folder.checkpoints(stage), save_path / stage / "checkpoint")
-        run_here(program, folder / "plain.yaml", f"save_path={save_path}", flag)
-    return configuration.load(folder / "plain.yaml", [f"save_path={save_path}"])
+    config = configuration.load(folder / "program.yaml", [f"save_path={folder / 'rescored'}"])
+    for stage, name in (("search", "program"), ("retrain", "plain")):
+        shutil.copytree(by_two(name).folder.checkpoints(stage), config.folder.checkpoints(stage))
+    sample(config, World())
+    measure(config, World())
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,7 @@ def images(by_two) -> torch.Tensor:
 
 
 def test_one_supernet_gives_the_same_scores_and_architectures(rescored, by_two) -> None:
-    one, two = rescored.folder, by_two("plain").folder
+    one, two = rescored.folder, by_two("program").folder
     assert two.population.read_bytes() == one.population.read_bytes()
     assert two.architectures.read_bytes() == one.architectures.read_bytes()
 
@@ -119,7 +126,7 @@ def test_one_network_is_measured_alike(rescored, by_two) -> None:
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "cyclic"])
+@pytest.mark.parametrize("name", ["program", "cyclic"])
 def test_a_supernets_training_gives_the_same_network(by_one, by_two, images, name) -> None:
     one = by_one(name)
     search(one, World())

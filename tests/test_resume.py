@@ -50,7 +50,7 @@ def test_each_stage_survives_kill(config, undisturbed, tmp_path) -> None:
         json.loads(line) for line in population.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"
     ]
     output = run_here("search", *arguments)
-    assert f"goes on from {len(scored_before) - 1} scores" in output
+    assert f"resumes from {len(scored_before) - 1} scores" in output
 
     kill_when(lambda: (checkpoints["retrain"] / "recent_ckpt.pth.tar").exists(), "retrain", *arguments)
     assert "resumes at step" in run_here("retrain", *arguments)

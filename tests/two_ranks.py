@@ -1,6 +1,6 @@
-"""Stages that two processes run in turn, in one start: each loads torch only once. Those whose YAMLs lie in FOLDER:
+"""Stages that two processes run in turn, in one start: each loads torch only once.
 
-python -m torch.distributed.run --nproc-per-node=2 --standalone -m tests.two_ranks FOLDER
+python -m torch.distributed.run --nproc-per-node=2 --standalone -m tests.two_ranks YAML...
 """
 
 import shutil
@@ -16,9 +16,10 @@ from vitas import config, distributed
 from vitas.config import RunConfig
 from vitas.program import run_stages
 
-# The name of a run's YAML, and the stages of it.
+# Which stages of a YAML, by its name. Another one is for the program `search`.
 STAGES = {
     "undisturbed": (search, sample, retrain, test),
+    "given": (retrain,),
     "plain": (retrain, test),
     "vit": (retrain,),
     "again": (retrain,),
@@ -28,9 +29,9 @@ STAGES = {
 }
 
 
-def main(folder: Path) -> None:
+def main(paths: list[Path]) -> None:
     world = distributed.init()
-    configs = {name: config.load(path) for name in STAGES if (path := folder / f"{name}.yaml").exists()}
+    configs = {path.stem: config.load(path) for path in paths if path.stem in STAGES}
     for name in configs:
         if name == "again" and world.is_main:
             keep_first_epoch(configs["vit"], configs["again"])
@@ -39,11 +40,11 @@ def main(folder: Path) -> None:
             distributed.barrier(world)
             stage(configs[name], world)
     distributed.settle()
-    if "plain" in configs:
-        # `search` and `sample` as a program, which leaves the process group at its end.
-        run_stages("search", "", arguments=[str(folder / "plain.yaml")])
-    else:
-        distributed.shutdown()
+    for path in paths:
+        if path.stem not in STAGES:
+            # `search` and `sample`, as a program: it leaves the process group at its end, so it comes last.
+            run_stages("search", "", arguments=[str(path)])
+    distributed.shutdown()
 
 
 def keep_first_epoch(run: RunConfig, other: RunConfig) -> None:
@@ -54,4 +55,4 @@ def keep_first_epoch(run: RunConfig, other: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(word) for word in sys.argv[1:]])

@@ -1,8 +1,8 @@
 """ViTAS: find vision transformers under a compute budget, and train them.
 
-The names below are loaded when they are first asked for: importing torch and
-timm takes seconds, which a command that needs neither should not wait for.
-`import vitas.timm` registers the networks in timm.
+The names in `__all__` are imported on first use: torch and timm take seconds to
+import, and many commands need neither. `import vitas.timm` registers the
+networks in timm.
 """
 
 from __future__ import annotations

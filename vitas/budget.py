@@ -76,7 +76,7 @@ class Budget:
 class CostModel:
     """The costs of genomes of one space, as arrays.
 
-    less_is_dearer: True where a smaller number is a higher cost, as of images per second.
+    less_is_dearer: True where a smaller number is a higher cost, as for images per second.
         The mean is then the harmonic one: the speed at which the networks run one after another.
     """
 

@@ -117,10 +117,10 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
 
 
 def _import_stages(config: RunConfig, flagged: Sequence[str]) -> list[Callable]:
-    """The functions of the flagged stages, with all that they import.
+    """Import the functions of the flagged stages.
 
-    Nearly every object that an import makes lives until the process ends. To search them for garbage, during the
-    import and at exit, takes as long as the import itself; so they are exempt from it.
+    Nearly all objects of an import live until the process ends. Searching them for garbage, during the import and at
+    exit, takes as long as the import itself, so they are exempt.
     """
     gc.disable()
     try:

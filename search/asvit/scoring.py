@@ -38,11 +38,6 @@ class GenotypeScorer:
         }
         self._journal = MeasurementJournal(path, origin, _read, _record, "scored initialisations", report, world)
 
-    @property
-    def count(self) -> int:
-        """How many initialisations have been scored."""
-        return len(self._journal.known)
-
     def score(self, genotypes: Sequence[Genotype]) -> list[Scores]:
         """The mean scores of genotypes over `search.repeat` initialisations, in order."""
         repeat = self._config.search.repeat

@@ -11,6 +11,7 @@ import yaml
 
 from tests.cluster.slurm import Slurm, missing_programs
 from tests.conftest import small_run
+from vitas.files import apply_override
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +33,20 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory, digits) -> Callable[..., Path]:
-    """(name) -> a YAML whose stages take long enough to be disturbed; its run is in `run` beside it."""
+    """(name, overrides) -> a YAML whose stages take long enough to be disturbed; its run is in `run` beside it."""
 
-    def make(name: str = "config") -> Path:
+    def make(name: str = "config", *overrides: str) -> Path:
         folder = tmp_path_factory.mktemp("run")
         config = small_run(folder / "run", digits)
         for stage in ("search", "retrain"):
-            config[stage] |= {"epochs": 6, "batch_size": 32, "log_steps": 4, "keep": 0}
-        config["sample"]["generations"] = 8
+            config[stage] |= {"epochs": 6, "batch_size": 32, "lr": 4e-3, "log_steps": 4, "keep": 0}
+        # Networks of few tokens, which learn within seconds.
+        config["model"]["space"]["patch_sizes"] = [8]
+        config["sample"] |= {"generations": 8, "budget": {"minimum": 100_000, "maximum": 1_200_000}}
         # All of its epochs, so that there is a middle to be disturbed in.
         config["test"] |= {"start": 1, "end": 6}
+        for override in overrides:
+            apply_override(config, override)
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         return path

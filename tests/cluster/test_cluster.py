@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ from tests.processes import REPOSITORY, run_module
 from tests.test_resume import assert_equal
 from vitas import cli
 from vitas import config as configuration
-from vitas.catalog import read_found
 from vitas.distributed import World
 from vitas.slurm.cluster import load_cluster, sbatch_options
 
@@ -40,34 +40,31 @@ pytestmark = pytest.mark.slow
 ONE_EACH = ("-N", "2", "--ntasks-per-node=1", "--gres=gpu:1", "-c", "1")
 STAGES = ("search", "sample", "retrain", "test")
 HOMES = {"search": "search", "sample": "search", "retrain": "retrain", "test": "retrain"}
+# What is retrained where the search does not matter.
+GIVEN = "retrain.architecture=p8-e32-token-h2q96m64x2"
 # More would only wait for each other's processors.
-AT_ONCE = 3
+AT_ONCE = 4
 
 
+@dataclass(frozen=True)
 class Undisturbed:
-    """All four stages of `make_run`, which nothing disturbs: two processes that torchrun starts, without Slurm."""
+    """The folders of runs that nothing disturbs, by two processes that torchrun starts, without Slurm.
 
-    def __init__(self, future: Future[Path]) -> None:
-        self._future = future
+    whole: all four stages. given: `retrain` of the architecture `GIVEN`.
+    """
 
-    @property
-    def save_path(self) -> Path:
-        return self._future.result()
-
-    @property
-    def architecture(self) -> str:
-        """The override with which another run retrains the same architecture."""
-        best = next(iter(read_found(self.save_path / "search" / "architectures.yaml").values()))
-        return f"retrain.architecture={best}"
+    whole: Path
+    given: Path
 
 
-def run_undisturbed(make_run: Callable[[str], Path]) -> Path:
-    config = make_run("undisturbed")
-    run_module("tests.two_ranks", config.parent, processes=2)
-    return config.parent / "run"
+def run_undisturbed(make_run: Callable[..., Path]) -> Undisturbed:
+    whole = make_run("undisturbed")
+    given = make_run("given", GIVEN)
+    run_module("tests.two_ranks", whole, given, processes=2)
+    return Undisturbed(whole.parent / "run", given.parent / "run")
 
 
-Scenario = Callable[[Slurm, Callable[..., Path], Undisturbed], None]
+Scenario = Callable[[Slurm, Callable[..., Path], Callable[[], Undisturbed]], None]
 SCENARIOS: dict[str, Scenario] = {}
 
 
@@ -87,8 +84,8 @@ def scenarios(request, slurm, make_run) -> Iterator[dict[str, Future]]:
     """Those of the chosen tests, by name, under way."""
     chosen = [item.name for item in request.session.items if item.name in SCENARIOS]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        undisturbed = Undisturbed(pool.submit(run_undisturbed, make_run))
-        yield {name: pool.submit(SCENARIOS[name], slurm, make_run, undisturbed) for name in chosen}
+        undisturbed = pool.submit(run_undisturbed, make_run)
+        yield {name: pool.submit(SCENARIOS[name], slurm, make_run, undisturbed.result) for name in chosen}
 
 
 def sbatch(slurm: Slurm, *arguments: object) -> str:
@@ -183,7 +180,7 @@ def test_a_chain_whose_every_job_is_requeued_takes_a_yaml_from_nothing_to_an_und
         assert f"resumes at step {stopped} of" in log_of(save_path, stage, job)
     (stopped,) = re.findall(r"stops after (\d+) scores", log_of(save_path, "sample", jobs[1]))
     assert re.search(rf"from {stopped} scores", log_of(save_path, "sample", jobs[1]))
-    assert_same_results(undisturbed.save_path, save_path)
+    assert_same_results(undisturbed().whole, save_path)
 
     rows = results_of(save_path)
     assert len(rows) == 6
@@ -198,7 +195,61 @@ def test_a_chain_whose_every_job_is_requeued_takes_a_yaml_from_nothing_to_an_und
         # Every default is resolved.
         assert yaml.safe_load((path.parent / "config.yaml").read_text())["retrain"]["weight_decay"] == 0.05
     assert not list(save_path.rglob("*.lock"))
-    assert not list(save_path.rglob("rank_*.err"))
+    # Ranks that were stopped said so, and nothing else.
+    for path in save_path.rglob("rank_*.err"):
+        assert {line.split(";")[0] for line in path.read_text().splitlines()} == {"stopped by SIGTERM"}
+
+
+@beside_others
+def test_a_killed_rank_and_a_lost_node_take_the_job_back_into_the_queue(slurm, make_run, undisturbed):
+    config = make_run()
+    save_path = config.parent / "run"
+    (job,) = launch(slurm, "retrain", config, GIVEN, "retrain.checkpoint_steps=20", *ONE_EACH,
+                    "-p", "frail")  # fmt: skip
+    for restart, rank in enumerate((1, 0), start=1):
+        wait_for_step_after(restart - 1, save_path, job)
+        os.kill(ranks(job)[rank], signal.SIGKILL)
+        # Far from the half hour that a collective may take.
+        wait_for(lambda: slurm.job(job)["JobState"] != "RUNNING", 60, "the other rank hangs", every=0.5)
+        assert slurm.job(job)["Restarts"] == str(restart)
+    output = (save_path / "retrain" / "log" / f"retrain-{job}" / f"{job}_0_log.out").read_text()
+    assert f"job {job} died; requeued, 2 of at most 100 times" in output
+
+    wait_for_step_after(2, save_path, job)
+    for pid in ranks(job).values():
+        os.kill(pid, signal.SIGSTOP)  # So that they do not end before Slurm misses the node.
+    try:
+        slurm.kill_node("n4")
+        wait_for(lambda: slurm.job(job)["Restarts"] == "3", 90, "Slurm does not miss the node", every=0.5)
+    finally:
+        for pid in ranks(job).values():
+            os.kill(pid, signal.SIGCONT)
+        slurm.start_node("n4")
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "3")
+    assert_same_results(undisturbed().given, save_path, ("retrain",))
+
+
+def ranks(job: str) -> dict[int, int]:
+    """The process ids of a job's ranks."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            variables = dict(part.partition(b"=")[::2] for part in (folder / "environ").read_bytes().split(b"\0"))
+            if variables.get(b"SLURM_JOB_ID") == job.encode() and words[1:3] == [b"-m", b"retrain"]:
+                found[int(variables[b"SLURM_PROCID"])] = int(folder.name)
+    return found
+
+
+def wait_for_step_after(restart: int, save_path: Path, job: str) -> None:
+    """Wait until a retraining job is at work after its `restart`th requeue."""
+
+    def at_work() -> bool:
+        starts = log_of(save_path, "retrain", job).split("process(es) on cpu")
+        return len(starts) == restart + 2 and re.search(r" step [2-9]\d", starts[-1]) is not None
+
+    wait_for(at_work, 180, f"job {job} does not start")
 
 
 @beside_others
@@ -229,6 +280,7 @@ def test_the_scripts_that_people_type(slurm, make_run, undisturbed):
         assert slurm.wait(job)["JobState"] == "COMPLETED", Path(log).read_text()
         assert f"{stage}: " in Path(log).read_text()
     assert len(results_of(save_path)) == 3
+    assert not list((save_path / "retrain").rglob("rank_*.err"))
 
     # One process gives that supernet's architectures the same scores.
     alone = config.parent / "alone"
@@ -239,65 +291,13 @@ def test_the_scripts_that_people_type(slurm, make_run, undisturbed):
 
 
 @beside_others
-def test_a_killed_rank_and_a_lost_node_take_the_job_back_into_the_queue(slurm, make_run, undisturbed):
-    config = make_run()
-    save_path = config.parent / "run"
-    (job,) = launch(slurm, "retrain", config, undisturbed.architecture, "retrain.checkpoint_steps=20", *ONE_EACH,
-                    "-p", "frail")  # fmt: skip
-    for restart, rank in enumerate((1, 0), start=1):
-        wait_for_step_after(restart - 1, save_path, job)
-        os.kill(ranks(job)[rank], signal.SIGKILL)
-        # Far from the half hour that a collective may take.
-        wait_for(lambda: slurm.job(job)["JobState"] != "RUNNING", 60, "the other rank hangs", every=0.5)
-        assert slurm.job(job)["Restarts"] == str(restart)
-    output = (save_path / "retrain" / "log" / f"retrain-{job}" / f"{job}_0_log.out").read_text()
-    assert f"job {job} died; requeued, 2 of at most 100 times" in output
-
-    wait_for_step_after(2, save_path, job)
-    for pid in ranks(job).values():
-        os.kill(pid, signal.SIGSTOP)  # So that they do not end before Slurm misses the node.
-    try:
-        slurm.kill_node("n4")
-        wait_for(lambda: slurm.job(job)["Restarts"] == "3", 90, "Slurm does not miss the node", every=0.5)
-    finally:
-        for pid in ranks(job).values():
-            os.kill(pid, signal.SIGCONT)
-        slurm.start_node("n4")
-    fields = slurm.wait(job)
-    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "3")
-    assert_same_results(undisturbed.save_path, save_path, ("retrain",))
-
-
-def ranks(job: str) -> dict[int, int]:
-    """The process ids of a job's ranks."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            variables = dict(part.partition(b"=")[::2] for part in (folder / "environ").read_bytes().split(b"\0"))
-            if variables.get(b"SLURM_JOB_ID") == job.encode() and words[1:3] == [b"-m", b"retrain"]:
-                found[int(variables[b"SLURM_PROCID"])] = int(folder.name)
-    return found
-
-
-def wait_for_step_after(restart: int, save_path: Path, job: str) -> None:
-    """Wait until a retraining job is at work after its `restart`th requeue."""
-
-    def at_work() -> bool:
-        starts = log_of(save_path, "retrain", job).split("process(es) on cpu")
-        return len(starts) == restart + 2 and re.search(r" step [2-9]\d", starts[-1]) is not None
-
-    wait_for(at_work, 180, f"job {job} does not start")
-
-
-@beside_others
 def test_a_time_limit_shorter_than_the_stage(slurm, make_run, undisturbed):
     """The job stops before its limit, several times, goes on each time where it was, and ends."""
     config = make_run()
     save_path = config.parent / "run"
     # Slurm's limits are whole minutes, so the margin is nearly as long: each start is told at its first step to stop.
     few_steps = ["retrain.batch_size=180", "retrain.epochs=1", "retrain.warmup_epochs=0"]
-    (job,) = launch(slurm, "retrain", config, undisturbed.architecture, *few_steps, *ONE_EACH,
+    (job,) = launch(slurm, "retrain", config, GIVEN, *few_steps, *ONE_EACH,
                     "--time=1", "--stop-margin=59")  # fmt: skip
     fields = slurm.wait(job, 500)
     assert fields["JobState"] == "COMPLETED"
@@ -315,25 +315,25 @@ def test_a_time_limit_shorter_than_the_stage(slurm, make_run, undisturbed):
 def test_scancel_stops_for_good_and_leaves_what_can_go_on(slurm, make_run, undisturbed):
     config = make_run()
     save_path = config.parent / "run"
-    (job,) = launch(slurm, "retrain", config, undisturbed.architecture, *ONE_EACH)
+    (job,) = launch(slurm, "retrain", config, GIVEN, *ONE_EACH)
     wait_for_middle(slurm, save_path, "retrain", job)
     slurm.run("scancel", job)
     fields = slurm.wait(job)
     assert (fields["JobState"], fields["Restarts"]) == ("CANCELLED", "0")
     (stopped,) = re.findall(r"stops after step (\d+) of", log_of(save_path, "retrain", job))
-    (again,) = launch(slurm, "retrain", config, undisturbed.architecture, *ONE_EACH)
+    (again,) = launch(slurm, "retrain", config, GIVEN, *ONE_EACH)
     fields = slurm.wait(again)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "0")
     assert f"resumes at step {stopped} of" in log_of(save_path, "retrain", again)
     assert slurm.job(job)["JobState"] == "CANCELLED"
-    assert_same_results(undisturbed.save_path, save_path, ("retrain",))
+    assert_same_results(undisturbed().given, save_path, ("retrain",))
 
 
 @beside_others
 def test_a_second_job_with_a_running_ones_save_path_is_refused_and_requeues_are_bounded(slurm, make_run, undisturbed):
     config = make_run()
     save_path = config.parent / "run"
-    long = [undisturbed.architecture, "retrain.epochs=1000"]
+    long = [GIVEN, "retrain.epochs=1000"]
     (first,) = launch(slurm, "retrain", config, *long, *ONE_EACH, "--max-requeues=0")
     wait_for_middle(slurm, save_path, "retrain", first)
     (second,) = launch(slurm, "retrain", config, *long, "-N1", "--gpus-per-node=0", "--tasks-per-node=1", "-c1")

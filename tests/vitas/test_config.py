@@ -229,7 +229,7 @@ def test_an_architecture_is_found_by_every_form_of_its_name(make_config, value, 
 @pytest.mark.parametrize("stage", ALL_STAGES)
 def test_a_flagged_stages_images_must_be_there_with_a_folder_a_class(make_config, tmp_path, stage):
     missing = make_config({f"{stage}.data.data_dir": str(tmp_path / "nowhere"), "retrain.architecture": TEXT})
-    with pytest.raises(UserError, match=f"{stage}.data.data_dir: found '{tmp_path / 'nowhere'}', which is not a folder"):
+    with pytest.raises(UserError, match=f"{stage}.data.data_dir: found '{tmp_path / 'nowhere'}', which is not a"):
         load(missing, (), ALL_STAGES)
     load(missing, [f"{stage}.flag=false"], ALL_STAGES)
     load(missing, (), tuple(name for name in ALL_STAGES if name != stage))

@@ -248,7 +248,7 @@ def test_networks_of_the_published_files_are_those_of_the_zoo(vitas_spaces):
             "search.strategy.max_epoch: unknown key; did you mean search.strategy.max_epochs?",
         ),
         ({"search.strategy.kwargs.side_scheme": "Bcnet"}, "found 'Bcnet'; it must be 'BCNet' or 'AutoSlim'"),
-        ({"search.strategy.kwargs.side_scheme": "AutoSlim"}, "found 'BCNet'; it must be that of search.strategy.kwargs.side"),
+        ({"search.strategy.kwargs.side_scheme": "AutoSlim"}, "found 'BCNet'; it must be that of search."),
         ({"search.strategy.kwargs.mixup_stg": "mix"}, "mixup_stg: found 'mix'; it must be 'mixup' or 'cutmix'"),
         ({"search.strategy.kwargs.mix_up": "yes please"}, "mix_up: found 'yes please'; it must be True or False"),
         ({"search.data.augmentation": "strong"}, "search.data.augmentation: found 'strong'; it must be 'deit'"),

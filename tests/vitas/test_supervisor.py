@@ -78,7 +78,7 @@ def test_the_controller_is_asked_once_where_the_ranks_meet(job, tmp_path):
 
 
 def test_ranks_that_stopped_have_their_job_requeued(job, tmp_path):
-    done = job(outcome(75, "stopped by SIGUSR1; the same command goes on"))
+    done = job(outcome(75, "stopped by SIGUSR1"))
     assert done.returncode == 75
     assert "stopped by SIGUSR1" in done.stderr
     assert "job 7 stopped; requeued, 1 of at most 100 times" in done.stdout
@@ -139,7 +139,7 @@ def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, t
 def test_requeues_are_bounded(job, tmp_path):
     done = job(outcome(75, "stopped by SIGUSR1"), "JobState=RUNNING Restarts=100", SLURM_RESTART_COUNT="100")
     assert done.returncode == 75
-    assert "has been requeued 100 times, the most allowed (max_requeues); submit it again to go on" in done.stdout
+    assert "has been requeued 100 times, the most allowed (max_requeues); submit it again to resume" in done.stdout
     assert asked(tmp_path) == ""
 
 

@@ -62,7 +62,7 @@ _SECTIONS = {".".join(key.split(".")[:i]) for key in KEYS for i in range(1, key.
 
 
 def is_released_configuration(data: object) -> bool:
-    """Whether plain data has the shape of a released YAML, and not of ours."""
+    """Whether plain data is a released YAML, not one of ours."""
     if not isinstance(data, Mapping):
         return False
     sections = (data.get(name) for name in ("model", "search", "sample", "retrain", "test"))
@@ -178,7 +178,7 @@ class _Released:
 
 
 def _carry_model(old: _Released) -> None:
-    """`model.backbone` with the ratios of search and sample -> model.space; class count; sharing."""
+    """Convert `model.backbone` with the ratios of search and sample to model.space; class count and sharing too."""
     section = old.given("model")
     ratios = _agreed(old, "channel_percent")
     scheme = _agreed(old, "side_scheme", SHARING)

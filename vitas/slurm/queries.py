@@ -142,12 +142,12 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _gpus(gres: str) -> int:
-    """`gpu:a100:4(S:0-1),gpu:2` is six."""
+    """The number of GPUs in a gres text: 6 for `gpu:a100:4(S:0-1),gpu:2`."""
     return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
 
 
 def _seconds(text: str) -> float | None:
-    """Slurm's [days-][[hours:]minutes:]seconds; None for UNLIMITED and the like."""
+    """The seconds of Slurm's [days-][[hours:]minutes:]seconds; None for UNLIMITED and the like."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
     if not match:
         return None

@@ -148,7 +148,7 @@ def _sbatch_message(error: Exception) -> str:
     return text.removeprefix("Batch job submission failed: ")
 
 
-def follow(submitted: Submitted, say=print) -> bool:
+def follow(submitted: Submitted) -> bool:
     """Print a job's log as it grows, across requeues, until the job ends. Returns whether it succeeded."""
     position = 0
     state = last_state = "PENDING"
@@ -164,9 +164,9 @@ def follow(submitted: Submitted, say=print) -> bool:
             sys.stdout.write(new.decode(errors="replace"))
             sys.stdout.flush()
         if state not in queries.LIVE_STATES:
-            say(f"job {submitted.id} ended: {state or 'Slurm no longer knows it'}")
+            print(f"job {submitted.id} ended: {state or 'Slurm no longer knows it'}")
             return state == "COMPLETED"
         if state != last_state and state in ("PENDING", "RUNNING"):
-            say(f"job {submitted.id} is {state}")
+            print(f"job {submitted.id} is {state}")
             last_state = state
         time.sleep(2)

@@ -125,11 +125,11 @@ def _requeue(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues
     try:
         fields = ask_patiently(lambda: queries.show_job(job)) or {"JobState": "unknown"}
     except queries.SlurmError as error:
-        _print_line(f"job {job} {what}, and Slurm does not answer ({error}); submit it again to go on")
+        _print_line(f"job {job} {what}, and Slurm does not answer ({error}); submit it again to resume")
         return code
     if fields["JobState"] != "RUNNING" or int(fields.get("Restarts", restarts)) != restarts:
         # Preempted, requeued or cancelled from outside.
-        _print_line(f"job {job} {what}, ended by Slurm; if it is not requeued, submit it again to go on")
+        _print_line(f"job {job} {what}, ended by Slurm; if it is not requeued, submit it again to resume")
         return code
     history = Journal(folder / "requeues.jsonl")
     progress = _progress(run)
@@ -145,7 +145,7 @@ def _requeue(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues
     if restarts >= max_requeues:
         _print_line(
             f"job {job} {what} and has been requeued {restarts} times, the most allowed (max_requeues); "
-            "submit it again to go on"
+            "submit it again to resume"
         )
         return code
     history.append(
@@ -155,7 +155,7 @@ def _requeue(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues
     try:
         queries.requeue(job)
     except queries.SlurmError as error:
-        _print_line(f"job {job} cannot be requeued ({error}); submit it again to go on")
+        _print_line(f"job {job} cannot be requeued ({error}); submit it again to resume")
     return code
 
 
