@@ -16,9 +16,9 @@ import vitas
 from vitas import config
 from vitas.budget import Budget
 from vitas.config import AsvitSearch, Growth, Model, Retrain, RunConfig, Sample, Search, TokenPhase, Training
+from vitas.config_section import Section, defaults_of, fields_of, sections_in
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.files import parse_yaml
-from vitas.section import Section, defaults_of, fields_of, sections_in
 from vitas.slurm.cluster import Cluster, load_cluster
 from vitas.space import SearchSpace
 

@@ -16,7 +16,7 @@ PROGRAMS = ("search", "retrain", "inference")
 # The rooms of vitas: a module, or a package, or a module of a package that lies elsewhere than the rest of it.
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
-    ("errors", "section"),
+    ("errors", "config_section", "costs"),
     ("architecture", "files", "sharing", "data.folders", "data.digits", "slurm.queries"),
     ("space", "asvit.genotype", "run", "slurm.signals", "slurm.lock"),
     ("budget", "catalog", "released"),

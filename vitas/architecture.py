@@ -1,13 +1,8 @@
-"""`Architecture`: the description of a network that the stages pass on, and its costs.
+"""`Architecture`: the description of a network that the stages pass on.
 
 It says what a network is, not how it was found. It can be an object, a
 canonical text or a YAML mapping; the last two parse back to an equal object.
 Genomes and `net_id` need a space, see `vitas.space`.
-
-For a given patch size and embedding dim, MACs and parameters are linear in the
-sum of the attention dims and the sum of the MLP dims. `count_macs` and
-`count_parameters` take those sums as integers or as integer arrays (one entry
-per architecture), so they serve a single architecture and a population.
 """
 
 from __future__ import annotations
@@ -17,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from vitas.costs import count_macs, count_parameters
 from vitas.errors import UserError, require_integer
 
 CLASSIFIERS = ("token", "mean")
-# How MACs are counted: as computed, or as in ViTAS's budgets and tables.
-CONVENTIONS = ("true", "released")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +119,7 @@ class Architecture:
         return replace(self, blocks=self.active_blocks)
 
     def macs(self, image_size: int = 224, num_classes: int = 1000, convention: str = "true", *, reduce: int = 1) -> int:
-        """MACs per image; `convention` is `true` or `released` (see `count_macs`).
+        """MACs per image; `convention` is `true` or `released` (see `vitas.costs.count_macs`).
 
         reduce: token reduction (see `tokens_per_side`); raises `UserError` as
             `check_token_reduction` does.
@@ -234,63 +228,6 @@ def _runs(blocks: tuple[Block, ...]) -> Iterator[str]:
         name = "id" if block.is_identity else f"h{block.heads}q{block.qkv_dim}m{block.mlp_dim}"
         length = len(list(run))
         yield name if length == 1 else f"{name}x{length}"
-
-
-def count_macs(
-    patch_size,
-    embed_dim,
-    attention_total,
-    mlp_total,
-    image_size: int,
-    num_classes: int,
-    convention: str = "true",
-):
-    """MACs (multiply-adds) of the forward pass of one image.
-
-    `true` counts what is computed: the class token takes part in every block
-    and the classifier runs once. `released` is the count of ViTAS's budgets
-    and published table: no class token in the blocks, and the classifier once
-    per patch token.
-    """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
-    patches = (image_size // patch_size) ** 2
-    tokens = patches + 1 if convention == "true" else patches
-    classifier_reads = 1 if convention == "true" else patches
-    return (
-        3 * embed_dim * patch_size**2 * patches
-        + attention_macs_per_dim(embed_dim, tokens) * attention_total
-        + mlp_macs_per_dim(embed_dim, tokens) * mlp_total
-        + embed_dim * num_classes * classifier_reads
-    )
-
-
-def attention_macs_per_dim(embed_dim, tokens):
-    """MACs per attention dim (T tokens): q, k, v and the projection take 4 d T, both products take 2 T^2."""
-    return 4 * embed_dim * tokens + 2 * tokens**2
-
-
-def mlp_macs_per_dim(embed_dim, tokens):
-    """MACs per hidden dim of an MLP."""
-    return 2 * embed_dim * tokens
-
-
-def count_parameters(
-    patch_size,
-    embed_dim,
-    attention_total,
-    mlp_total,
-    blocks,
-    image_size: int,
-    num_classes: int,
-):
-    """Parameters: patch projection, class token, position embedding, `blocks` blocks, last norm and classifier."""
-    patches = (image_size // patch_size) ** 2
-    stem = 3 * embed_dim * patch_size**2 + embed_dim + embed_dim + (patches + 1) * embed_dim
-    # 6 d per block, whatever its widths: two norms (4 d), the biases of the projection and of fc2 (2 d).
-    body = (4 * embed_dim + 3) * attention_total + (2 * embed_dim + 1) * mlp_total + 6 * embed_dim * blocks
-    head = 2 * embed_dim + embed_dim * num_classes + num_classes
-    return stem + body + head
 
 
 def coarser_side(tokens: int, reduce: int) -> int:

@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict
 
-from vitas.architecture import attention_macs_per_dim, count_macs, mlp_macs_per_dim
+from vitas.config_section import DATACLASS_SECTION, Count, Positive
+from vitas.costs import attention_macs_per_dim, count_macs, mlp_macs_per_dim
 from vitas.errors import UserError
-from vitas.section import DATACLASS_SECTION, Count, Positive
 from vitas.space import SearchSpace
 
 IMAGES_PER_SECOND = "images_per_second"
@@ -31,7 +31,7 @@ class Budget:
     """The range that an architecture's cost must be in, both ends included: `sample.budget` of the YAML.
 
     minimum, maximum: MACs per image, or images per second measured on the run's device.
-    convention: how MACs are counted (see `vitas.architecture.count_macs`), or images_per_second.
+    convention: how MACs are counted (see `vitas.costs.count_macs`), or images_per_second.
     batch_size: with which images per second are measured.
 
     Raises `UserError`, beginning with the field, for an empty range.

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from vitas.config_section import Section
 from vitas.distributed import World
 from vitas.files import write_text
-from vitas.section import Section
 from vitas.slurm import queries
 
 _PACKAGES = (

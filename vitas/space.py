@@ -25,8 +25,8 @@ import numpy as np
 from pydantic import ConfigDict
 
 from vitas.architecture import CLASSIFIERS, IDENTITY, Architecture, Block
+from vitas.config_section import DATACLASS_SECTION, Flag, Number, Positive, as_tuple
 from vitas.errors import UserError
-from vitas.section import DATACLASS_SECTION, Flag, Number, Positive, as_tuple
 
 
 @dataclass(frozen=True)

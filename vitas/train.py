@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from vitas import checkpoint
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
+from vitas.config_section import Section, defaults_of, fields_of, leaves, sections_in
 from vitas.data.training import TrainingLoader
 from vitas.distributed import World, barrier, stop_requested, stream_seed, sum_
 from vitas.errors import UserError
 from vitas.evaluate import autocast
 from vitas.report import Report, duration
-from vitas.section import Section, defaults_of, fields_of, leaves, sections_in
 from vitas.slurm.signals import Interrupted
 
 # Keys that do not influence the result; a run may be resumed with other values of them.

@@ -43,7 +43,7 @@ HOMES = {"search": "search", "sample": "search", "retrain": "retrain", "test": "
 # What is retrained where the search does not matter.
 GIVEN = "retrain.architecture=p8-e32-token-h2q96m64x2"
 # More would only wait for each other's processors.
-AT_ONCE = 4
+AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,9 @@ def test_a_chain_whose_every_job_is_requeued_takes_a_yaml_from_nothing_to_an_und
         # Every default is resolved.
         assert yaml.safe_load((path.parent / "config.yaml").read_text())["retrain"]["weight_decay"] == 0.05
     assert not list(save_path.rglob("*.lock"))
-    # Ranks that were stopped said so, and nothing else.
+    # Ranks that were stopped said so, and Slurm why.
     for path in save_path.rglob("rank_*.err"):
-        assert {line.split(";")[0] for line in path.read_text().splitlines()} == {"stopped by SIGTERM"}
+        assert all(line.startswith(("stopped by SIGTERM", "slurmstepd")) for line in path.read_text().splitlines())
 
 
 @beside_others

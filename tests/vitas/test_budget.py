@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import largest
 from vitas import zoo
-from vitas.architecture import CONVENTIONS
 from vitas.budget import Budget, MacsModel, draw_in_budget, identity_probability, move_into_budget
+from vitas.costs import CONVENTIONS
 from vitas.errors import UserError
 
 IMAGE_SIZE, NUM_CLASSES = 16, 10

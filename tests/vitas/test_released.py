@@ -16,10 +16,10 @@ from vitas.architecture import IDENTITY
 from vitas.budget import Budget
 from vitas.catalog import zoo
 from vitas.config import RunConfig, load
+from vitas.config_section import explain
 from vitas.errors import UserError
 from vitas.released import read_configuration, read_model
 from vitas.released.schema import convert
-from vitas.section import explain
 from vitas.space import SearchSpace
 
 

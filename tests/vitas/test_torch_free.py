@@ -13,7 +13,7 @@ from tests.processes import ENVIRONMENT, REPOSITORY
 FRAMEWORKS = ("torch", "torchvision", "timm")
 MODULES = [
     "vitas.config", "vitas", "vitas.errors", "vitas.architecture", "vitas.space", "vitas.budget", "vitas.sharing",
-    "vitas.catalog", "vitas.asvit.genotype", "vitas.run", "vitas.files", "vitas.section", "vitas.released",
+    "vitas.catalog", "vitas.asvit.genotype", "vitas.run", "vitas.files", "vitas.config_section", "vitas.released",
     "vitas.data.folders", "vitas.program", "vitas.cli", "vitas.cli.describe", "vitas.cli.launch", "search.objectives",
     *(f"vitas.slurm.{path.stem}" for path in sorted((REPOSITORY / "vitas" / "slurm").glob("[!_]*.py"))),
 ]  # fmt: skip

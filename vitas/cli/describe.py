@@ -9,9 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vitas.architecture import Architecture, count_parameters
+from vitas.architecture import Architecture
 from vitas.asvit.genotype import STEM_STRIDE, Genotype
 from vitas.catalog import PUBLISHED_ACCURACY, AnyArchitecture, find_architectures, zoo
+from vitas.costs import count_parameters
 from vitas.errors import UserError
 from vitas.run import RunFolder
 

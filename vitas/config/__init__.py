@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vitas.config.checks import check, check_token_phases
-from vitas.config.sections import (
+from vitas.config.run_config import (
     AsvitSearch,
     Growth,
     Model,
@@ -25,10 +25,10 @@ from vitas.config.sections import (
     TokenPhase,
     Training,
 )
+from vitas.config_section import explain
 from vitas.errors import UserError
 from vitas.files import read_text
 from vitas.released import Configuration, read_configuration
-from vitas.section import explain
 
 __all__ = [
     "AsvitSearch",

@@ -12,7 +12,7 @@ from pathlib import Path
 from vitas.architecture import Architecture, check_patch_size
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
-from vitas.config.sections import AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
+from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
 from vitas.data.folders import check_image_folder, class_names
 from vitas.errors import UserError
 from vitas.run import STAGES, offered_by

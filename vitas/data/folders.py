@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from vitas.config_section import AboveZero, Count, NonNegative, Probability, Section, Share
 from vitas.errors import UserError
-from vitas.section import AboveZero, Count, NonNegative, Probability, Section, Share
 
 
 class Augmentation(Section):

@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
+from vitas.config_section import leaves
 from vitas.errors import UserError, is_integer
 from vitas.released.backbone import read_classes, read_model, read_space
-from vitas.section import leaves
 from vitas.space import SearchSpace
 
 SHARING = {"BCNet": "bilateral", "AutoSlim": "ordinal"}

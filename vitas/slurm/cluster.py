@@ -11,10 +11,10 @@ from typing import Annotated
 from pydantic import Field, ValidationError, field_validator
 
 from vitas.config import CONFIGS
+from vitas.config_section import Positive, Section, explain
 from vitas.errors import UserError
 from vitas.files import read_yaml
 from vitas.run import STAGES
-from vitas.section import Positive, Section, explain
 from vitas.slurm import queries
 
 CLUSTER_FILE = CONFIGS / "cluster.yaml"

@@ -10,10 +10,10 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag
 
 from vitas.budget import Budget, MacsModel
 from vitas.catalog import BEST, AnyArchitecture, find_architecture, read_found
+from vitas.config_section import AboveZero, Count, Fraction, NonNegative, Positive, Probability, Section, Share
 from vitas.data.folders import EvaluationData, TrainingData, WeakAugmentation
 from vitas.errors import UserError
 from vitas.run import RunFolder, offered_by
-from vitas.section import AboveZero, Count, Fraction, NonNegative, Positive, Probability, Section, Share
 from vitas.sharing import SCHEMES
 from vitas.space import SearchSpace
 
