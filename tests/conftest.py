@@ -18,7 +18,7 @@ import yaml
 from hypothesis import strategies as st
 
 from vitas import Architecture, Block, SearchSpace
-from vitas.data.digits import write_digits
+from vitas.data.example_images import write_digits
 
 # The same examples in every run, and no clock: a failure is the code's, not the machine's.
 hypothesis.settings.register_profile("vitas", derandomize=True, deadline=None, max_examples=50, database=None)

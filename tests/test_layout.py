@@ -17,7 +17,7 @@ PROGRAMS = ("search", "retrain", "inference")
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
     ("errors", "config_section", "costs"),
-    ("architecture", "files", "sharing", "data.folders", "data.digits", "slurm.queries"),
+    ("architecture", "files", "sharing", "data.folders", "data.example_images", "slurm.queries"),
     ("space", "asvit.genotype", "run", "slurm.signals", "slurm.lock"),
     ("budget", "catalog", "released"),
     ("config",),
@@ -41,7 +41,7 @@ FRAMEWORKS = ("torch", "torchvision", "timm")
 
 
 def name_of(path: Path) -> str:
-    """vitas/data/digits.py -> vitas.data.digits; vitas/data/__init__.py -> vitas.data."""
+    """vitas/data/example_images.py -> vitas.data.example_images; vitas/data/__init__.py -> vitas.data."""
     parts = path.relative_to(REPOSITORY).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -50,7 +50,7 @@ SOURCES = {name_of(path): path for package in ("vitas", *PROGRAMS) for path in (
 
 
 def room_of(module: str) -> str | None:
-    """vitas.data.digits -> data.digits; vitas.models.supernet -> models; None for the front, vitas itself."""
+    """vitas.data.folders -> data.folders; vitas.models.supernet -> models; None for the front, vitas itself."""
     parts = module.split(".")[1:]
     rooms = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((room for room in rooms if room in LEVELS), None)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from vitas.data.digits import write_digits
 from vitas.data.evaluation import EvaluationSet
+from vitas.data.example_images import write_digits
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
 from vitas.data.images import decode, find_pictures
 from vitas.data.training import AugmentedImages, TrainingLoader, posterize, training_transform

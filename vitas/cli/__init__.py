@@ -15,7 +15,7 @@ import yaml
 from vitas import config
 from vitas.cli import launch
 from vitas.cli.describe import compare, describe, show_zoo
-from vitas.data.digits import write_digits
+from vitas.data.example_images import FASHION_FOLDER, write_digits, write_fashion
 from vitas.errors import UserError, exit_on_user_error
 from vitas.files import read_text
 from vitas.program import positive
@@ -52,6 +52,21 @@ def main() -> None:
     digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
     digits_parser.add_argument("folder", type=Path)
     digits_parser.set_defaults(run=lambda args: write_digits(args.folder))
+
+    fashion_parser = commands.add_parser("fashion", help="write Fashion-MNIST as train/val/test image folders")
+    fashion_parser.add_argument("folder", type=Path)
+    fashion_parser.add_argument("--train", type=positive, default=50_000, metavar="N", help="train images (50,000)")
+    fashion_parser.add_argument(
+        "--val", type=positive, default=10_000, metavar="N", help="val images (10,000), from the official train images"
+    )
+    fashion_parser.add_argument(
+        "--source",
+        type=Path,
+        default=FASHION_FOLDER,
+        metavar="FOLDER",
+        help=f"where the four official files are ({FASHION_FOLDER}, from Debian's package dataset-fashion-mnist)",
+    )
+    fashion_parser.set_defaults(run=lambda args: write_fashion(args.folder, args.train, args.val, source=args.source))
 
     compare_parser = commands.add_parser("compare", help="show the results of runs side by side")
     compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
