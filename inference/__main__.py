@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vitas import config as configuration
 from vitas.errors import MISTAKE, exit_on_user_error
-from vitas.program import positive, run_stages
+from vitas.program import positive, quick_imports, run_stages
 
 EPILOG = """\
 A trained network can also be taken elsewhere, and tried on pictures:
@@ -52,7 +52,8 @@ def run_export(arguments: list[str]) -> None:
     parsed = parser.parse_intermixed_args(arguments)
     with exit_on_user_error():
         config = configuration.load(parsed.config, parsed.overrides)
-        from inference.export import export
+        with quick_imports():
+            from inference.export import export
 
         print(export(config, parsed.format, parsed.output, parsed.overwrite))
 
@@ -79,7 +80,8 @@ def run_predict(arguments: list[str]) -> None:
         parser.error("the following arguments are required: IMAGE_OR_FOLDER")
     with exit_on_user_error():
         config = configuration.load(parsed.config, overrides)
-        from inference.predict import predict
+        with quick_imports():
+            from inference.predict import predict
 
         whole = predict(config, places, parsed.top, parsed.csv)
     if not whole:

@@ -18,7 +18,8 @@ from search.sample import sample
 from search.search import build_supernet, search
 from tests.conftest import largest, small_run
 from tests.processes import run_module
-from tests.retrain.test_token_schedule import SMALL, STAGED, TOKENS, VIT, write_small_digits
+from tests.retrain.conftest import write_few_digits
+from tests.retrain.test_token_schedule import SMALL, STAGED, TOKENS, VIT
 from tests.search.test_asvit_search import small_asvit
 from tests.test_resume import assert_equal
 from vitas import config as configuration
@@ -32,7 +33,7 @@ from vitas.files import apply_override
 pytestmark = pytest.mark.slow
 
 # Mixup pairs images within a process's part of a batch, and stochastic depth draws for each process.
-SAME = ["search.mixup=0", "search.cutmix=0", "retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
+SAME = ["retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
 
 
 RUNS = ("plain", "vit", "again", "staged", "asvit", "cyclic", "program")
@@ -59,25 +60,26 @@ def network_logits(config: RunConfig, images: torch.Tensor) -> torch.Tensor:
 def folder(tmp_path_factory, digits) -> Path:
     """The YAMLs of what is run; their runs lie beside them."""
     folder = tmp_path_factory.mktemp("processes")
-    small = write_small_digits(digits, folder / "digits")
-    for name in ("plain", "program"):
-        write(folder, name, small_run(folder / name, digits), *SAME, "retrain.architecture=p8-e32-token-h2q96m64x2")
-    for name, architecture in (("vit", VIT), ("again", VIT), ("staged", STAGED)):
+    few = write_few_digits(digits, folder / "digits")
+
+    def add(name: str, *overrides: str, **sections: object) -> None:
         run = small_run(folder / name, digits)
-        run["retrain"]["data"]["data_dir"] = str(small)
-        write(folder, name, run, *SMALL, TOKENS, *SAME, f"retrain.architecture={architecture}")
-    asvit = small_run(folder / "asvit", digits) | {"search": small_asvit(digits) | {"steps": 3}, "sample": None}
-    write(folder, "asvit", asvit, "search.growth.parameters=200_000", "model.space=null")
-    recipe = ["search.epochs=1", "search.warmup_epochs=0", *SAME]
-    write(folder, "cyclic", small_run(folder / "cyclic", digits), "model.sharing=cyclic", *recipe)
+        for stage in ("search", "retrain"):
+            run[stage]["batch_size"] = 20
+            run[stage]["data"]["data_dir"] = str(few)
+        run |= sections
+        for override in (*SAME, *overrides):
+            apply_override(run, override)
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(run, sort_keys=False))
+
+    add("plain", "retrain.architecture=p8-e32-token-h2q96m64x2")
+    add("program")
+    for name, architecture in (("vit", VIT), ("again", VIT), ("staged", STAGED)):
+        add(name, *SMALL, TOKENS, f"retrain.architecture={architecture}")
+    asvit = small_asvit(digits) | {"steps": 3, "growth": {"parameters": 200_000, "hidden_dim": 8, "score_width": 1.0}}
+    add("asvit", "model.space=null", search=asvit, sample=None)
+    add("cyclic", "model.sharing=cyclic")
     return folder
-
-
-def write(folder: Path, name: str, data: dict, *overrides: str) -> None:
-    """A YAML with overrides in it."""
-    for override in overrides:
-        apply_override(data, override)
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,17 @@ import shutil
 import sys
 from pathlib import Path
 
-from inference.test import test
-from retrain.retrain import retrain
-from search.asvit.search import search as search_asvit
-from search.sample import sample
-from search.search import search
-from vitas import config, distributed
-from vitas.config import RunConfig
-from vitas.program import run_stages
+from vitas.program import quick_imports
+
+with quick_imports():
+    from inference.test import test
+    from retrain.retrain import retrain
+    from search.asvit.search import search as search_asvit
+    from search.sample import sample
+    from search.search import search
+    from vitas import config, distributed
+    from vitas.config import RunConfig
+    from vitas.program import run_stages
 
 # Which stages of a YAML, by its name. Another one is for the program `search`.
 STAGES = {

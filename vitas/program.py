@@ -9,8 +9,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vitas import config as configuration
@@ -71,8 +71,9 @@ def run_stages(
 
 def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
     # After the configuration is checked: this imports torch, which takes seconds.
-    functions = _import_stages(config, flagged)
-    from vitas import distributed
+    with quick_imports():
+        functions = [STAGES[name].function(getattr(getattr(config, name), "method", "")) for name in flagged]
+        from vitas import distributed
 
     try:
         world = distributed.init(config.port)
@@ -116,15 +117,16 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
     distributed.shutdown()
 
 
-def _import_stages(config: RunConfig, flagged: Sequence[str]) -> list[Callable]:
-    """Import the functions of the flagged stages.
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import within it what takes long, such as torch.
 
-    Nearly all objects of an import live until the process ends. Searching them for garbage, during the import and at
-    exit, takes as long as the import itself, so they are exempt.
+    Nearly every object that an import makes lives until the process ends. To search them for garbage, during the
+    import and at exit, takes as long as the import itself; so they are exempt from it.
     """
     gc.disable()
     try:
-        return [STAGES[name].function(getattr(getattr(config, name), "method", "")) for name in flagged]
+        yield
     finally:
         gc.freeze()
         gc.enable()

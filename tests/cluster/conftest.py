@@ -40,6 +40,7 @@ def make_run(tmp_path_factory, digits) -> Callable[..., Path]:
         config = small_run(folder / "run", digits)
         for stage in ("search", "retrain"):
             config[stage] |= {"epochs": 6, "batch_size": 32, "lr": 4e-3, "log_steps": 4, "keep": 0}
+        config["search"]["epochs"] = 4
         # Networks of few tokens, which learn within seconds.
         config["model"]["space"]["patch_sizes"] = [8]
         config["sample"] |= {"generations": 8, "budget": {"minimum": 100_000, "maximum": 1_200_000}}

@@ -1,8 +1,5 @@
 """Progressive tokens through `retrain`: which steps see which, going on after a stop, and what is refused."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,26 +38,6 @@ def newest(config) -> dict:
 
 def log_of(config) -> str:
     return (config.folder.root / "retrain" / "log" / "retrain.log").read_text()
-
-
-def write_small_digits(digits: Path, folder: Path) -> Path:
-    """16 images of each digit: 8 steps an epoch."""
-    for images in (digits / "train").iterdir():
-        (folder / images.name).mkdir(parents=True)
-        for image in sorted(images.iterdir())[:16]:
-            shutil.copy(image, folder / images.name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def small_digits(digits, tmp_path_factory) -> Path:
-    return write_small_digits(digits, tmp_path_factory.mktemp("small") / "digits")
-
-
-@pytest.fixture
-def path(make_config, small_digits) -> Path:
-    """A configuration of such a training."""
-    return make_config({"retrain.data.data_dir": str(small_digits)})
 
 
 # The schedule

@@ -37,19 +37,17 @@ def train(path, *overrides: str):
         "retrain.architecture={patch_size: 8, embed_dim: 32, blocks: [{heads: 2, qkv_dim: 96, mlp_dim: 64, repeat: 2}]}",  # noqa: E501
     ],
 )
-def test_an_architecture_of_the_yaml_is_trained(make_config, given) -> None:
-    assert newest(train(make_config(), given))["architecture"] == TEXT
+def test_an_architecture_of_the_yaml_is_trained(path, given) -> None:
+    assert newest(train(path, given))["architecture"] == TEXT
 
 
-def test_a_net_id_is_trained(make_config) -> None:
-    path = make_config()
+def test_a_net_id_is_trained(path) -> None:
     space = configuration.load(path).space
     config = train(path, f"retrain.architecture={{net_id: {space.to_net_id(largest(space))}}}")
     assert Architecture.parse(newest(config)["architecture"]) == largest(space)
 
 
-def test_the_best_or_a_named_one_of_the_search_is_trained_from_scratch_or_from_the_supernet(make_config) -> None:
-    path = make_config()
+def test_the_best_or_a_named_one_of_the_search_is_trained_from_scratch_or_from_the_supernet(path) -> None:
     config = configuration.load(path, ["search.epochs=1", "search.warmup_epochs=0"])
     search(config, World())
     sample(config, World())
@@ -67,15 +65,14 @@ def test_the_best_or_a_named_one_of_the_search_is_trained_from_scratch_or_from_t
         config.architecture("subnet_22")
 
 
-def test_the_average_of_the_weights_lags_behind_them(make_config) -> None:
-    state = newest(train(make_config(), f"retrain.architecture={TEXT}", "retrain.ema_decay=0.9"))
+def test_the_average_of_the_weights_lags_behind_them(path) -> None:
+    state = newest(train(path, f"retrain.architecture={TEXT}", "retrain.ema_decay=0.9"))
     model, ema = state["model"], state["ema"]
     assert model.keys() == ema.keys()
     assert any(not torch.equal(model[key], ema[key]) for key in model)
 
 
-def test_another_recipe_or_architecture_is_not_resumed(make_config) -> None:
-    path = make_config()
+def test_another_recipe_or_architecture_is_not_resumed(path) -> None:
     train(path, f"retrain.architecture={TEXT}")
     with pytest.raises(UserError, match=r"trained with lr .* now it is 0\.5"):
         train(path, f"retrain.architecture={TEXT}", "retrain.lr=0.5")
@@ -87,8 +84,7 @@ def test_another_recipe_or_architecture_is_not_resumed(make_config) -> None:
     ("key", "other"),
     [("repeats", "2"), ("tokens", "[{until: 0.5, reduce: 2}]"), ("data.augmentation.interpolation", "nearest")],
 )
-def test_a_key_that_an_older_checkpoint_lacks_had_its_present_default(make_config, key, other) -> None:
-    path = make_config()
+def test_a_key_that_an_older_checkpoint_lacks_had_its_present_default(path, key, other) -> None:
     config = train(path, f"retrain.architecture={TEXT}")
     checkpoint = CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
     state = read(checkpoint)
@@ -143,16 +139,15 @@ def test_fine_tuning_goes_from_other_classes_and_another_image_size(make_config,
     assert "the classifier starts anew: 5 classes, and the file has 10" in log
 
 
-def test_fine_tuning_at_a_rate_of_nothing_leaves_the_weights_as_they_were(make_config, pretrained) -> None:
-    config = train(make_config(), *tuned_from(pretrained), "retrain.lr=1e-12", "retrain.min_lr=0")
+def test_fine_tuning_at_a_rate_of_nothing_leaves_the_weights_as_they_were(path, pretrained) -> None:
+    config = train(path, *tuned_from(pretrained), "retrain.lr=1e-12", "retrain.min_lr=0")
     state, before = newest(config), read(pretrained)
     assert state["architecture"] == before["architecture"]
     for name, weights in before["model"].items():
         assert torch.allclose(state["model"][name], weights, atol=1e-6), name
 
 
-def test_what_cannot_be_fine_tuned_is_refused(make_config, pretrained, reference, tmp_path) -> None:
-    path = make_config()
+def test_what_cannot_be_fine_tuned_is_refused(path, pretrained, reference) -> None:
     with pytest.raises(UserError, match=r"does not fit this architecture: .*blocks\.2"):
         train(path, f"retrain.from_checkpoint={pretrained}", f"retrain.architecture={TEXT[:-1]}3")
     with pytest.raises(UserError, match=r"vitas_tiny\.pth does not say its architecture; set retrain.architecture"):
@@ -163,13 +158,13 @@ def test_what_cannot_be_fine_tuned_is_refused(make_config, pretrained, reference
         train(path, *tuned_from(pretrained), "retrain.from_supernet=true")
 
 
-def test_a_diverging_loss_stops_with_a_message(make_config) -> None:
+def test_a_diverging_loss_stops_with_a_message(path) -> None:
     with pytest.raises(UserError, match=r"the loss is (nan|inf).*retrain\.lr"):
-        train(make_config(), f"retrain.architecture={TEXT}", "retrain.lr=1e30", "retrain.log_steps=1")
+        train(path, f"retrain.architecture={TEXT}", "retrain.lr=1e30", "retrain.log_steps=1")
 
 
-def test_weight_decay_is_on_matrices_only(make_config) -> None:
-    config = train(make_config(), f"retrain.architecture={TEXT}", "retrain.weight_decay=0.3")
+def test_weight_decay_is_on_matrices_only(path) -> None:
+    config = train(path, f"retrain.architecture={TEXT}", "retrain.weight_decay=0.3")
     groups = newest(config)["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     # Per block qkv, proj, fc1, fc2; then the patch projection and the classifier.

@@ -62,7 +62,7 @@ def test_scores_of_another_supernet_are_refused(evolved) -> None:
         sample(evolved, World())
 
 
-def test_a_journal_of_an_earlier_version_goes_on_without_losses(evolved, make_config) -> None:
+def test_a_journal_of_an_earlier_version_goes_on_without_losses(evolved, path) -> None:
     lines = [json.loads(line) for line in evolved.folder.population.read_text().splitlines()]
     for line in lines:
         line.pop("loss", None)
@@ -70,7 +70,7 @@ def test_a_journal_of_an_earlier_version_goes_on_without_losses(evolved, make_co
     before = found(evolved)
     sample(evolved, World())
     assert found(evolved) == [{key: value for key, value in entry.items() if key != "loss"} for entry in before]
-    minimising_loss = configuration.load(make_config(), ["sample.objectives=[loss, macs]"])
+    minimising_loss = configuration.load(path, ["sample.objectives=[loss, macs]"])
     with pytest.raises(UserError, match=r"population\.jsonl.*loss"):
         sample(minimising_loss, World())
 
@@ -118,10 +118,8 @@ def drop_path_rates(architecture: Architecture, image_size: int) -> list[float]:
     return [block.drop_path.drop_prob for block in network.blocks]
 
 
-def test_a_space_of_one_shared_block_is_searched(make_config) -> None:
-    config = configuration.load(
-        make_config(), ["model.space.shared_blocks=true", "search.epochs=1", "search.warmup_epochs=0"]
-    )
+def test_a_space_of_one_shared_block_is_searched(path) -> None:
+    config = configuration.load(path, ["model.space.shared_blocks=true", "search.epochs=1", "search.warmup_epochs=0"])
     search(config, World())
     sample(config, World())
     for entry in found(config):
@@ -168,10 +166,8 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
     assert score.loss < random_score.loss
 
 
-def test_search_and_sample_run_as_a_program(make_config, tmp_path) -> None:
-    output = run_here(
-        "search", make_config(), f"save_path={tmp_path / 'program'}", "search.epochs=1", "search.warmup_epochs=0"
-    )
+def test_search_and_sample_run_as_a_program(path, tmp_path) -> None:
+    output = run_here("search", path, f"save_path={tmp_path / 'program'}", "search.epochs=1", "search.warmup_epochs=0")
     assert "best: p" in output
     folder = tmp_path / "program" / "search"
     assert list((folder / "events").glob("events.*.search"))

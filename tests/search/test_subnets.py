@@ -53,20 +53,19 @@ def test_without_a_budget_an_identity_is_as_likely_as_a_head_count(make_config) 
     assert rule_of(config).identity_probability is None
 
 
-def test_cyclic_sharing_is_trained_and_sampled_and_goes_on_bit_by_bit(make_config, monkeypatch, tmp_path) -> None:
+def test_cyclic_sharing_is_trained_and_sampled_and_goes_on_bit_by_bit(path, monkeypatch, tmp_path) -> None:
     arguments = ["model.sharing=cyclic", "search.epochs=1", "search.warmup_epochs=0"]
-    path = make_config()
     whole, stopped = (
         configuration.load(path, [*arguments, f"save_path={tmp_path / name}"]) for name in ("whole", "stopped")
     )
     search(whole, World())
-    asked = iter([None] * 6 + ["SIGTERM"])
+    asked = iter([None] * 4 + ["SIGTERM"])
     with monkeypatch.context() as patched:
         patched.setattr(train, "stop_requested", lambda world: next(asked))
         with pytest.raises(Interrupted):
             search(stopped, World())
     search(stopped, World())
-    assert "resumes at step 7 of" in (stopped.folder.log("search", None)).read_text()
+    assert "resumes at step 5 of" in (stopped.folder.log("search", None)).read_text()
     name = "epoch_1_ckpt.pth.tar"
     assert_equal(*(torch.load(c.folder.checkpoints("search") / name, weights_only=True) for c in (whole, stopped)))
     for config in (whole, stopped):
