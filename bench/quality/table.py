@@ -1,0 +1,87 @@
+"""The table of truth: architectures inside one narrow budget, each trained alone, with two seeds.
+
+    OMP_NUM_THREADS=1 python bench/quality/table.py FOLDER [--seeds 0 1] [--processes 2]
+
+Draws `ARCHITECTURES` members of the space (`setting.py`), as many of each patch size and spread over the depths, and
+trains each with the `retrain` stage, then measures it on the val and the test images. One line a training goes to
+`results/table.jsonl`. Killed and started again, it goes on; trainings run side by side, in processes of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from setting import BUDGET, SPACE, run_config, write_images
+
+from inference.test import test
+from retrain.retrain import retrain
+from vitas import Architecture, SearchSpace
+from vitas.budget import Budget, MacsModel, draw_in_budget
+from vitas.distributed import World
+from vitas.files import Journal
+
+ARCHITECTURES = 60
+RESULTS = Path(__file__).parent / "results" / "table.jsonl"
+
+
+def draw_architectures(count: int = ARCHITECTURES, seed: int = 0) -> list[Architecture]:
+    """So many members of the space inside the budget, half of each patch size, each depth as often as can be."""
+    space, budget = SearchSpace(**SPACE), Budget(**BUDGET)
+    rng = np.random.default_rng(seed)
+    model = MacsModel(space, 28, 10, budget.convention)
+    members = [space.decode(genome).compact() for genome in draw_in_budget(model, budget, 20 * count, rng)]
+    groups: dict[tuple[int, int], list[Architecture]] = {}
+    for architecture in members:
+        groups.setdefault((architecture.patch_size, architecture.depth), []).append(architecture)
+    drawn: list[Architecture] = []
+    for patch_size in space.patch_sizes:
+        own = [groups[key] for key in sorted(groups) if key[0] == patch_size]
+        # Round by round, one of each depth.
+        turns = [group[i] for i in range(count) for group in own if i < len(group)]
+        drawn += turns[: count // len(space.patch_sizes)]
+    return drawn
+
+
+def train_and_measure(folder: Path, architecture: Architecture, seed: int) -> dict:
+    """One line of the table. A training that was interrupted goes on from its checkpoint."""
+    run = folder / "table" / f"{architecture}-seed{seed}"
+    config = run_config(folder, run, seed, retrain={"architecture": str(architecture)}, test={})
+    retrain(config, World())
+    line = {"architecture": str(architecture), "seed": seed, **architecture.costs(28, 10)}
+    for part in ("val", "test"):
+        data = {"data_dir": str(folder / "fashion" / part), "workers": 0, "crop_fraction": 1.0}
+        test(run_config(folder, run, seed, test={"data": data}), World())
+        results = json.loads(config.folder.results.read_text())
+        line |= {f"{part}_top1": results["top1"], f"{part}_loss": results["loss"]}
+    shutil.rmtree(run)
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where images and trainings go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    write_images(arguments.folder)
+    journal = Journal(RESULTS)
+    known = {(line["architecture"], line["seed"]) for line in journal.lines}
+    wanted = [(a, seed) for seed in arguments.seeds for a in draw_architectures() if (str(a), seed) not in known]
+    print(f"{len(known)} trainings are known, {len(wanted)} are left", flush=True)
+    # Spawned: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(train_and_measure, arguments.folder, *unit) for unit in wanted]
+        for future in as_completed(futures):
+            line = future.result()
+            journal.append(line)
+            print(f"{line['architecture']} seed {line['seed']}: test {line['test_top1']:.2f}%", flush=True)
+
+
+if __name__ == "__main__":
+    main()
