@@ -1,6 +1,7 @@
 """`sample`: what evolution with a supernet finds, what it writes down, and what it does not do twice."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
+from vitas.slurm import signals
 
 # Networks of one or two blocks.
 SHALLOW = "sample.budget={minimum: 100_000, maximum: 600_000}"
@@ -166,11 +168,16 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
     assert score.loss < random_score.loss
 
 
-def test_search_and_sample_run_as_a_program(path, tmp_path) -> None:
+def test_search_and_sample_run_as_a_program(path, tmp_path, monkeypatch) -> None:
     output = run_here("search", path, f"save_path={tmp_path / 'program'}", "search.epochs=1", "search.warmup_epochs=0")
     assert "best: p" in output
     folder = tmp_path / "program" / "search"
     assert list((folder / "events").glob("events.*.search"))
     assert list((folder / "events").glob("events.*.sample"))
     assert "loss" in (folder / "log" / "search.log").read_text()
+    assert not list(folder.glob("*.lock"))
+    # Nor does the process take the lock again, which it looked after every few seconds.
+    later = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    signals.stop_code()
     assert not list(folder.glob("*.lock"))
