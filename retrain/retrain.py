@@ -36,16 +36,7 @@ def retrain(config: RunConfig, world: World) -> None:
         changes = checkpoint.start_from(network, settings.from_checkpoint)
         report.line("; ".join([f"starts from the weights of {settings.from_checkpoint}", *changes]))
     network.to(world.device)
-    loader = TrainingLoader(
-        settings.data,
-        model.image_size,
-        model.mean,
-        model.std,
-        settings.batch_size,
-        world,
-        config.seed,
-        settings.repeats,
-    )
+    loader = TrainingLoader.for_stage(settings, config, world)
     report.line(
         f"{architecture}: {architecture.macs(model.image_size, model.num_classes):,} MACs, "
         f"{architecture.parameters(model.image_size, model.num_classes):,} parameters, "

@@ -1,7 +1,8 @@
 # The scripts that start stages source this file.
 #   use_environment                        use .venv, or an active Python that can run the project; else set up .venv
-#   search_stages KEY=VALUE CONFIG [WORDS] run search and sample with KEY=VALUE, on all tasks of the current Slurm job
-#                                          or on this machine; refuse a YAML or WORDS that set KEY to another value
+#   search_stages SETTINGS CONFIG [WORDS]  run search and sample with SETTINGS ("KEY=VALUE ..."), on all tasks of the
+#                                          current Slurm job or on this machine; refuse a YAML or WORDS that set a KEY
+#                                          to another value
 #   launch_stage STAGE CONFIG [WORDS]      run a stage with `vitas launch`
 # CONFIG is the default where WORDS begin with no file.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -30,7 +31,8 @@ use_environment() {
 }
 
 search_stages() {
-    local setting="$1" config="$2" module=vitas.slurm.local
+    local settings=() config="$2" module=vitas.slurm.local setting
+    for setting in $1; do settings+=(--for "$setting"); done
     shift 2
     case "${1:-}" in
         -h | --help) print_help "$script"; exit ;;
@@ -39,7 +41,7 @@ search_stages() {
     esac
     use_environment
     if [ -n "${SLURM_JOB_ID:-}" ]; then module=vitas.slurm.supervisor; fi
-    exec python -m "$module" --for "$setting" search "$config" "$@"
+    exec python -m "$module" "${settings[@]}" search "$config" "$@"
 }
 
 launch_stage() {

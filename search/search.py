@@ -24,16 +24,7 @@ def search(config: RunConfig, world: World) -> None:
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"), settings.keep)
     subnets = subnets_to_train(config, report, world)
     supernet = build_supernet(config, world)
-    loader = TrainingLoader(
-        settings.data,
-        model.image_size,
-        model.mean,
-        model.std,
-        settings.batch_size,
-        world,
-        config.seed,
-        settings.repeats,
-    )
+    loader = TrainingLoader.for_stage(settings, config, world)
     weights = sum(p.numel() for p in supernet.parameters())
     report.line(
         f"{model.sharing} supernet of {config.space.size:.3g} architectures, {weights:,} weights, "

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import vitas
+from search.objectives import OBJECTIVES
 from vitas import config
 from vitas.budget import Budget
 from vitas.config import AsvitSearch, Growth, Model, Retrain, RunConfig, Sample, Search, TokenPhase, Training
@@ -136,6 +137,15 @@ def test_a_key_that_takes_a_few_values_is_documented_with_all_of_them(heading):
         if values:
             written = set(re.findall(r"[\w.]+", rows[name]["type"])) - {"or", "list", "of", "and"}
             assert written == values, f"{heading}: {name}"
+
+
+def test_the_page_says_of_every_objective_what_its_registry_says(repository):
+    text = (repository / "docs" / "configuration.md").read_text()
+    part = text[text.index("### `sample.objectives`") :]
+    rows = {row["value"].strip("`"): row["meaning"] for row in tables(part)[0]}
+    assert list(rows) == list(OBJECTIVES)
+    for name, objective in OBJECTIVES.items():
+        assert rows[name].startswith(objective.meaning)
 
 
 def test_supernet_augmentation_is_the_documented_one():

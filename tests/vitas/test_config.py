@@ -12,7 +12,7 @@ import yaml
 from search.objectives import OBJECTIVES
 from vitas import Architecture
 from vitas.catalog import Found, write_found, zoo
-from vitas.config import RunConfig, load
+from vitas.config import RunConfig, load, require
 from vitas.errors import UserError
 from vitas.program import run_stages
 from vitas.run import STAGES
@@ -118,6 +118,15 @@ def test_a_supernet_is_weakly_augmented_unless_the_yaml_says_otherwise(make_conf
     assert config.search.data.augmentation.auto_augment is None
     assert config.search.data.augmentation.color_jitter == 0
     assert config.retrain.data.augmentation.auto_augment == "rand-m9-mstd0.5-inc1"
+
+
+def test_what_a_script_is_for_is_set_but_makes_no_section(make_config):
+    settings = ("model.sharing=ordinal", "search.method=supernet")
+    assert require(make_config(), ("seed=1",), settings) == ("seed=1", *settings)
+    assert require(make_config({"search": None}), (), settings) == ("model.sharing=ordinal",)
+    assert require(make_config({"model.sharing": "ordinal"}), (), settings) == settings
+    with pytest.raises(UserError, match=r"model\.sharing: found 'bilateral'.*'ordinal'"):
+        require(make_config(), ("model.sharing=bilateral",), settings)
 
 
 # What is refused

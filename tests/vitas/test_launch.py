@@ -384,6 +384,7 @@ def test_the_scripts_run_on_this_machine_where_there_is_no_slurm(without_slurm, 
     ("script", "key", "said", "wanted"),
     [
         ("search_bcnet", "model.sharing", "ordinal", "bilateral"),
+        ("search_bcnet", "search.method", "asvit", "supernet"),
         ("search_autoslim", "model.sharing", "bilateral", "ordinal"),
         ("search_asvit", "search.method", "supernet", "asvit"),
     ],

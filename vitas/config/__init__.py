@@ -44,6 +44,7 @@ __all__ = [
     "check_token_phases",
     "find",
     "load",
+    "require",
 ]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -84,23 +85,28 @@ def _mistakes(path: str | Path, source: Configuration, lines: list[str]) -> User
     return UserError(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
 
 
-def settle(path: Path, overrides: Sequence[str], setting: str) -> tuple[str, ...]:
-    """The overrides with `setting` (key=value) added, for a script that is meant for one value of a key.
+def require(path: Path, overrides: Sequence[str], settings: Sequence[str]) -> tuple[str, ...]:
+    """The overrides with `settings` (key=value) added, for a script that is meant for these values of its keys.
 
-    Raises `UserError` if the file or the overrides hold another value.
+    A section that the file does not have stays away. Raises `UserError` if the
+    file or the overrides hold another value.
     """
     source = read_configuration(read_text(path), str(path), overrides)
-    key, _, value = setting.partition("=")
-    found: object = source.data
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    if found not in (None, value):
-        raise _mistakes(
-            path,
-            source,
-            [f"{key}: found {found!r}; this script is for {value!r}. Leave {key} out, or run the script for it"],
-        )
-    return (*overrides, setting)
+    added = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        *parents, last = key.split(".")
+        section: object = source.data
+        for part in parents:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        found = section.get(last)
+        if found not in (None, value):
+            line = f"{key}: found {found!r}; this script is for {value!r}. Leave {key} out, or run the script for it"
+            raise _mistakes(path, source, [line])
+        added.append(setting)
+    return (*overrides, *added)
 
 
 def find(name: str, program: str) -> Path:

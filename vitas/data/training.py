@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
+from vitas.config import RunConfig, Training
 from vitas.data.folders import Augmentation, TrainingData
 from vitas.data.images import open_image_folder
 from vitas.distributed import World, stream_seed
@@ -97,6 +98,21 @@ class TrainingLoader:
         self._repeats = repeats
         self._workers = settings.workers
         self.steps_per_epoch = len(folder) // batch_size
+
+    @classmethod
+    def for_stage(cls, settings: Training, config: RunConfig, world: World) -> TrainingLoader:
+        """The loader of a training stage, whose section is `settings`. Raises `UserError` as the class does."""
+        model = config.model
+        return cls(
+            settings.data,
+            model.image_size,
+            model.mean,
+            model.std,
+            settings.batch_size,
+            world,
+            config.seed,
+            settings.repeats,
+        )
 
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's part of the batches of steps `start` to `end` - 1, counted from the start of the run.

@@ -49,13 +49,13 @@ def read_arguments(module: str) -> tuple[str, Path, tuple[str, ...]]:
     if the YAML or an override hold another value.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
-    parser.add_argument("--for", dest="setting", metavar="KEY=VALUE")
+    parser.add_argument("--for", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("program")
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_args()
     path, overrides = configuration.find(given.config, given.program), tuple(given.overrides)
-    return given.program, path, configuration.settle(path, overrides, given.setting) if given.setting else overrides
+    return given.program, path, configuration.require(path, overrides, given.settings)
 
 
 if __name__ == "__main__":
