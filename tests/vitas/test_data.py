@@ -110,7 +110,7 @@ def test_an_epoch_sees_every_image_at_most_once_and_the_next_one_in_another_orde
 def test_an_image_is_augmented_anew_each_epoch_and_under_each_seed(few_images):
     def augmented(seed: int, epoch: int) -> torch.Tensor:
         transform = training_transform(Augmentation(), 16, MEAN, STD)
-        return AugmentedImages(ImageFolder(few_images), transform, seed)[epoch, 7, 0][0]
+        return AugmentedImages(ImageFolder(few_images), transform, seed).__getitems__([(epoch, 7, 0)])[0][0]
 
     assert torch.equal(augmented(0, 0), augmented(0, 0))
     assert not torch.equal(augmented(0, 0), augmented(0, 1))

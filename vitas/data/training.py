@@ -154,19 +154,22 @@ class AugmentedImages(Dataset):
     def __len__(self) -> int:
         return len(self._folder)
 
-    def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int]:
-        epoch, index, repeat = item
-        image, label = self._folder[index]
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, int]]:
+        """The images of a batch. One call, because keeping the generators' states costs as much as a small image."""
         # A worker's generators serve nothing else; the main process's states must be restored.
         before = None if get_worker_info() else _generator_states()
-        names = ("augment", epoch, index, repeat) if repeat else ("augment", epoch, index)
-        _seed_generators(stream_seed(self._seed, *names))
-        tensor = self._transform(image)
+        batch = [self._augmented(*item) for item in items]
         if before:
             random.setstate(before[0])
             np.random.set_state(before[1])
             torch.set_rng_state(before[2])
-        return tensor, label
+        return batch
+
+    def _augmented(self, epoch: int, index: int, repeat: int) -> tuple[Tensor, int]:
+        image, label = self._folder[index]
+        names = ("augment", epoch, index, repeat) if repeat else ("augment", epoch, index)
+        _seed_generators(stream_seed(self._seed, *names))
+        return self._transform(image), label
 
 
 def _generator_states() -> tuple:
