@@ -1,16 +1,91 @@
-"""Evolution's operators for pymoo: crossover, mutation, repair and elimination of duplicates."""
+"""Evolution's operators for pymoo: crossover, mutation, repair and elimination of duplicates.
+
+Those named after blocks and budgets serve the genomes of `vitas.space`, and
+give canonical ones; the others serve any genome of integers.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.mutation import Mutation
 from pymoo.core.repair import Repair
 from pymoo.operators.crossover.ux import UniformCrossover
 
-from vitas.budget import Budget, CostModel, move_into_budget
+from vitas.budget import Budget, CostModel
+from vitas.in_budget import move_into_budget
+from vitas.space import SearchSpace
 
-__all__ = ["DrawGenesAnew", "DropKnown", "MoveIntoBudget", "UniformCrossover"]
+__all__ = ["BlockCrossover", "BlockMutation", "DrawGenesAnew", "DropKnown", "MoveIntoBudget", "UniformCrossover"]
+
+
+class BlockCrossover(Crossover):
+    """Crossover: a child has patch size, embedding dim and depth of one parent, and each block whole from either.
+
+    The three together decide what blocks can cost, so a child is near the
+    budget of its parents. The i-th block comes from a parent that has an i-th
+    block, because it uses the supernet's i-th block. The two children
+    complement each other. Where all blocks are equal, genes are exchanged one
+    by one.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__(n_parents=2, n_offsprings=2)
+        self._space = space
+
+    def _do(self, problem, X, *args, random_state=None, **kwargs):
+        space, (first, second) = self._space, X.astype(np.int64)
+        if space.shared_blocks:
+            swap = random_state.random(first.shape) < 0.5
+            return np.stack([np.where(swap, second, first), np.where(swap, first, second)])
+        swap = random_state.random((len(first), space.depth)) < 0.5
+        return np.stack([self._child(first, second, swap), self._child(second, first, swap)])
+
+    def _child(self, ours: np.ndarray, theirs: np.ndarray, swap: np.ndarray) -> np.ndarray:
+        """Children [matings, genes] with the shape of `ours`, and blocks of `theirs` where `swap` [matings, depth]."""
+        child = ours.copy()
+        a, b, c = (self._space.columns(genomes) for genomes in (ours, theirs, child))
+        for name in ("choice", "qkv", "mlp"):
+            getattr(c, name)[:] = np.where(swap & a.active & b.active, getattr(b, name), getattr(a, name))
+        return child
+
+
+class BlockMutation(Mutation):
+    """Mutation: genes in use are drawn anew, and blocks left out or doubled.
+
+    probability: of each gene to be drawn anew. Each block is left out, and each
+        is doubled, with `probability` / (head counts + 1): as often as a gene
+        that is drawn anew becomes an identity.
+    """
+
+    def __init__(self, space: SearchSpace, probability: float) -> None:
+        super().__init__()
+        self._space, self._probability = space, probability
+
+    def _do(self, problem, X, *args, random_state=None, **kwargs):
+        space, probability = self._space, self._probability
+        limits = space.gene_counts.copy()
+        if not space.shared_blocks:
+            limits[1 : 1 + space.depth] = len(space.heads)
+        genomes = X.astype(np.int64)
+        drawn = random_state.integers(0, limits, size=genomes.shape)
+        anew = random_state.random(genomes.shape) < probability
+        if space.shared_blocks:
+            return np.where(anew, drawn, genomes)
+        # Identities stay: how many blocks there are changes below.
+        anew[:, 1 : 1 + space.depth] &= space.columns(genomes).active
+        genomes = space.canonical(np.where(anew, drawn, genomes))
+        if not space.identity:
+            return genomes
+        rate = probability / (len(space.heads) + 1)
+        for row, genome in enumerate(genomes):
+            depth = int(space.columns(genome).active.sum())
+            copies = 1 - (random_state.random(depth) < rate) + (random_state.random(depth) < rate)
+            blocks = np.repeat(np.arange(depth), copies)[: space.depth]
+            if len(blocks):
+                genomes[row] = space.rearranged(genome, blocks)
+        return genomes
 
 
 class DrawGenesAnew(Mutation):
@@ -26,7 +101,7 @@ class DrawGenesAnew(Mutation):
 
 
 class MoveIntoBudget(Repair):
-    """Repair: children outside the budget are moved into it, so that no scores are wasted on them."""
+    """Repair: children outside the budget are moved into it by the smallest change, so that all are worth scoring."""
 
     def __init__(self, model: CostModel, budget: Budget) -> None:
         super().__init__()

@@ -12,18 +12,19 @@ import numpy as np
 from search.evolution import Evolution
 from search.measured_speed import SpeedMeter
 from search.objectives import OBJECTIVES
-from search.operators import DrawGenesAnew, DropKnown, MoveIntoBudget, UniformCrossover
+from search.operators import BlockCrossover, BlockMutation, DropKnown, MoveIntoBudget
 from search.scoring import SubnetScore, SupernetScorer, describe_candidate
 from search.search import build_supernet
 from vitas import checkpoint
 from vitas.architecture import Architecture
-from vitas.budget import Budget, CostModel, draw_in_budget
+from vitas.budget import Budget, CostModel
 from vitas.catalog import Found, write_found
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, stream_seed
 from vitas.errors import UserError
+from vitas.in_budget import InBudget
 from vitas.report import Report, shown_path
 
 
@@ -86,18 +87,17 @@ def sample(config: RunConfig, world: World) -> None:
 
 def _evolution(config: RunConfig, cost_model: CostModel, world: World) -> Evolution:
     settings, budget = config.sample, config.sample.budget
-    gene_counts = config.space.gene_counts
     return Evolution(
         world,
         config.seed,
         "evolution",
-        gene_counts,
+        config.space.gene_counts,
         lambda: _first_population(cost_model, budget, settings.initial_population, config.seed),
         settings.population,
         len(settings.objectives),
         constraints=1,
-        crossover=UniformCrossover(),
-        mutation=DrawGenesAnew(gene_counts, settings.mutation),
+        crossover=BlockCrossover(config.space),
+        mutation=BlockMutation(config.space, settings.mutation),
         repair=MoveIntoBudget(cost_model, budget),
         eliminate_duplicates=DropKnown(),
     )
@@ -106,7 +106,7 @@ def _evolution(config: RunConfig, cost_model: CostModel, world: World) -> Evolut
 def _first_population(cost_model: CostModel, budget: Budget, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(stream_seed(seed, "initial population"))
     try:
-        return draw_in_budget(cost_model, budget, count, rng)
+        return InBudget(cost_model, budget).draw_different(rng, count)
     except UserError as error:
         raise UserError(f"sample.budget: {error}") from None
 

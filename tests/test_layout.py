@@ -20,7 +20,7 @@ LAYERS = (
     ("architecture", "files", "sharing", "data.folders", "data.example_images", "slurm.queries"),
     ("space", "asvit.genotype", "run", "slurm.signals", "slurm.lock"),
     ("budget", "catalog", "released"),
-    ("config",),
+    ("config", "in_budget"),
     ("slurm.cluster", "slurm.local"),
     ("slurm.supervisor",),
     ("slurm.submission",),

@@ -1,4 +1,4 @@
-"""Budgets, the costs of populations of architectures, and drawing populations inside a budget.
+"""Budgets, and the costs of populations of architectures.
 
 A `CostModel` gives the costs of many genomes at once: `MacsModel` counts MACs
 exactly, `SpeedModel` predicts images per second from a few measurements.
@@ -87,10 +87,21 @@ class CostModel:
         """The costs [population] of genomes [population, genes], in the unit of a `Budget`."""
         raise NotImplementedError
 
+    def additive(self, genomes: np.ndarray) -> np.ndarray:
+        """The costs [population] in the unit in which the blocks of a network add up: MACs, or seconds an image."""
+        costs = self.predict(genomes)
+        return 1 / costs if self.less_is_dearer else costs
+
+    def additive_range(self, budget: Budget) -> tuple[float, float]:
+        """The least and the largest cost inside a budget, in the unit of `additive`."""
+        if self.less_is_dearer:
+            return 1 / budget.maximum, 1 / budget.minimum if budget.minimum else np.inf
+        return budget.minimum, budget.maximum
+
     def mean(self, genomes: np.ndarray) -> float:
         """The mean cost of genomes [population, genes]."""
-        costs = self.predict(genomes)
-        return 1 / (1 / costs).mean() if self.less_is_dearer else costs.mean()
+        mean = self.additive(genomes).mean()
+        return 1 / mean if self.less_is_dearer else mean
 
 
 @dataclass(frozen=True)
@@ -229,39 +240,6 @@ def _speed_features(space: SearchSpace, image_size: int, genomes: np.ndarray) ->
     )
 
 
-def move_into_budget(
-    genomes: np.ndarray, model: CostModel, budget: Budget, rng: np.random.Generator, steps: int = 400
-) -> np.ndarray:
-    """Move genomes [population, genes] towards the budget by random single-gene changes.
-
-    A row outside the budget takes `steps` random changes, or fewer until it is
-    inside; changes that bring it farther away are undone. Rows inside stay as
-    they are. The caller must drop or penalise rows that are still outside.
-    """
-    genomes = model.space.canonical(genomes)
-    limits = model.space.gene_counts
-    distances = _distances(genomes, model, budget)
-    for _ in range(steps):
-        outside = np.flatnonzero(distances > 0)
-        if not outside.size:
-            break
-        genes = rng.integers(0, limits.size, size=outside.size)
-        trial = genomes[outside]
-        trial[np.arange(outside.size), genes] = rng.integers(0, limits[genes])
-        trial = model.space.canonical(trial)
-        trial_distances = _distances(trial, model, budget)
-        closer = trial_distances <= distances[outside]
-        genomes[outside[closer]] = trial[closer]
-        distances[outside[closer]] = trial_distances[closer]
-    return genomes
-
-
-def _distances(genomes: np.ndarray, model: CostModel, budget: Budget) -> np.ndarray:
-    """How far genomes are outside the budget [population]; infinitely far without any block."""
-    empty = ~model.space.columns(genomes).active.any(axis=1)
-    return np.where(empty, np.inf, budget.distance(model.predict(genomes)))
-
-
 def identity_probability(model: CostModel, budget: Budget, seed: int = 0, samples: int = 4096) -> float | None:
     """The identity probability at which the mean cost of random subnets is the middle of the budget.
 
@@ -284,25 +262,3 @@ def identity_probability(model: CostModel, budget: Budget, seed: int = 0, sample
         middle = (low + high) / 2
         low, high = (middle, high) if too_expensive(middle) else (low, middle)
     return (low + high) / 2
-
-
-# Random genomes drawn per wanted one, before others are moved into the budget.
-_DRAWS_PER_MEMBER = 200
-
-
-def draw_in_budget(model: CostModel, budget: Budget, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `count` different genomes [count, genes] inside the budget; fewer where no more are found.
-
-    Random ones first, at the identity probability that suits the budget; what
-    is missing is moved in from outside. Raises `UserError` if none was found.
-    """
-    genomes = model.space.sample_genomes(rng, count * _DRAWS_PER_MEMBER, identity_probability(model, budget))
-    found: dict[bytes, np.ndarray] = {}
-    for candidates in (genomes, move_into_budget(genomes[: 20 * count], model, budget, rng)):
-        for genome in candidates[budget.distance(model.predict(candidates)) == 0]:
-            if len(found) == count:
-                break
-            found.setdefault(genome.tobytes(), genome)
-    if not found:
-        raise UserError(f"found no architecture with {budget} among {len(genomes):,} tries; widen it")
-    return np.array(list(found.values()))

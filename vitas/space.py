@@ -229,6 +229,20 @@ class SearchSpace:
         columns.mlp[:] = np.where(active, shifted[2], 0)
         return genomes
 
+    def rearranged(self, genome: np.ndarray, blocks: Sequence[int]) -> np.ndarray:
+        """The canonical genome [genes] whose blocks are these positions of a genome; a position may come repeatedly.
+
+        For per-block spaces, and at most `depth` blocks.
+        """
+        result = genome.copy()
+        old, new = self.columns(genome), self.columns(result)
+        count = len(blocks)
+        for name, unused in (("choice", len(self.heads)), ("qkv", 0), ("mlp", 0)):
+            part = getattr(new, name)[0]
+            part[:count] = getattr(old, name)[0, list(blocks)]
+            part[count:] = unused
+        return result
+
     def sample_genomes(
         self, rng: np.random.Generator, count: int, identity_probability: float | None = None
     ) -> np.ndarray:

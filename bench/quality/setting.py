@@ -1,7 +1,7 @@
 """The setting that the experiments of this folder share: images, space, budget and recipe.
 
 Fashion-MNIST at 28 x 28: 10,000 train and 10,000 val images cut from the official
-train set, and the official 10,000 test images. The space has 2.5e13 members;
+train set, and the official 10,000 test images. The space has 9.1e12 members;
 the budget is narrow, so that counting multiply-adds ranks nothing.
 """
 
@@ -19,24 +19,26 @@ SPACE = {
     "depth": 8,
     "heads": [2, 4],
     "qkv_dim": 192,
-    "mlp_dim": 256,
+    "mlp_dim": 384,
     "widths": [0.25, 0.5, 0.75, 1.0],
 }
-# 1.57M multiply-adds, 11% to either side.
-BUDGET = {"minimum": 1_400_000, "maximum": 1_740_000, "convention": "true"}
-# Clothes look alike mirrored; the crop varies size and place.
+# 2.7M multiply-adds, 11% to either side.
+BUDGET = {"minimum": 2_400_000, "maximum": 3_000_000, "convention": "true"}
+# Clothes look alike mirrored. The images are aligned: with crops, networks this small are far from trained after 80
+# epochs; without, after 20 they gain nothing more (docs/experiments.md).
 AUGMENTATION = {
     "auto_augment": None,
     "color_jitter": 0.0,
     "random_erasing": 0.0,
     "flip": 0.5,
-    "scale": [0.6, 1.0],
+    "scale": [1.0, 1.0],
+    "ratio": [1.0, 1.0],
 }
 RECIPE = {
     "flag": True,
-    "epochs": 24,
+    "epochs": 20,
     "batch_size": 64,
-    "lr": 1e-3,
+    "lr": 3e-3,
     "warmup_epochs": 2,
     "label_smoothing": 0.1,
     "clip_grad": 5.0,

@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python bench/quality/table.py FOLDER [--seeds 0 1] [--processes 2]
 
-Draws `ARCHITECTURES` members of the space (`setting.py`), as many of each patch size and spread over the depths, and
-trains each with the `retrain` stage, then measures it on the val and the test images. One line a training goes to
-`results/table.jsonl`. Killed and started again, it goes on; trainings run side by side, in processes of one thread.
+Draws `ARCHITECTURES` members of the space (`setting.py`) as the search draws its first ones, spread over patch sizes,
+depths and embedding dims, trains each with the `retrain` stage, and measures it on the val and the test images. One
+line a training goes to `results/table.jsonl`. Killed and started again, it goes on; trainings run side by side, in
+processes of one thread.
 """
 
 from __future__ import annotations
@@ -22,30 +23,29 @@ from setting import BUDGET, SPACE, run_config, write_images
 from inference.test import test
 from retrain.retrain import retrain
 from vitas import Architecture, SearchSpace
-from vitas.budget import Budget, MacsModel, draw_in_budget
+from vitas.budget import Budget, MacsModel
 from vitas.distributed import World
 from vitas.files import Journal
+from vitas.in_budget import InBudget
 
 ARCHITECTURES = 60
 RESULTS = Path(__file__).parent / "results" / "table.jsonl"
 
 
 def draw_architectures(count: int = ARCHITECTURES, seed: int = 0) -> list[Architecture]:
-    """So many members of the space inside the budget, half of each patch size, each depth as often as can be."""
+    """So many members of the space inside the budget, drawn as the search draws its first ones.
+
+    Of those that differ in their numbers of heads alone, the first: where a
+    depth leaves room for one choice of widths only, they would be most of it.
+    """
     space, budget = SearchSpace(**SPACE), Budget(**BUDGET)
-    rng = np.random.default_rng(seed)
-    model = MacsModel(space, 28, 10, budget.convention)
-    members = [space.decode(genome).compact() for genome in draw_in_budget(model, budget, 20 * count, rng)]
-    groups: dict[tuple[int, int], list[Architecture]] = {}
-    for architecture in members:
-        groups.setdefault((architecture.patch_size, architecture.depth), []).append(architecture)
-    drawn: list[Architecture] = []
-    for patch_size in space.patch_sizes:
-        own = [groups[key] for key in sorted(groups) if key[0] == patch_size]
-        # Round by round, one of each depth.
-        turns = [group[i] for i in range(count) for group in own if i < len(group)]
-        drawn += turns[: count // len(space.patch_sizes)]
-    return drawn
+    genomes = InBudget(MacsModel(space, 28, 10, budget.convention), budget)
+    drawn: dict[tuple, Architecture] = {}
+    for genome in genomes.draw_different(np.random.default_rng(seed), 4 * count):
+        architecture = space.decode(genome).compact()
+        widths = tuple((block.qkv_dim, block.mlp_dim) for block in architecture.blocks)
+        drawn.setdefault((architecture.patch_size, architecture.embed_dim, widths), architecture)
+    return list(drawn.values())[:count]
 
 
 def train_and_measure(folder: Path, architecture: Architecture, seed: int) -> dict:
@@ -72,7 +72,7 @@ def main() -> None:
     write_images(arguments.folder)
     journal = Journal(RESULTS)
     known = {(line["architecture"], line["seed"]) for line in journal.lines}
-    wanted = [(a, seed) for seed in arguments.seeds for a in draw_architectures() if (str(a), seed) not in known]
+    wanted = [(a, seed) for a in draw_architectures() for seed in arguments.seeds if (str(a), seed) not in known]
     print(f"{len(known)} trainings are known, {len(wanted)} are left", flush=True)
     # Spawned: torch's threads do not survive a fork.
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:

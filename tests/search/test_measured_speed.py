@@ -11,9 +11,10 @@ from search.measured_speed import SpeedMeter
 from search.sample import sample
 from search.subnets import subnets_to_train
 from tests.conftest import largest
-from vitas.budget import Budget, SpeedModel, move_into_budget
+from vitas.budget import Budget, SpeedModel
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.in_budget import move_into_budget
 from vitas.report import Report
 
 

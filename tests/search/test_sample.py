@@ -15,17 +15,18 @@ from tests.processes import run_here
 from vitas import checkpoint, create_model, zoo
 from vitas import config as configuration
 from vitas.architecture import Architecture
-from vitas.budget import Budget, MacsModel, draw_in_budget
+from vitas.budget import Budget, MacsModel
 from vitas.catalog import read_found
 from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.in_budget import InBudget
 from vitas.report import Report
 from vitas.slurm import signals
 
 # Networks of one or two blocks.
-SHALLOW = "sample.budget={minimum: 100_000, maximum: 600_000}"
+SHALLOW = "sample.budget={minimum: 100_000, maximum: 300_000}"
 
 
 def journal(config) -> list[dict]:
@@ -92,7 +93,7 @@ def test_each_entry_names_its_network_in_every_form(trained) -> None:
 
 
 def test_what_is_found_has_no_identities_and_its_last_block_the_full_stochastic_depth(trained) -> None:
-    config = trained(SHALLOW)
+    config = trained(SHALLOW, "sample.sample_num=20")
     sample(config, World())
     architectures = list(read_found(config.folder.architectures).values())
     assert any(architecture.depth < config.space.depth for architecture in architectures)
@@ -143,7 +144,7 @@ def test_initial_population_is_distinct_and_inside(small_space) -> None:
     model = MacsModel(small_space, 32, 10)
     all_macs = model.predict(small_space.sample_genomes(np.random.default_rng(1), 500))
     budget = Budget(int(np.quantile(all_macs, 0.5)), int(np.quantile(all_macs, 0.55)))
-    genomes = draw_in_budget(model, budget, 20, np.random.default_rng(0))
+    genomes = InBudget(model, budget).draw_different(np.random.default_rng(0), 20)
     assert len(np.unique(genomes, axis=0)) == len(genomes) == 20
     assert all(macs in budget for macs in model.predict(genomes))
 

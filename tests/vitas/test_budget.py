@@ -1,4 +1,4 @@
-"""Budgets, what populations cost, and how populations are brought into a budget."""
+"""Budgets, and what populations cost."""
 
 from functools import cache
 
@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import largest
-from vitas import zoo
-from vitas.budget import Budget, MacsModel, draw_in_budget, identity_probability, move_into_budget
+from vitas.budget import Budget, MacsModel, identity_probability
 from vitas.costs import CONVENTIONS
 from vitas.errors import UserError
 
@@ -98,55 +97,6 @@ def test_nearest_and_require_agree_with_every_member(tiny_spaces, kind, conventi
         model.require(budget)
 
 
-@settings(max_examples=40)
-@given(data=st.data(), seed=st.integers(0, 2**32))
-def test_move_into_stays_in_the_space_and_comes_no_farther_from_any_budget(spaces, data, seed):
-    space = data.draw(spaces)
-    model = MacsModel(space, IMAGE_SIZE, NUM_CLASSES)
-    low, high = sorted(data.draw(st.integers(0, largest(space).macs(16, 10) * 2)) for _ in range(2))
-    budget, rng = Budget(low, high), np.random.default_rng(seed)
-    genomes = space.sample_genomes(rng, 20)
-    moved = move_into_budget(genomes, model, budget, rng, steps=50)
-    assert np.array_equal(moved, space.canonical(moved))
-    assert space.columns(moved).active.any(axis=1).all()
-    assert ((moved >= 0) & (moved < space.gene_counts)).all()
-    assert (distances(model.predict(moved), budget) <= distances(model.predict(genomes), budget)).all()
-
-
-@pytest.mark.parametrize("name", ["vitas_a", "vitas_b", "vitas_e", "vitas_f"])
-def test_move_into_brings_random_genomes_into_the_published_budgets(vitas_spaces, name):
-    """Most of them: a row from which every single change leads away stays outside."""
-    space = vitas_spaces[name]
-    model, rng = MacsModel(space, 224, 1000), np.random.default_rng(0)
-    published = zoo()[name].macs(convention="released")
-    budget = Budget(int(0.98 * published), int(1.02 * published))
-    genomes = space.sample_genomes(rng, 100)
-    assert (distances(model.predict(genomes), budget) == 0).mean() < 0.1
-    moved = move_into_budget(genomes, model, budget, rng)
-    assert (distances(model.predict(moved), budget) == 0).mean() > 0.6
-
-
-def test_move_into_leaves_what_is_inside_and_its_input_as_they_are(tiny_space):
-    model, members = model_and_members(tiny_space)
-    genomes = tiny_space.sample_genomes(np.random.default_rng(0), 100)
-    before = genomes.copy()
-    budget = Budget(int(members[0]), int(np.median(members)))
-    inside = distances(model.predict(genomes), budget) == 0
-    assert 0 < inside.sum() < len(genomes)
-    moved = move_into_budget(genomes, model, budget, np.random.default_rng(1))
-    assert np.array_equal(genomes, before)
-    assert np.array_equal(moved[inside], genomes[inside])
-
-
-def test_move_into_gives_a_genome_of_identities_a_block(tiny_spaces):
-    """A child without any block is in no budget: it is no member of the space."""
-    space = tiny_spaces["identity"]
-    model, members = model_and_members(space)
-    empty = np.array([[0, 2, 2, 0, 0, 0, 0, 0]])
-    moved = move_into_budget(empty, model, Budget(0, int(members[-1])), np.random.default_rng(0))
-    assert space.columns(moved).active.any()
-
-
 @settings(max_examples=20)
 @given(share=st.floats(0.05, 0.95), shared_blocks=st.booleans())
 def test_random_subnets_cost_the_middle_of_the_budget_on_average(tiny_spaces, share, shared_blocks):
@@ -172,30 +122,3 @@ def test_identity_probability_is_none_in_a_space_without_identities(tiny_spaces)
     for kind in ("no identity", "shared, no identity"):
         model, members = model_and_members(tiny_spaces[kind])
         assert identity_probability(model, Budget(int(members[0]), int(members[-1]))) is None
-
-
-@pytest.mark.parametrize("count", [1, 6])
-def test_genomes_drawn_in_a_budget_are_different_and_inside_and_as_many_as_asked(tiny_space, count):
-    model, members = model_and_members(tiny_space)
-    budget = Budget(*(int(np.quantile(members, share)) for share in (0.4, 0.6)))
-    drawn = draw_in_budget(model, budget, count, np.random.default_rng(0))
-    assert len(np.unique(drawn, axis=0)) == len(drawn) == count
-    assert np.array_equal(drawn, tiny_space.canonical(drawn))
-    assert (distances(model.predict(drawn), budget) == 0).all()
-
-
-def test_where_few_genomes_are_in_a_budget_fewer_are_drawn(tiny_spaces, all_genomes):
-    space = tiny_spaces["shared"]
-    model, members = model_and_members(space)
-    budget = Budget(int(members[5]), int(members[7]))
-    genomes = all_genomes(space)
-    inside = distances(model.predict(genomes), budget) == 0
-    drawn = draw_in_budget(model, budget, 100, np.random.default_rng(0))
-    assert sorted(map(tuple, drawn)) == sorted(map(tuple, genomes[inside]))
-
-
-def test_a_budget_that_no_draw_meets_is_refused(tiny_spaces):
-    model, members = model_and_members(tiny_spaces["identity"])
-    above = int(members[-1]) + 1
-    with pytest.raises(UserError, match=f"{above:,} to {above:,} MACs"):
-        draw_in_budget(model, Budget(above, above), 5, np.random.default_rng(0))
