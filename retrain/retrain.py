@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,11 +14,14 @@ from vitas.catalog import AnyArchitecture
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig, check_token_phases
 from vitas.data.training import TrainingLoader
-from vitas.distributed import World, stream_seed
+from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.evaluate import autocast
 from vitas.models import SuperNet, VisionTransformer, create_model
 from vitas.report import Report, shown_path
-from vitas.train import Task, train
+from vitas.seeds import stream_seed
+from vitas.teacher import load_teacher
+from vitas.train import Criterion, Task, train
 
 
 def retrain(config: RunConfig, world: World) -> None:
@@ -66,11 +71,19 @@ def retrain(config: RunConfig, world: World) -> None:
             )
         return trained(images)
 
+    criterion = Criterion(settings)
+    teacher = load_teacher(config, "retrain", report, world)
+
+    def losses(images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
+        taught = teacher(images) if teacher else None
+        with autocast(world.device, settings.amp):
+            logits = forward(images, step)
+        yield criterion(logits, targets, taught)
+
     task = Task(
         network,
-        forward,
+        losses,
         model.num_classes,
-        ema_decay=settings.ema_decay,
         about={
             "architecture": str(architecture),
             "num_classes": model.num_classes,

@@ -10,7 +10,8 @@ from pymoo.core.evaluator import Evaluator
 from pymoo.core.problem import Problem
 from pymoo.problems.static import StaticProblem
 
-from vitas.distributed import World, broadcast, stream_seed
+from vitas.distributed import World, broadcast
+from vitas.seeds import stream_seed
 
 
 class Evolution:

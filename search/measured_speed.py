@@ -9,10 +9,11 @@ from search.scoring import MeasurementJournal
 from vitas.architecture import Architecture
 from vitas.budget import SpeedModel
 from vitas.config import RunConfig
-from vitas.distributed import World, stream_seed
+from vitas.distributed import World
 from vitas.evaluate import images_per_second
 from vitas.models import VisionTransformer
 from vitas.report import Report
+from vitas.seeds import stream_seed
 
 # Seconds of measuring one architecture, after half as many of warm-up.
 SECONDS = 0.4

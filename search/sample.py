@@ -22,10 +22,11 @@ from vitas.catalog import Found, write_found
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
-from vitas.distributed import World, stream_seed
+from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.in_budget import InBudget
 from vitas.report import Report, shown_path
+from vitas.seeds import stream_seed
 
 
 def sample(config: RunConfig, world: World) -> None:
@@ -34,7 +35,7 @@ def sample(config: RunConfig, world: World) -> None:
     report = Report("sample", config.folder, world)
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve(settings.load_name)
     supernet = build_supernet(config, world).eval()
-    checkpoint.load_weights(supernet, path)
+    checkpoint.load_weights(supernet, path, settings.weights)
     model = config.model
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=True)
     report.line(f"scores with {shown_path(path)} on {images.total:,} images; budget {budget}")

@@ -13,7 +13,7 @@ import torch
 
 from vitas import distributed
 from vitas.architecture import Architecture
-from vitas.config import RunConfig
+from vitas.config import RunConfig, Sample
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, barrier, broadcast, gather
 from vitas.errors import UserError
@@ -104,6 +104,19 @@ class SubnetScore:
         return {name: value for name, value in vars(self).items() if not math.isnan(value)}
 
 
+def score_subnet(
+    supernet: SuperNet, architecture: Architecture, images: EvaluationSet, settings: Sample
+) -> SubnetScore:
+    """The score of an architecture with the supernet's weights on images."""
+    sides = [
+        evaluate(
+            lambda batch, side=side: supernet(batch, architecture, side), images, settings.batch_size, settings.amp
+        )
+        for side in supernet.scheme.scoring_sides
+    ]
+    return SubnetScore(*(sum(getattr(s, name) for s in sides) / len(sides) for name in ("top1", "loss")))
+
+
 class SupernetScorer:
     """Scores architectures with the supernet's weights on the val images, each once."""
 
@@ -133,21 +146,12 @@ class SupernetScorer:
         shifted = [architecture.shifted() for architecture in architectures]
         # A wave takes as long as its slowest subnet, so subnets of similar cost should be in one wave.
         by_cost = sorted(shifted, key=lambda a: a.macs(model.image_size, model.num_classes))
-        self._journal.measure(by_cost, self._score_one, self._world.size)
+        self._journal.measure(
+            by_cost,
+            lambda architecture: score_subnet(self._supernet, architecture, self._images, self._config.sample),
+            self._world.size,
+        )
         return [self.known[architecture] for architecture in shifted]
-
-    def _score_one(self, architecture: Architecture) -> SubnetScore:
-        settings = self._config.sample
-        sides = [
-            evaluate(
-                lambda images, side=side: self._supernet(images, architecture, side),
-                self._images,
-                settings.batch_size,
-                settings.amp,
-            )
-            for side in self._supernet.scheme.scoring_sides
-        ]
-        return SubnetScore(*(sum(getattr(s, name) for s in sides) / len(sides) for name in ("top1", "loss")))
 
     def _record(self, architecture: Architecture, score: SubnetScore) -> dict:
         scores = {"top1": score.top1, "loss": score.loss, "generation": self._generation}

@@ -1,46 +1,201 @@
-"""Which subnet each step of the supernet's training trains. A new rule is a new class with the method `at`."""
+"""Which subnets each step of the supernet's training trains.
+
+A rule of `DRAWS` draws genomes at random. `TrainingPlan` makes steps of them:
+one subnet a step, or several together (`search.subnets.together`). To add a
+rule, add it to `DRAWS`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from search.measured_speed import SpeedMeter
 from vitas.architecture import Architecture
-from vitas.budget import identity_probability
-from vitas.config import RunConfig
-from vitas.distributed import World, stream_seed
-from vitas.report import Report
+from vitas.budget import Budget, CostModel, identity_probability
+from vitas.errors import UserError
+from vitas.in_budget import InBudget
+from vitas.seeds import stream_seed
 from vitas.space import SearchSpace
+
+if TYPE_CHECKING:
+    # The configuration asks this module for the names of the rules.
+    from vitas.config import RunConfig
+
+# Genomes that are drawn at once: drawing one by one would cost as much as a small network's step.
+_CHUNK = 256
+
+# What a step trains: for each part of the batch, the subnets in the order of their passes.
+Step: TypeAlias = tuple[tuple[Architecture, ...], ...]
+
+
+class Draw(ABC):
+    """A rule that draws genomes. `cost_model` and `budget` are None where the run has no `sample` section."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, config: RunConfig, cost_model: CostModel | None) -> Draw:
+        """The rule of a configuration. Raises `UserError` where it needs what the configuration lacks."""
+
+    @abstractmethod
+    def genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`count` canonical genomes [count, genes]."""
 
 
 @dataclass(frozen=True)
-class RandomSubnets:
-    """One random subnet per step, the same on every rank without communication.
+class Published(Draw):
+    """ViTAS: every choice is equally likely, but for identities: with them the mean cost is the middle of the budget.
 
     identity_probability: of each position; None makes an identity as likely as any head count.
     """
 
     space: SearchSpace
     identity_probability: float | None
-    seed: int
 
-    def at(self, step: int) -> Architecture:
-        """The subnet of a step, a function of the seed and the step."""
-        rng = np.random.default_rng(stream_seed(self.seed, "subnet", step))
-        return self.space.sample(rng, self.identity_probability)
+    @classmethod
+    def of(cls, config: RunConfig, cost_model: CostModel | None) -> Published:
+        probability = config.search.identity_probability
+        if probability is None and cost_model is not None:
+            probability = identity_probability(cost_model, config.sample.budget, config.seed)
+        return cls(config.space, probability)
+
+    def genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return self.space.sample_genomes(rng, count, self.identity_probability)
+
+    def __str__(self) -> str:
+        if self.identity_probability is None:
+            return "subnets of any cost"
+        return f"subnets of any cost, where a position is an identity with probability {self.identity_probability:.3f}"
 
 
-def subnets_to_train(config: RunConfig, report: Report, world: World) -> RandomSubnets:
-    """The rule of a configuration.
+class Uniform(Published):
+    """Every choice equally likely, identities too."""
 
-    By default, the identity probability is the one at which random subnets cost
-    the middle of `sample.budget` on average, as in ViTAS.
+    @classmethod
+    def of(cls, config: RunConfig, cost_model: CostModel | None) -> Uniform:
+        return cls(config.space, None)
+
+
+@dataclass(frozen=True)
+class NearBudget(Draw):
+    """Subnets whose cost is in a budget, as `vitas.in_budget.InBudget` draws them."""
+
+    budget: Budget
+    drawn: InBudget
+
+    @classmethod
+    def of(cls, config: RunConfig, cost_model: CostModel | None) -> NearBudget:
+        if cost_model is None:
+            raise UserError("search.subnets.draw: found 'in_budget', but there is no sample.budget")
+        budget = config.sample.budget.widened(config.search.subnets.widen)
+        try:
+            return cls(budget, InBudget(cost_model, budget))
+        except UserError as error:
+            raise UserError(f"sample.budget: {error}") from None
+
+    def genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return self.drawn.draw(rng, count)
+
+    def __str__(self) -> str:
+        return f"subnets of {self.budget}"
+
+
+DRAWS: dict[str, type[Draw]] = {"published": Published, "uniform": Uniform, "in_budget": NearBudget}
+
+
+class TrainingPlan:
+    """What every step trains: a function of the seed and the step, so the same on every rank and after a restart.
+
+    together: which subnets a part of the batch trains, one after another.
+        one: a random one.
+        complementary: of two steps, the second trains the complementary widths of the first one's subnet (BCNet): the
+            widest where it had the narrowest. So, over both, every channel is used about equally often.
+        sandwich: the largest, `randoms` random ones, and the smallest (BigNAS), of one patch size.
+    parts: of the batch, each with subnets of its own.
     """
-    probability = config.search.identity_probability
-    if probability is None and config.sample is not None:
-        budget = config.sample.budget
-        model = SpeedMeter(config, report, world).fit_model() if budget.is_speed else config.macs_model
-        probability = identity_probability(model, budget, config.seed)
-    return RandomSubnets(config.space, probability, config.seed)
+
+    def __init__(self, space: SearchSpace, draw: Draw, seed: int, together: str, randoms: int, parts: int) -> None:
+        self._space, self._draw, self._seed = space, draw, seed
+        self._together, self._parts = together, parts
+        self._randoms = randoms if together == "sandwich" else 1
+        # A resumed run starts anywhere, and parts of a step may lie in two chunks.
+        self._chunk = lru_cache(maxsize=2)(self._draw_chunk)
+        self._last = lru_cache(maxsize=1)(self._make)
+
+    def at(self, step: int) -> Step:
+        """The subnets of a step."""
+        return self._last(step)
+
+    def genomes(self, step: int) -> np.ndarray:
+        """The canonical genomes [passes, genes] of the subnets of a step, in the order of `at`."""
+        return np.concatenate([self._group(step, part) for part in range(self._parts)])
+
+    def _make(self, step: int) -> Step:
+        return tuple(
+            tuple(self._space.decode(genome) for genome in self._group(step, part)) for part in range(self._parts)
+        )
+
+    def _group(self, step: int, part: int) -> np.ndarray:
+        if self._together == "complementary":
+            first = self._drawn(step // 2 * self._parts + part)
+            return (complementary(self._space, first) if step % 2 else first)[None]
+        start = (step * self._parts + part) * self._randoms
+        randoms = np.array([self._drawn(start + i) for i in range(self._randoms)])
+        if self._together == "one":
+            return randoms
+        # Of the first random one's patch size, so that every stem meets the largest and the smallest.
+        largest, smallest = (extreme(self._space, randoms[0], widest) for widest in (True, False))
+        return np.concatenate([largest[None], randoms, smallest[None]])
+
+    def _drawn(self, index: int) -> np.ndarray:
+        return self._chunk(index // _CHUNK)[index % _CHUNK]
+
+    def _draw_chunk(self, chunk: int) -> np.ndarray:
+        return self._draw.genomes(np.random.default_rng(stream_seed(self._seed, "subnets", chunk)), _CHUNK)
+
+
+def complementary(space: SearchSpace, genome: np.ndarray) -> np.ndarray:
+    """The canonical genome with the complementary widths: the last ratio where it had the first, and so on."""
+    result = genome.copy()
+    last = len(space.widths) - 1
+    if space.shared_blocks:
+        result[2:5] = last - result[2:5]
+        return result
+    columns = space.columns(result)
+    columns.embed[:] = last - columns.embed
+    columns.qkv[:] = np.where(columns.active, last - columns.qkv, 0)
+    columns.mlp[:] = np.where(columns.active, last - columns.mlp, 0)
+    return result
+
+
+def extreme(space: SearchSpace, genome: np.ndarray, widest: bool) -> np.ndarray:
+    """The canonical genome of the largest network, or the smallest, with a genome's patch size.
+
+    Head counts cost nothing; they are those of the genome, repeated where it has no block.
+    """
+    result = genome.copy()
+    gene = len(space.widths) - 1 if widest else 0
+    depth = space.depth if widest or not space.identity else 1
+    if space.shared_blocks:
+        result[2:5] = gene
+        if space.identity:
+            result[5] = space.depth - depth
+        return result
+    active = int(space.columns(genome).active.sum())
+    result = space.rearranged(genome, np.arange(depth) % active)
+    columns = space.columns(result)
+    columns.embed[:] = gene
+    columns.qkv[:] = np.where(columns.active, gene, 0)
+    columns.mlp[:] = np.where(columns.active, gene, 0)
+    return result
+
+
+def training_plan(config: RunConfig, cost_model: CostModel | None) -> tuple[TrainingPlan, Draw]:
+    """The plan of a configuration, and the rule that it draws with. Raises `UserError` as the rule does."""
+    settings = config.search.subnets
+    draw = DRAWS[settings.draw].of(config, cost_model)
+    plan = TrainingPlan(config.space, draw, config.seed, settings.together, settings.randoms, settings.parts)
+    return plan, draw

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 SAME = ["retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
 
 
-RUNS = ("plain", "vit", "again", "staged", "asvit", "cyclic", "program")
+RUNS = ("plain", "vit", "again", "staged", "asvit", "cyclic", "sandwich", "parts", "uneven", "program")
 
 
 def newest(config: RunConfig, stage: str) -> Path:
@@ -79,6 +79,11 @@ def folder(tmp_path_factory, digits) -> Path:
     asvit = small_asvit(digits) | {"steps": 3, "growth": {"parameters": 200_000, "hidden_dim": 8, "score_width": 1.0}}
     add("asvit", "model.space=null", search=asvit, sample=None)
     add("cyclic", "model.sharing=cyclic")
+    distillation = "search.distillation={teacher: largest, weight: 1.0}"
+    add("sandwich", "search.subnets={together: sandwich, randoms: 1, draw: in_budget}", distillation)
+    add("parts", "search.subnets={parts: 4, together: complementary}", "search.panel={size: 3, epochs: 1}")
+    # On two processes, images 0 to 9 and 10 to 19; on five parts, the third is in both.
+    add("uneven", "search.subnets={parts: 5}", "model.sharing=ordinal")
     return folder
 
 
@@ -128,7 +133,7 @@ def test_one_network_is_measured_alike(rescored, by_two) -> None:
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["program", "cyclic"])
+@pytest.mark.parametrize("name", ["program", "cyclic", "sandwich", "parts", "uneven"])
 def test_a_supernets_training_gives_the_same_network(by_one, by_two, images, name) -> None:
     one = by_one(name)
     search(one, World())

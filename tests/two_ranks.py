@@ -29,6 +29,9 @@ STAGES = {
     "staged": (retrain,),
     "asvit": (search_asvit,),
     "cyclic": (search,),
+    "sandwich": (search,),
+    "parts": (search,),
+    "uneven": (search,),
 }
 
 

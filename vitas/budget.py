@@ -7,7 +7,7 @@ exactly, `SpeedModel` predicts images per second from a few measurements.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -55,6 +55,10 @@ class Budget:
     @property
     def middle(self) -> float:
         return (self.minimum + self.maximum) / 2
+
+    def widened(self, share: float) -> Budget:
+        """The budget with both ends moved outwards by a share of themselves."""
+        return replace(self, minimum=int(self.minimum * (1 - share)), maximum=int(self.maximum * (1 + share)))
 
     def distance(self, cost):
         """How far costs (a number or an array) are outside the budget; 0 is inside. The only test of 'inside'."""

@@ -1,4 +1,4 @@
-"""Process groups under torchrun, Slurm or neither; collectives; seeds of random streams.
+"""Process groups under torchrun, Slurm or neither; collectives.
 
 With one process there is no process group, and collectives do nothing.
 """
@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
@@ -236,13 +235,3 @@ def settle() -> int:
     _pending = None
     work.wait()
     return int(flag)
-
-
-def stream_seed(seed: int, *names: object) -> int:
-    """A 63-bit seed for the random stream called `names`, e.g. `("subnet", step)`.
-
-    The seed depends on nothing else, so a resumed run needs no generator's
-    state, and all ranks draw the same.
-    """
-    digest = blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -48,7 +48,10 @@ STAGES = {
 
 
 # For keys of the YAML that hold names from a stage's registry: that registry, `module:dict`. The modules load no torch.
-_REGISTRIES = {"sample.objectives": "search.objectives:OBJECTIVES"}
+_REGISTRIES = {
+    "sample.objectives": "search.objectives:OBJECTIVES",
+    "search.subnets.draw": "search.subnets:DRAWS",
+}
 
 
 def offered_by(key: str) -> Mapping[str, object]:
@@ -106,6 +109,16 @@ class RunFolder:
     @property
     def exports(self) -> Path:
         return self.root / "export"
+
+    @property
+    def seen(self) -> Path:
+        """What the supernet's training saw."""
+        return self.root / "search" / "seen.yaml"
+
+    @property
+    def panel(self) -> Path:
+        """The scores of the panel while the supernet trains."""
+        return self.root / "search" / "panel.jsonl"
 
     @property
     def population(self) -> Path:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.scheduler import CosineLRScheduler
@@ -26,10 +27,10 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
 from vitas.config_section import Section, defaults_of, fields_of, leaves, sections_in
 from vitas.data.training import TrainingLoader
-from vitas.distributed import World, barrier, stop_requested, stream_seed, sum_
+from vitas.distributed import World, barrier, stop_requested, sum_
 from vitas.errors import UserError
-from vitas.evaluate import autocast
 from vitas.report import Report, duration
+from vitas.seeds import stream_seed
 from vitas.slurm.signals import Interrupted
 
 # Keys that do not influence the result; a run may be resumed with other values of them.
@@ -43,20 +44,24 @@ class Task:
     """What a stage trains, and how.
 
     model: its weights are trained and saved.
-    forward: (images, step) -> logits, for the loss.
+    losses: (images, targets, step) -> the losses of a step, one a backward pass; their gradients add up. Targets are
+        labels [b], or probabilities [b, classes] where the recipe mixes images.
     num_classes: of the logits.
-    reduce_gradients: (step) -> None, called after the backward pass to average
+    reduce_gradients: (step) -> None, called after the backward passes to average
         gradients over the ranks; not needed with DistributedDataParallel.
-    ema_decay: of the average of the weights; 0 is off.
     about: plain data to save beside the weights, e.g. the architecture.
+    scalars: (steps) -> further numbers about steps, to report beside their loss.
+    after_epoch: (epochs done, network) -> why the training should end there, or None. The network has the averaged
+        weights, if there are any. Every rank calls it after every epoch, and again when a run resumes there.
     """
 
     model: nn.Module
-    forward: Callable[[Tensor, int], Tensor]
+    losses: Callable[[Tensor, Tensor, int], Iterable[Tensor]]
     num_classes: int
     reduce_gradients: Callable[[int], None] = lambda step: None
-    ema_decay: float = 0.0
     about: Mapping = field(default_factory=dict)
+    scalars: Callable[[range], Mapping[str, float]] = lambda steps: {}
+    after_epoch: Callable[[int, nn.Module], str | None] = lambda epoch, network: None
 
 
 def train(
@@ -67,8 +72,8 @@ def train(
     report: Report,
     world: World,
     seed: int,
-) -> None:
-    """Train to the last epoch, from the newest checkpoint if there is one.
+) -> int:
+    """Train to the last epoch, from the newest checkpoint if there is one. Returns the number of steps in all.
 
     Raises `UserError` for a checkpoint of another recipe or architecture, and
     for a loss that is not finite. Raises `Interrupted`, after a checkpoint of
@@ -85,23 +90,26 @@ def train(
         warmup_lr_init=0,
         t_in_epochs=False,
     )
-    ema = ModelEmaV3(task.model, decay=task.ema_decay) if task.ema_decay else None
+    ema = ModelEmaV3(task.model, decay=settings.ema_decay) if settings.ema_decay else None
     mixup = _mixup(settings, task.num_classes)
     if mixup and settings.batch_size // world.size % 2:
         raise UserError(
             f"{report.stage}.batch_size: found {settings.batch_size}, which gives {world.size} processes "
             f"{settings.batch_size // world.size} images each; mixup and cutmix pair images, so that must be even"
         )
-    criterion = _criterion(settings, soft_targets=mixup is not None)
     state = _State(task, settings, per_epoch, seed, optimizer, ema)
     start = state.resume(checkpoints, world)
     if start == total:
         report.line(f"all {settings.epochs} epochs are done")
-        return
+        return total
+    network = ema.module if ema else task.model
+    if start and start % per_epoch == 0 and (reason := task.after_epoch(start // per_epoch, network)):
+        report.line(f"{start // per_epoch} of {settings.epochs} epochs are done: {reason}")
+        return start
     if start:
         report.line(f"resumes at step {start:,} of {total:,} (epoch {start / per_epoch:.2f})")
     task.model.train()
-    meter = _Meter(settings, per_epoch, start, report, world)
+    meter = _Meter(task, settings, per_epoch, start, report, world)
     with report.progress(total, start, "steps") as update:
         for step, (images, labels) in enumerate(loader.batches(start, total), start):
             images = images.to(world.device, non_blocking=True)
@@ -111,26 +119,26 @@ def train(
                 np.random.seed(stream_seed(seed, "mixup", step) % 2**32)
                 images, labels = mixup(images, labels)
             scheduler.step_update(step)
-            with autocast(world.device, settings.amp):
-                logits = task.forward(images, step)
-            loss = criterion(logits.float(), labels)
             optimizer.zero_grad()
-            loss.backward()
+            for loss in task.losses(images, labels, step):
+                loss.backward()
+                meter.add(loss)
+            meter.end_step()
             task.reduce_gradients(step)
             if settings.clip_grad:
                 nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_grad)
             optimizer.step()
             if ema:
                 ema.update(task.model, step)
-            meter.add(loss)
 
             done = step + 1
             if done % settings.log_steps == 0 or done == total:
                 meter.report(done, optimizer.param_groups[0]["lr"], update)
-            reason = stop_requested(world) if done < total else None
+            epoch, within = divmod(done, per_epoch)
+            enough = task.after_epoch(epoch, network) if within == 0 else None
+            reason = stop_requested(world) if done < total and not enough else None
             if world.is_main:
-                epoch, within = divmod(done, per_epoch)
-                if within == 0 and (epoch % settings.checkpoint_epochs == 0 or done == total):
+                if within == 0 and (epoch % settings.checkpoint_epochs == 0 or done == total or enough):
                     checkpoints.save_epoch(state.at(done))
                 elif reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0):
                     checkpoints.save_recent(state.at(done))
@@ -140,8 +148,12 @@ def train(
                 # Slurm ends all ranks when the first one ends, so none may end before the checkpoint is written.
                 barrier(world)
                 raise Interrupted(reason)
+            if enough:
+                report.line(f"ends after epoch {epoch} of {settings.epochs}: {enough}")
+                break
     # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
+    return done
 
 
 def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
@@ -164,18 +176,43 @@ def _mixup(settings: Training, num_classes: int) -> Mixup | None:
     )
 
 
-def _criterion(settings: Training, soft_targets: bool) -> nn.Module:
-    if soft_targets:
-        # Mixup smooths the labels itself.
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(settings.label_smoothing) if settings.label_smoothing else nn.CrossEntropyLoss()
+class Criterion:
+    """The loss of logits [b, classes] of any type, from targets as `Task.losses` gets them and a teacher's logits."""
+
+    def __init__(self, settings: Training) -> None:
+        self._distillation = settings.distillation
+        if settings.mixup or settings.cutmix:
+            # Mixup smooths the labels itself.
+            self._of_labels: nn.Module = SoftTargetCrossEntropy()
+        elif settings.label_smoothing:
+            self._of_labels = LabelSmoothingCrossEntropy(settings.label_smoothing)
+        else:
+            self._of_labels = nn.CrossEntropyLoss()
+
+    def __call__(self, logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
+        """Without `taught`, the teacher's logits [b, classes], the loss of the labels alone."""
+        logits = logits.float()
+        if taught is None:
+            return self._of_labels(logits, targets)
+        weight, temperature = self._distillation.weight, self._distillation.temperature
+        if self._distillation.hard:
+            of_teacher = F.cross_entropy(logits, taught.argmax(dim=1))
+        else:
+            # The square keeps the size of the gradients, whatever the temperature (Hinton et al., 2015).
+            probabilities = (taught.float() / temperature).softmax(dim=1)
+            of_teacher = temperature**2 * F.cross_entropy(logits / temperature, probabilities)
+        # A weight of 1 needs no labels, and 0 times an infinite loss is no number.
+        return of_teacher if weight == 1 else weight * of_teacher + (1 - weight) * self._of_labels(logits, targets)
 
 
 class _Meter:
     """Reports the mean loss since the last report, the rate and the time left."""
 
-    def __init__(self, settings: Training, per_epoch: int, start: int, report: Report, world: World) -> None:
-        self._settings, self._per_epoch, self._start = settings, per_epoch, start
+    def __init__(
+        self, task: Task, settings: Training, per_epoch: int, start: int, report: Report, world: World
+    ) -> None:
+        self._task, self._settings, self._per_epoch = task, settings, per_epoch
+        self._start = self._reported = start
         self._report, self._world = report, world
         self._total = settings.epochs * per_epoch
         # Sum and count of the losses, on the device, so that no step waits for its loss.
@@ -184,6 +221,8 @@ class _Meter:
 
     def add(self, loss: Tensor) -> None:
         self._losses[0] += loss.detach()
+
+    def end_step(self) -> None:
         self._losses[1] += 1
 
     def report(self, done: int, lr: float, update: Callable[[int, str], None]) -> None:
@@ -204,7 +243,9 @@ class _Meter:
             f"epoch {done / self._per_epoch:.2f}/{self._settings.epochs}  step {done}/{self._total}  "
             f"loss {loss:.4f}  lr {lr:.3g}  {rate:,.0f} images/s  left {duration(per_step * (self._total - done))}"
         )
-        self._report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate})
+        further = self._task.scalars(range(self._reported, done))
+        self._reported = done
+        self._report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate, **further})
 
 
 def _default_leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -36,15 +36,15 @@ AUGMENTATION = {
 }
 RECIPE = {
     "flag": True,
-    "epochs": 20,
-    "batch_size": 64,
+    "epochs": 24,
+    "batch_size": 32,
     "lr": 3e-3,
     "warmup_epochs": 2,
     "label_smoothing": 0.1,
     "clip_grad": 5.0,
     "keep": 1,
     "checkpoint_epochs": 4,
-    "log_steps": 156,
+    "log_steps": 312,
 }
 
 

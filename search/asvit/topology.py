@@ -19,8 +19,9 @@ from search.operators import DrawGenesAnew, DropKnown, UniformCrossover
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.asvit.scores import Scores
 from vitas.config import RunConfig
-from vitas.distributed import World, broadcast, stream_seed
+from vitas.distributed import World, broadcast
 from vitas.report import Report
+from vitas.seeds import stream_seed
 
 # A reward is a change of scores relative to their range over so many steps.
 WINDOW = 20

@@ -9,7 +9,8 @@ import yaml
 from search import measured_speed as module
 from search.measured_speed import SpeedMeter
 from search.sample import sample
-from search.subnets import subnets_to_train
+from search.search import budget_model
+from search.subnets import training_plan
 from tests.conftest import largest
 from vitas.budget import Budget, SpeedModel
 from vitas.distributed import World
@@ -106,7 +107,8 @@ def test_speeds_at_another_batch_size_are_refused(load, clock):
 
 def test_random_subnets_are_trained_at_the_speed_of_the_budgets_middle(load, clock):
     config = load(1200, 1400)
-    probability = subnets_to_train(config, report(config, "search"), World()).identity_probability
+    _, draw = training_plan(config, budget_model(config, report(config, "search"), World()))
+    probability = draw.identity_probability
     model = SpeedMeter(config, report(config), World()).fit_model()
     genomes = config.space.sample_genomes(np.random.default_rng(7), 4000, probability)
     assert 0 < probability < 1

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas import distributed
-from vitas.distributed import World, find_place, stop_requested, stream_seed
+from vitas.distributed import World, find_place, stop_requested
 from vitas.errors import UserError
+from vitas.seeds import stream_seed
 from vitas.slurm import signals
 
 # Shares

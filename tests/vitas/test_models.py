@@ -329,7 +329,7 @@ def test_an_architecture_is_checked_against_its_space_once_however_many_passes_i
     for architecture in (one, other):
         for side in supernet.scheme.training_sides(0):
             supernet(images, architecture, side).sum().backward()
-        supernet.gradients_in_use(architecture, supernet.scheme.training_sides(0))
+        supernet.gradients_in_use([architecture], supernet.scheme.training_sides(0))
         supernet.extract(architecture)
     assert encoded == [one, other]
 
@@ -348,9 +348,9 @@ def test_gradients_in_use_are_views_of_what_a_step_trains_and_no_more(supernet_s
     sides = supernet.scheme.training_sides(step)
     sum(supernet(random_images(2, 16), architecture, side) for side in sides).square().sum().backward()
     for side in sides:
-        views = supernet.gradients_in_use(architecture, (side,))
+        views = supernet.gradients_in_use([architecture], (side,))
         assert sum(view.numel() for view in views) == architecture.parameters(16, 10)
-    for view in supernet.gradients_in_use(architecture, sides):
+    for view in supernet.gradients_in_use([architecture], sides):
         view.zero_()
     assert all(p.grad is None or not p.grad.any() for p in supernet.parameters())
 
@@ -367,9 +367,20 @@ def test_gradients_in_use_list_a_view_that_several_sides_share_once(supernet_spa
     for architecture in (widest, narrow):
         sum(supernet(images, architecture, side) for side in ("left", "right")).sum().backward()
     parts = len(supernet.parts(widest))
-    assert len(supernet.gradients_in_use(widest, ("left", "right"))) == parts
+    assert len(supernet.gradients_in_use([widest], ("left", "right"))) == parts
     parts = len(supernet.parts(narrow))
     shared = {"head.bias", "blocks.0.mlp.fc1.bias"}
-    views = supernet.gradients_in_use(narrow, ("left", "right"))
+    views = supernet.gradients_in_use([narrow], ("left", "right"))
     assert len(views) == len(set(places(views))) == 2 * parts - len(shared)
-    assert places(supernet.gradients_in_use(narrow, ("left",))) == places(views[:parts])
+    assert set(places(supernet.gradients_in_use([narrow], ("left",)))) <= set(places(views))
+    # What lies in a wider part is not listed again.
+    inner = Architecture.parse(f"p{widest.patch_size}-e16-token-h{widest.blocks[0].heads}q48m64-id")
+    both = supernet.gradients_in_use([inner, widest], ("left", "right"))
+    assert sorted(places(both)) == sorted(places(supernet.gradients_in_use([widest], ("left",))))
+
+
+def test_gradients_that_another_rank_trained_are_zeros_here(supernet_space):
+    supernet = SuperNet(supernet_space, 10, 16, "ordinal")
+    views = supernet.gradients_in_use([largest(supernet_space)], ("left",))
+    assert sum(view.numel() for view in views) == largest(supernet_space).parameters(16, 10)
+    assert not any(view.any() for view in views)

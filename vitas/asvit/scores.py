@@ -25,9 +25,9 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from vitas.asvit.genotype import Genotype
-from vitas.distributed import stream_seed
 from vitas.errors import UserError
 from vitas.models import StagedTransformer
+from vitas.seeds import stream_seed
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,15 @@ from pydantic import ValidationError
 from vitas.config.checks import check, check_token_phases
 from vitas.config.run_config import (
     AsvitSearch,
+    Distillation,
     Growth,
     Model,
+    Panel,
     Retrain,
     RunConfig,
     Sample,
     Search,
+    Subnets,
     Test,
     TokenPhase,
     Training,
@@ -32,12 +35,15 @@ from vitas.released import Configuration, read_configuration
 
 __all__ = [
     "AsvitSearch",
+    "Distillation",
     "Growth",
     "Model",
+    "Panel",
     "Retrain",
     "RunConfig",
     "Sample",
     "Search",
+    "Subnets",
     "Test",
     "TokenPhase",
     "Training",

@@ -31,6 +31,8 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         yield "model.space: is missing; it says what may be searched"
     if isinstance(config.search, AsvitSearch):
         yield from _check_asvit(config)
+    if isinstance(config.search, Search):
+        yield from _check_subnets(config)
     if config.sample is not None:
         if not any(offered_by("sample.objectives")[name].is_score for name in config.sample.objectives):
             yield f"sample.objectives: found {config.sample.objectives}; error or loss must be among them"
@@ -40,6 +42,12 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     for name, section in (("search", config.search), ("retrain", config.retrain)):
         if not isinstance(section, Training):
             continue
+        has_largest = isinstance(section, Search) and section.subnets.together == "sandwich"
+        if section.distillation is not None and section.distillation.teacher == "largest" and not has_largest:
+            yield (
+                f"{name}.distillation.teacher: found 'largest'; only a step of search that trains the largest subnet "
+                "beside others has it (search.subnets.together: sandwich)"
+            )
         if section.warmup_epochs >= section.epochs:
             yield (
                 f"{name}.warmup_epochs: found {section.warmup_epochs}; "
@@ -82,6 +90,19 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
             continue
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
     yield from _check_class_names(config)
+
+
+def _check_subnets(config: RunConfig):
+    search, subnets = config.search, config.search.subnets
+    if subnets.draw == "in_budget" and config.sample is None:
+        yield "search.subnets.draw: found 'in_budget', but the budget is missing (sample.budget)"
+    if search.panel is not None and config.sample is None:
+        yield "search.panel: its budget and images are missing (section sample)"
+    if search.batch_size % subnets.parts:
+        yield (
+            f"search.subnets.parts: found {subnets.parts}; it must divide search.batch_size, {search.batch_size}, "
+            "so that each part has as many images"
+        )
 
 
 def _check_waiting(test: Test, retrain: Retrain):

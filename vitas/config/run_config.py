@@ -20,6 +20,7 @@ from vitas.space import SearchSpace
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 SharingName = Literal[tuple(SCHEMES)]
 ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
+DrawName = Literal[tuple(offered_by("search.subnets.draw"))]
 
 
 class Model(Section):
@@ -39,6 +40,22 @@ class Model(Section):
     qkv_mode: Literal[0, 1, 2] = 2
 
 
+class Distillation(Section):
+    """Learning from a teacher's logits beside the labels.
+
+    teacher: a checkpoint of `retrain`, or the name of one of timm's models. In `search` also `largest`: where a step
+        trains several subnets, the others learn from the first, which learns from the labels alone.
+    weight: of the teacher's targets; the labels have the rest.
+    temperature: of the softmax of both logits.
+    hard: the teacher's top-1 class instead of its probabilities, as in DeiT.
+    """
+
+    teacher: str
+    weight: Share = 0.5
+    temperature: AboveZero = 1.0
+    hard: bool = False
+
+
 class Training(Section):
     """The recipe of a training stage; the defaults are those of the published results.
 
@@ -50,6 +67,8 @@ class Training(Section):
         its number of steps.
     mixup, cutmix: their alphas; 0 is off. With both, each batch takes one of them.
     clip_grad: the largest gradient norm; 0 is off.
+    ema_decay: of the average of the weights; 0 is off.
+    distillation: null is off.
     amp: bfloat16 on a GPU.
     keep: how many epoch checkpoints to keep; 0 keeps all.
     checkpoint_steps: steps between checkpoints within an epoch; 0 is only after epochs.
@@ -70,6 +89,8 @@ class Training(Section):
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
     clip_grad: NonNegative = 0.0
+    ema_decay: Fraction = 0.0
+    distillation: Distillation | None = None
     amp: bool = True
     keep: Count = 3
     checkpoint_steps: Count = 0
@@ -83,16 +104,50 @@ class SearchData(TrainingData):
     augmentation: WeakAugmentation = WeakAugmentation()
 
 
+class Subnets(Section):
+    """Which subnets each step of the supernet's training trains (see `search/subnets.py`).
+
+    draw: the rule by which random ones are drawn.
+    widen: for in_budget, the share by which both ends of `sample.budget` are moved outwards.
+    together: what a step trains: `one` random subnet; with `complementary` every second step the complementary widths
+        of the step before it; with `sandwich` the largest, `randoms` random ones and the smallest.
+    parts: parts of a batch, each with subnets of its own; on several processes each trains those of its images.
+    """
+
+    draw: DrawName = "published"
+    widen: Fraction = 0.25
+    together: Literal["one", "complementary", "sandwich"] = "one"
+    randoms: Positive = 2
+    parts: Positive = 1
+
+
+class Panel(Section):
+    """A fixed set of subnets of the budget that is scored while the supernet trains (see `search/panel.py`).
+
+    size: subnets. epochs: between scores.
+    stop_at: end the training when the ranking agrees with the one before, by Kendall's tau, so well twice in a row;
+        null never does.
+    """
+
+    size: Annotated[int, Field(ge=2)] = 16
+    epochs: Positive = 10
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
 class Search(Training):
     """The supernet's training.
 
     method: what the stage does; with `asvit` the keys are those of `AsvitSearch`.
-    identity_probability: of each position; null searches the one at which
-        random subnets cost the middle of `sample.budget` on average.
+    subnets: which subnets a step trains.
+    panel: subnets that are scored on the val images on the way; null is none.
+    identity_probability: of each position, where `subnets.draw` is `published`; null searches the one at which random
+        subnets cost the middle of `sample.budget` on average.
     """
 
     method: Literal["supernet"] = "supernet"
     data: SearchData
+    subnets: Subnets = Subnets()
+    panel: Panel | None = None
     identity_probability: Fraction | None = None
 
 
@@ -166,6 +221,7 @@ class Sample(Section):
     mutation: the probability that a gene of a child is drawn anew.
     batch_size: images per evaluation batch and process.
     load_name: the supernet's checkpoint, by default the newest.
+    weights: of the supernet: the trained ones, or their average (`search.ema_decay`).
     """
 
     flag: bool = False
@@ -180,6 +236,7 @@ class Sample(Section):
     batch_size: Positive = 256
     amp: bool = True
     load_name: str | None = None
+    weights: Literal["model", "ema"] = "model"
 
 
 class TokenPhase(Section):
@@ -203,7 +260,6 @@ class Retrain(Training):
     from_supernet: start from the supernet's weights.
     from_checkpoint: start from the weights of a file (fine-tuning); class count
         and image size may differ from those it was trained with.
-    ema_decay: of the average of the weights; 0 is off.
     tokens: phases of coarser tokens at the beginning; after them, tokens are full.
     """
 
@@ -211,7 +267,6 @@ class Retrain(Training):
     drop_path_rate: Fraction = 0.1
     from_supernet: bool = False
     from_checkpoint: str | None = None
-    ema_decay: Fraction = 0.0
     tokens: list[TokenPhase] = []
 
 

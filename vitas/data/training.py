@@ -21,8 +21,9 @@ from torchvision.datasets import ImageFolder
 from vitas.config import RunConfig, Training
 from vitas.data.folders import Augmentation, TrainingData
 from vitas.data.images import open_image_folder
-from vitas.distributed import World, stream_seed
+from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.seeds import stream_seed
 from vitas.slurm import signals
 
 

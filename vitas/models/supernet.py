@@ -56,6 +56,16 @@ class Part(NamedTuple):
                 tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
         return tensor
 
+    def lies_in(self, other: Part) -> bool:
+        """Whether a part of the same parameter holds all of this one; False may also mean that it is not obvious."""
+
+        def holds(outer: Channels | None, inner: Channels | None) -> bool:
+            if outer is None or inner is None:
+                return outer is None
+            return all(any(a <= start and stop <= b for a, b in outer) for start, stop in inner)
+
+        return all(holds(outer, inner) for outer, inner in zip(other.channels, self.channels, strict=True))
+
     def gradients(self) -> Iterator[Tensor]:
         """Views of the parameter's gradient that together make up the part's gradient."""
         for index in product(*([None] if ranges is None else ranges for ranges in self.channels)):
@@ -160,11 +170,27 @@ class SuperNet(nn.Module):
         yield from _layer_parts("norm", self.norm, embed)
         yield from _layer_parts("head", self.head, None, embed)
 
-    def gradients_in_use(self, architecture: Architecture, sides: Iterable[Side]) -> list[Tensor]:
-        """Views of the gradients of a subnet after passes with `sides`; parts that several sides use appear once."""
-        parts = (part for side in sides for part in self.parts(architecture, side).values())
-        different = {(id(part.parameter), part.channels): part for part in parts}
-        return [view for part in different.values() for view in part.gradients()]
+    def gradients_in_use(self, architectures: Iterable[Architecture], sides: Iterable[Side]) -> list[Tensor]:
+        """Views of the gradients of subnets after passes with `sides`, the same on all ranks.
+
+        A gradient that this rank has not, because other ranks trained that
+        subnet, becomes zeros. Parts that lie in another part appear once, in
+        that.
+        """
+        sides = tuple(sides)
+        of_parameter: dict[int, dict[tuple, Part]] = {}
+        for architecture in dict.fromkeys(architectures):
+            for side in sides:
+                for part in self.parts(architecture, side).values():
+                    of_parameter.setdefault(id(part.parameter), {})[part.channels] = part
+        views: list[Tensor] = []
+        for parts in of_parameter.values():
+            for part in parts.values():
+                if part.parameter.grad is None:
+                    part.parameter.grad = torch.zeros_like(part.parameter)
+                if not any(part.lies_in(other) for other in parts.values() if other is not part):
+                    views += part.gradients()
+        return views
 
     @torch.no_grad()
     def extract(self, architecture: Architecture, side: Side | None = None) -> VisionTransformer:
