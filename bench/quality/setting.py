@@ -60,7 +60,12 @@ def run_config(folder: Path, save_path: Path, seed: int, **sections: dict) -> Ru
     data: dict = {
         "retrain": {"data": {"data_dir": str(images / "train"), "workers": 0, "augmentation": AUGMENTATION}} | RECIPE,
         "search": {"data": {"data_dir": str(images / "train"), "workers": 0, "augmentation": AUGMENTATION}} | RECIPE,
-        "sample": {"flag": True, "data": {"data_dir": str(images / "val")} | evaluation, "budget": BUDGET},
+        "sample": {
+            "flag": True,
+            "batch_size": 500,
+            "data": {"data_dir": str(images / "val")} | evaluation,
+            "budget": BUDGET,
+        },
         "test": {"flag": True, "data": {"data_dir": str(images / "test")} | evaluation},
     }
     own = {name: data[name] | given for name, given in sections.items()}
