@@ -112,17 +112,26 @@ class MoveIntoBudget(Repair):
 
 
 class DropKnown(DuplicateElimination):
-    """Elimination of duplicates: drops children that were proposed before, whose score is already known."""
+    """Elimination of duplicates: drops children that are alike, and those that were given out before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._proposed: set[bytes] = set()
+        self._known: set[bytes] = set()
+
+    def add(self, genomes: np.ndarray) -> None:
+        """Genomes [children, genes] that are given out."""
+        self._known |= set(self._keys(genomes))
 
     def do(self, pop, *args, return_indices=False, to_itself=True):
+        # pymoo gives the children that it has already beside the population.
+        seen = self._known.union(*(self._keys(other.get("X")) for other in args if len(other)))
         new = []
-        for i, genome in enumerate(pop.get("X")):
-            key = genome.astype(np.int64).tobytes()
-            if key not in self._proposed:
-                self._proposed.add(key)
+        for i, key in enumerate(self._keys(pop.get("X"))):
+            if key not in seen:
+                seen.add(key)
                 new.append(i)
         return pop[np.array(new, dtype=int)]
+
+    @staticmethod
+    def _keys(genomes: np.ndarray) -> list[bytes]:
+        return [genome.tobytes() for genome in genomes.astype(np.int64)]

@@ -7,12 +7,19 @@ restart replays it over the journal and resumes, without scoring anything twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
+import torch
+import yaml
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from search.evolution import Evolution
 from search.measured_speed import SpeedMeter
 from search.objectives import OBJECTIVES
-from search.operators import BlockCrossover, BlockMutation, DropKnown, MoveIntoBudget
+from search.operators import BlockCrossover, BlockMutation, MoveIntoBudget
+from search.predictor import ChoiceLosses, Predictor
 from search.scoring import SubnetScore, SupernetScorer, describe_candidate
 from search.search import build_supernet
 from vitas import checkpoint
@@ -24,18 +31,24 @@ from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.files import write_text
 from vitas.in_budget import InBudget
 from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed
 
 
 def sample(config: RunConfig, world: World) -> None:
-    """Evolve architectures, and write the best `sample_num` to `save_path/search/architectures.yaml`."""
+    """Evolve architectures, and write what was found to `save_path/search/architectures.yaml`.
+
+    With one objective these are the best `sample_num`; with several the
+    non-dominated front, which is written to `front.yaml` too.
+    """
     settings, space, budget = config.sample, config.space, config.sample.budget
     report = Report("sample", config.folder, world)
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve(settings.load_name)
     supernet = build_supernet(config, world).eval()
-    checkpoint.load_weights(supernet, path, settings.weights)
+    state = checkpoint.read(path)
+    checkpoint.load_state(supernet, state, path, settings.weights)
     model = config.model
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=True)
     report.line(f"scores with {shown_path(path)} on {images.total:,} images; budget {budget}")
@@ -43,12 +56,15 @@ def sample(config: RunConfig, world: World) -> None:
     timed = budget.is_speed or "images_per_second" in settings.objectives
     meter = SpeedMeter(config, report, world) if timed else None
     macs_model = config.macs_model
-    evolution = _evolution(config, meter.fit_model() if budget.is_speed else macs_model, world)
+    cost_model = meter.fit_model() if budget.is_speed else macs_model
+    prior = _prior(config, state, path) if settings.prior > 1 else None
+    evolution = _evolution(config, cost_model, prior, world)
+    prescreen = _Prescreen(config)
 
     rounds = settings.generations + 1
     with report.progress(rounds, 0, "generations") as update:
         for generation in range(rounds):
-            genomes = evolution.ask()
+            genomes = evolution.ask(prescreen.predict if prescreen.is_ready else None)
             if not len(genomes):
                 report.line(f"generation {generation} finds nothing new: the budget's architectures are exhausted")
                 break
@@ -60,7 +76,7 @@ def sample(config: RunConfig, world: World) -> None:
             outside = budget.distance(cost)
             inside = outside == 0
             scores = scorer.score([a for a, fits in zip(architectures, inside, strict=True) if fits], generation)
-            if not scorer.known:
+            if not scorer.count:
                 raise UserError(
                     f"sample.budget: none of the {len(cost)} architectures that were proposed has {budget}; "
                     f"the nearest has {budget.nearest(cost):,.0f}; widen it"
@@ -71,14 +87,17 @@ def sample(config: RunConfig, world: World) -> None:
             quantities["parameters"] = [a.parameters(model.image_size, model.num_classes) for a in architectures]
             minimised = [OBJECTIVES[name].minimised(quantities) for name in settings.objectives]
             evolution.tell(np.stack(minimised, axis=1), outside[:, None])
+            prescreen.learn(genomes[inside], scorer.objective.minimised(quantities)[inside])
             _report_generation(generation, settings.generations, scorer, quantities["top1"][inside], report, update)
 
-    found = _best(config, scorer.known, meter)
+    found = _found(config, scorer, meter)
     if not found:
         # All scores may be from an earlier search with a budget in another convention.
         raise UserError(f"sample.budget: none of the {len(scorer.known)} architectures that were scored has {budget}")
     if world.is_main:
         write_found(config.folder.architectures, found)
+        if len(settings.objectives) > 1:
+            _write_front(config, found)
         report.line(
             f"best: {found[0].architecture} with top-1 {found[0].facts['top1']:.2f}%; "
             f"{len(found)} architectures in {shown_path(config.folder.architectures)}"
@@ -86,30 +105,80 @@ def sample(config: RunConfig, world: World) -> None:
     report.close()
 
 
-def _evolution(config: RunConfig, cost_model: CostModel, world: World) -> Evolution:
+def _write_front(config: RunConfig, found: Sequence[Found]) -> None:
+    """Write `front.yaml`: the architectures of the front by name, with the quantities that the objectives are of."""
+    # MACs are meant in the budget's convention.
+    macs = "macs_released" if _convention(config.sample.budget) == "released" else "macs"
+    quantities = [OBJECTIVES[name].quantity for name in config.sample.objectives]
+    facts = [macs if quantity == "macs" else quantity for quantity in quantities]
+    front = [{"name": e.name, **{fact: e.facts[fact] for fact in facts}, "text": str(e.architecture)} for e in found]
+    data = {"objectives": list(config.sample.objectives), "front": front}
+    write_text(config.folder.front, yaml.safe_dump(data, sort_keys=False, width=120))
+
+
+def _prior(config: RunConfig, state: Mapping, path: Path) -> ChoiceLosses:
+    """What the supernet's training knows of choices."""
+    if "choice_losses" not in state:
+        raise UserError(f"sample.prior: {path} does not hold the losses of choices in training; take prior: 1")
+    losses = ChoiceLosses(config.space, 1, torch.device("cpu"))
+    losses.load_state_dict(state["choice_losses"])
+    return losses
+
+
+class _Prescreen:
+    """The predictor that chooses children, if the run wants one; it knows what evolution was told."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._settings, self._predictor = config.sample.prescreen, Predictor(config.space)
+        self._genomes: list[np.ndarray] = []
+        self._values: list[float] = []
+
+    @property
+    def is_ready(self) -> bool:
+        return self._settings is not None and len(self._values) >= self._settings.scored
+
+    def learn(self, genomes: np.ndarray, values: np.ndarray) -> None:
+        if self._settings is not None:
+            self._genomes += list(genomes)
+            self._values += values.tolist()
+            if self.is_ready:
+                self._predictor.fit(np.array(self._genomes), np.array(self._values))
+
+    def predict(self, genomes: np.ndarray) -> np.ndarray:
+        return self._predictor.predict(genomes)
+
+
+def _evolution(config: RunConfig, cost_model: CostModel, prior: ChoiceLosses | None, world: World) -> Evolution:
     settings, budget = config.sample, config.sample.budget
     return Evolution(
         world,
         config.seed,
         "evolution",
         config.space.gene_counts,
-        lambda: _first_population(cost_model, budget, settings.initial_population, config.seed),
+        lambda: _first_population(config, cost_model, prior),
         settings.population,
         len(settings.objectives),
         constraints=1,
+        oversample=settings.prescreen.oversample if settings.prescreen else 1,
         crossover=BlockCrossover(config.space),
         mutation=BlockMutation(config.space, settings.mutation),
         repair=MoveIntoBudget(cost_model, budget),
-        eliminate_duplicates=DropKnown(),
     )
 
 
-def _first_population(cost_model: CostModel, budget: Budget, count: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(stream_seed(seed, "initial population"))
+def _first_population(config: RunConfig, cost_model: CostModel, prior: ChoiceLosses | None) -> np.ndarray:
+    settings = config.sample
+    rng = np.random.default_rng(stream_seed(config.seed, "initial population"))
     try:
-        return InBudget(cost_model, budget).draw_different(rng, count)
+        drawn = InBudget(cost_model, settings.budget).draw_different(rng, settings.initial_population * settings.prior)
     except UserError as error:
         raise UserError(f"sample.budget: {error}") from None
+    if prior is None:
+        return drawn
+    # The best of each small group, not the best of all, which would resemble each other.
+    worth = prior.predict(drawn)
+    groups = np.array_split(np.arange(len(drawn)), -(-len(drawn) // settings.prior))
+    return drawn[[group[np.argmin(worth[group])] for group in groups]]
 
 
 def _report_generation(
@@ -123,26 +192,53 @@ def _report_generation(
     report.scalars(generation, {"best_top1": best, "mean_top1": mean, "scored": len(scorer.known)})
 
 
-def _best(config: RunConfig, scores: dict[Architecture, SubnetScore], meter: SpeedMeter | None) -> list[Found]:
-    """The best architectures inside the budget by the first objective that is a score; ties go to the fewer MACs."""
-    budget, size = config.sample.budget, (config.model.image_size, config.model.num_classes)
-    objective = next(OBJECTIVES[name] for name in config.sample.objectives if OBJECTIVES[name].is_score)
-    convention = "true" if budget.is_speed else budget.convention
-    macs = {a: a.macs(*size, convention) for a in scores}
+def _convention(budget: Budget) -> str:
+    """How MACs are counted beside a budget."""
+    return "true" if budget.is_speed else budget.convention
+
+
+def _found(config: RunConfig, scorer: SupernetScorer, meter: SpeedMeter | None) -> list[Found]:
+    """What the search found in the budget: by the first score the best, or of several objectives the front.
+
+    Ties go to the fewer MACs.
+    """
+    settings, budget, size = config.sample, config.sample.budget, (config.model.image_size, config.model.num_classes)
+    scores = scorer.known
+    macs = {a: a.macs(*size, _convention(budget)) for a in scores}
     # Scores from an earlier search with a budget in another convention may have no measured speed.
     speeds = {a: meter.known[a] for a in scores if a in meter.known} if meter else {}
     costs = speeds if budget.is_speed else macs
 
-    def rank(a: Architecture) -> tuple:
-        return objective.minimised({objective.quantity: getattr(scores[a], objective.quantity)}), macs[a], str(a)
+    def minimised(a: Architecture, scores: Mapping[Architecture, SubnetScore]) -> list[float]:
+        quantities = {**vars(scores[a]), "macs": macs[a], "parameters": a.parameters(*size)}
+        quantities["images_per_second"] = speeds.get(a, 0.0)
+        return [float(OBJECTIVES[name].minimised(quantities)) for name in settings.objectives]
 
-    ranked = sorted((a for a in costs if costs[a] in budget), key=rank)[: config.sample.sample_num]
-    return [
-        # Without identities, so that stochastic depth reaches its full rate at the last block.
-        Found(
-            f"subnet_{i}",
-            a.compact(),
-            scores[a].facts | ({"images_per_second": speeds[a]} if a in speeds else {}) | describe_candidate(a, config),
-        )
-        for i, a in enumerate(ranked, start=1)
-    ]
+    def best(architectures: Iterable[Architecture], scores: Mapping[Architecture, SubnetScore]) -> list[Architecture]:
+        """Those that are worth keeping, best first."""
+
+        def rank(a: Architecture) -> tuple:
+            return float(scorer.objective.minimised(vars(scores[a]))), macs[a], str(a)
+
+        ranked = sorted(architectures, key=rank)
+        if len(settings.objectives) == 1 or not ranked:
+            return ranked
+        points = np.array([minimised(a, scores) for a in ranked])
+        return [ranked[i] for i in sorted(NonDominatedSorting().do(points, only_non_dominated_front=True))]
+
+    chosen, reported = best((a for a in costs if costs[a] in budget), scores), scores
+    if settings.finalists and chosen:
+        # Of a front, all.
+        finalists = chosen if len(settings.objectives) > 1 else chosen[: settings.finalists.count]
+        # What is reported is what no choice was made by.
+        reported, on_all = scorer.score_finalists(finalists)
+        chosen = best(finalists, on_all)
+    if len(settings.objectives) == 1:
+        chosen = chosen[: settings.sample_num]
+
+    def facts(a: Architecture) -> dict:
+        speed = {"images_per_second": speeds[a]} if a in speeds else {}
+        return reported[a].facts | speed | describe_candidate(a, config)
+
+    # Without identities, so that stochastic depth reaches its full rate at the last block.
+    return [Found(f"subnet_{i}", a.compact(), facts(a)) for i, a in enumerate(chosen, start=1)]

@@ -6,11 +6,16 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from search.adaptation import Adaptation
+from search.objectives import OBJECTIVES
 from vitas import distributed
 from vitas.architecture import Architecture
 from vitas.config import RunConfig, Sample
@@ -21,6 +26,7 @@ from vitas.evaluate import evaluate
 from vitas.files import Journal
 from vitas.models import SuperNet
 from vitas.report import Report, shown_path
+from vitas.seeds import stream_seed
 from vitas.slurm.signals import Interrupted
 
 Candidate = TypeVar("Candidate", bound=Hashable)
@@ -93,7 +99,7 @@ class MeasurementJournal(Generic[Candidate, Value]):
 
 @dataclass(frozen=True)
 class SubnetScore:
-    """The score of a subnet. top1: in percent. loss: mean cross-entropy. Both are means over the scheme's sides."""
+    """The score of a subnet. top1: in percent. loss: mean cross-entropy."""
 
     top1: float
     loss: float
@@ -104,64 +110,136 @@ class SubnetScore:
         return {name: value for name, value in vars(self).items() if not math.isnan(value)}
 
 
+def score_logits(sides: Sequence[Callable[[Tensor], Tensor]], images: EvaluationSet, settings: Sample) -> SubnetScore:
+    """The score of a network with several sides (images -> logits each), as `sample.sides` says."""
+    if settings.sides == "sum":
+        sides = [lambda batch, summed=tuple(sides): sum(side(batch) for side in summed)]
+    scores = [evaluate(side, images, settings.batch_size, settings.amp) for side in sides]
+    return SubnetScore(*(sum(getattr(score, name) for score in scores) / len(scores) for name in ("top1", "loss")))
+
+
 def score_subnet(
     supernet: SuperNet, architecture: Architecture, images: EvaluationSet, settings: Sample
 ) -> SubnetScore:
-    """The score of an architecture with the supernet's weights on images."""
-    sides = [
-        evaluate(
-            lambda batch, side=side: supernet(batch, architecture, side), images, settings.batch_size, settings.amp
-        )
-        for side in supernet.scheme.scoring_sides
-    ]
-    return SubnetScore(*(sum(getattr(s, name) for s in sides) / len(sides) for name in ("top1", "loss")))
+    """The score of an architecture with the supernet's weights."""
+    sides = [partial(supernet, architecture=architecture, side=side) for side in supernet.scheme.scoring_sides]
+    return score_logits(sides, images, settings)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A way to score, cheaper than the next. share: of the best candidates of a generation, which go on to the next."""
+
+    name: str
+    score: Callable[[Architecture], SubnetScore]
+    share: float = 1.0
 
 
 class SupernetScorer:
-    """Scores architectures with the supernet's weights on the val images, each once."""
+    """Scores architectures with the supernet's weights on the val images, each once on each rung.
+
+    With `sample.race`, all candidates of a generation are scored on a part of
+    the images, and the best of them on all. With `sample.adapt`, the best of
+    those are scored again after a brief adaptation. A candidate has the score
+    of the last rung that it reached. With `sample.finalists`, a share of the
+    images is kept for `score_finalists`.
+
+    objective: the first objective that is a score; by it candidates are ranked.
+    """
 
     def __init__(
         self, config: RunConfig, supernet: SuperNet, images: EvaluationSet, report: Report, world: World
     ) -> None:
-        self._config, self._supernet, self._images, self._world = config, supernet, images, world
-        self._generation = 0
+        settings = config.sample
+        self._config, self._world, self._generation = config, world, 0
+        self.objective = next(OBJECTIVES[name] for name in settings.objectives if OBJECTIVES[name].is_score)
         origin = {
             "supernet": _digest(supernet),
             "images": images.total,
-            "data": config.sample.data.model_dump(exclude={"data_dir", "workers"}),
+            "data": settings.data.model_dump(exclude={"data_dir", "workers"}),
         }
+        if settings.finalists:
+            self._unseen, images = images.split(settings.finalists.images, stream_seed(config.seed, "finalists"))
+            origin["unseen"] = self._unseen.total
+        self._images = images
+        self._rungs = []
+        if settings.race:
+            part, _ = images.split(settings.race.images, stream_seed(config.seed, "race"))
+            self._rungs.append(Rung("race", lambda a: score_subnet(supernet, a, part, settings), settings.race.keep))
+        share = settings.adapt.keep if settings.adapt else 1.0
+        self._rungs.append(Rung("supernet", lambda a: score_subnet(supernet, a, images, settings), share))
+        self._score_last = lambda a, on: score_subnet(supernet, a, on, settings)
+        if settings.adapt:
+            adaptation = Adaptation(config, supernet, world)
+            self._score_last = lambda a, on: score_logits(adaptation.adapt(a), on, settings)
+            self._rungs.append(Rung("adapted", lambda a: self._score_last(a, images)))
+        # Journals of earlier versions say nothing of these.
+        for name in ("sides", "race", "adapt"):
+            value = getattr(settings, name)
+            if value != Sample.model_fields[name].default:
+                origin[name] = value if isinstance(value, str) else value.model_dump()
         self._journal = MeasurementJournal(
             config.folder.population, origin, self._read, self._record, "scores", report, world
         )
 
     @property
     def known(self) -> dict[Architecture, SubnetScore]:
-        """All scores, by architecture (identities last: one network is one entry)."""
-        return self._journal.known
+        """The scores on the last rung, by architecture (identities last: one network is one entry)."""
+        last = self._rungs[-1].name
+        return {architecture: score for (architecture, rung), score in self._journal.known.items() if rung == last}
+
+    @property
+    def count(self) -> int:
+        """How many scores there are, on all rungs."""
+        return len(self._journal.known)
 
     def score(self, architectures: list[Architecture], generation: int) -> list[SubnetScore]:
         """The scores of architectures, in order; new ones are journalled with their generation."""
         self._generation = generation
-        model = self._config.model
         shifted = [architecture.shifted() for architecture in architectures]
+        scores: dict[Architecture, SubnetScore] = {}
+        running = list(dict.fromkeys(shifted))
+        for rung in self._rungs:
+            scores |= self._score_on(rung, running)
+            values = [self.objective.minimised(vars(scores[a])) for a in running]
+            # A stable sort, so that ties do not depend on the machine.
+            best = np.argsort(values, kind="stable")[: math.ceil(rung.share * len(running))]
+            running = [running[i] for i in sorted(best)]
+        return [scores[architecture] for architecture in shifted]
+
+    def score_finalists(
+        self, architectures: list[Architecture]
+    ) -> tuple[dict[Architecture, SubnetScore], dict[Architecture, SubnetScore]]:
+        """The scores on the images that were kept for this, and those on all images, which rank better."""
+        unseen = self._score_on(Rung("unseen", lambda a: self._score_last(a, self._unseen)), architectures)
+        seen, counts = self.known, (self._images.total, self._unseen.total)
+
+        def pooled(a: Architecture, name: str) -> float:
+            return float(np.average([getattr(seen[a], name), getattr(unseen[a], name)], weights=counts))
+
+        return unseen, {a: SubnetScore(pooled(a, "top1"), pooled(a, "loss")) for a in architectures}
+
+    def _score_on(self, rung: Rung, architectures: list[Architecture]) -> dict[Architecture, SubnetScore]:
+        model = self._config.model
         # A wave takes as long as its slowest subnet, so subnets of similar cost should be in one wave.
-        by_cost = sorted(shifted, key=lambda a: a.macs(model.image_size, model.num_classes))
-        self._journal.measure(
-            by_cost,
-            lambda architecture: score_subnet(self._supernet, architecture, self._images, self._config.sample),
-            self._world.size,
-        )
-        return [self.known[architecture] for architecture in shifted]
+        by_cost = sorted(architectures, key=lambda a: a.macs(model.image_size, model.num_classes))
+        keys = [(architecture, rung.name) for architecture in by_cost]
+        values = self._journal.measure(keys, lambda key: rung.score(key[0]), self._world.size)
+        return dict(zip(by_cost, values, strict=True))
 
-    def _record(self, architecture: Architecture, score: SubnetScore) -> dict:
-        scores = {"top1": score.top1, "loss": score.loss, "generation": self._generation}
-        return {"architecture": str(architecture), **scores, **describe_candidate(architecture, self._config)}
+    def _record(self, key: tuple[Architecture, str], score: SubnetScore) -> dict:
+        architecture, rung = key
+        record = {"architecture": str(architecture), "top1": score.top1, "loss": score.loss}
+        if len(self._rungs) > 1 or rung == "unseen":
+            record["rung"] = rung
+        return record | {"generation": self._generation, **describe_candidate(architecture, self._config)}
 
-    def _read(self, line: dict) -> tuple[Architecture, SubnetScore]:
+    def _read(self, line: dict) -> tuple[tuple[Architecture, str], SubnetScore]:
         # Journals of earlier versions hold no loss.
         if "loss" not in line and "loss" in self._config.sample.objectives:
             raise UserError(f"{self._config.folder.population} holds scores without a loss; move it away")
-        return Architecture.parse(line["architecture"]), SubnetScore(line["top1"], line.get("loss", float("nan")))
+        key = Architecture.parse(line["architecture"]), line.get("rung", "supernet")
+        return key, SubnetScore(line["top1"], line.get("loss", float("nan")))
 
 
 def describe_candidate(architecture: Architecture, config: RunConfig) -> dict:

@@ -38,7 +38,7 @@ def describe_seen(
     space = cost_model.space
     # Python's integers: the seed of a draw is made of their text.
     chosen = np.unique(np.linspace(0, steps - 1, _SAMPLED).astype(int)).tolist()
-    groups = [plan.genomes(step) for step in chosen]
+    groups = [np.concatenate(plan.genomes(step)) for step in chosen]
     sides = [scheme.training_sides(step) for step, group in zip(chosen, groups, strict=True) for _ in group]
     genomes = np.concatenate(groups)
     columns, costs = space.columns(genomes), cost_model.predict(genomes)

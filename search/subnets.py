@@ -123,20 +123,27 @@ class TrainingPlan:
         self._randoms = randoms if together == "sandwich" else 1
         # A resumed run starts anywhere, and parts of a step may lie in two chunks.
         self._chunk = lru_cache(maxsize=2)(self._draw_chunk)
-        self._last = lru_cache(maxsize=1)(self._make)
+        # A step asks more than once.
+        self._groups = lru_cache(maxsize=1)(self._make_groups)
+        self._decoded = lru_cache(maxsize=1)(self._decode)
 
     def at(self, step: int) -> Step:
         """The subnets of a step."""
-        return self._last(step)
+        return self._decoded(step)
 
-    def genomes(self, step: int) -> np.ndarray:
-        """The canonical genomes [passes, genes] of the subnets of a step, in the order of `at`."""
-        return np.concatenate([self._group(step, part) for part in range(self._parts)])
+    def genomes(self, step: int) -> list[np.ndarray]:
+        """The canonical genomes of the subnets of a step: [subnets, genes] for each part, in the order of `at`."""
+        return self._groups(step)
 
-    def _make(self, step: int) -> Step:
-        return tuple(
-            tuple(self._space.decode(genome) for genome in self._group(step, part)) for part in range(self._parts)
-        )
+    def random_ones(self, subnets: int) -> range:
+        """Which of the subnets of a part are random ones."""
+        return range(1, subnets - 1) if self._together == "sandwich" else range(subnets)
+
+    def _make_groups(self, step: int) -> list[np.ndarray]:
+        return [self._group(step, part) for part in range(self._parts)]
+
+    def _decode(self, step: int) -> Step:
+        return tuple(tuple(map(self._space.decode, genomes)) for genomes in self.genomes(step))
 
     def _group(self, step: int, part: int) -> np.ndarray:
         if self._together == "complementary":

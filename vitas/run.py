@@ -111,6 +111,11 @@ class RunFolder:
         return self.root / "export"
 
     @property
+    def front(self) -> Path:
+        """What a search with several objectives found, by its objectives."""
+        return self.root / "search" / "front.yaml"
+
+    @property
     def seen(self) -> Path:
         """What the supernet's training saw."""
         return self.root / "search" / "seen.yaml"

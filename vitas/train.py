@@ -47,9 +47,10 @@ class Task:
     losses: (images, targets, step) -> the losses of a step, one a backward pass; their gradients add up. Targets are
         labels [b], or probabilities [b, classes] where the recipe mixes images.
     num_classes: of the logits.
-    reduce_gradients: (step) -> None, called after the backward passes to average
-        gradients over the ranks; not needed with DistributedDataParallel.
+    after_backward: (step) -> None, called after the backward passes, to average gradients over the ranks; not needed
+        with DistributedDataParallel.
     about: plain data to save beside the weights, e.g. the architecture.
+    states: what else a checkpoint holds, by name; objects with `state_dict` and `load_state_dict`.
     scalars: (steps) -> further numbers about steps, to report beside their loss.
     after_epoch: (epochs done, network) -> why the training should end there, or None. The network has the averaged
         weights, if there are any. Every rank calls it after every epoch, and again when a run resumes there.
@@ -58,8 +59,9 @@ class Task:
     model: nn.Module
     losses: Callable[[Tensor, Tensor, int], Iterable[Tensor]]
     num_classes: int
-    reduce_gradients: Callable[[int], None] = lambda step: None
+    after_backward: Callable[[int], None] = lambda step: None
     about: Mapping = field(default_factory=dict)
+    states: Mapping = field(default_factory=dict)
     scalars: Callable[[range], Mapping[str, float]] = lambda steps: {}
     after_epoch: Callable[[int, nn.Module], str | None] = lambda epoch, network: None
 
@@ -124,7 +126,7 @@ def train(
                 loss.backward()
                 meter.add(loss)
             meter.end_step()
-            task.reduce_gradients(step)
+            task.after_backward(step)
             if settings.clip_grad:
                 nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_grad)
             optimizer.step()
@@ -288,6 +290,7 @@ class _State:
             "ema": self._ema.module.state_dict() if self._ema else None,
             "optimizer": self._optimizer.state_dict(),
             "recipe": self._recipe,
+            **{name: part.state_dict() for name, part in self._task.states.items()},
             **self._task.about,
         }
 
@@ -311,4 +314,8 @@ class _State:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._ema:
             self._ema.module.load_state_dict(state["ema"])
+        for name, part in self._task.states.items():
+            # An earlier version did not save it; it begins anew.
+            if name in state:
+                part.load_state_dict(state[name])
         return state["step"]

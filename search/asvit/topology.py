@@ -15,7 +15,7 @@ from torch.distributions import Categorical
 
 from search.asvit.scoring import GenotypeScorer
 from search.evolution import Evolution
-from search.operators import DrawGenesAnew, DropKnown, UniformCrossover
+from search.operators import DrawGenesAnew, UniformCrossover
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.asvit.scores import Scores
 from vitas.config import RunConfig
@@ -129,7 +129,6 @@ def nsga2(config: RunConfig, space: GenotypeSpace, scorer: GenotypeScorer, repor
         objectives=2,
         crossover=UniformCrossover(),
         mutation=DrawGenesAnew(counts, 1 / np.count_nonzero(counts > 1)),
-        eliminate_duplicates=DropKnown(),
     )
     known: dict[Genotype, Scores] = {}
     with report.progress(steps, 0, "topologies") as update:

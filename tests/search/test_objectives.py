@@ -54,10 +54,36 @@ def test_the_first_score_among_the_objectives_ranks_what_is_found(trained):
     sample(config, World())
     records, entries = journal(config), found(config)
     losses = [entry["loss"] for entry in entries]
-    assert losses == sorted(record["loss"] for record in records)[: len(losses)]
-    assert len(losses) == config.sample.sample_num
+    assert losses == sorted(losses)
+    assert losses[0] == min(record["loss"] for record in records)
     for entry in entries:
         assert entry["parameters"] == config.architecture(entry["name"]).parameters(32, 10)
+
+
+@pytest.mark.parametrize("objectives", [["error", "macs"], ["loss", "parameters", "macs"]])
+def test_of_several_objectives_the_front_is_found(trained, objectives):
+    """What is not listed has a better one beside it, what is listed has none; `front.yaml` says by what."""
+    config = trained(f"sample.objectives={objectives}", "sample.initial_population=20", "sample.population=8")
+    sample(config, World())
+    front = yaml.safe_load(config.folder.front.read_text())
+    assert front["objectives"] == objectives
+    assert [row["name"] for row in front["front"]] == [entry["name"] for entry in found(config)]
+    keys = {"error": "top1", "macs": "macs_released"}
+
+    def values(record: dict) -> np.ndarray:
+        of = [record[keys.get(name, name)] for name in objectives]
+        return np.array([-value if name == "error" else value for name, value in zip(objectives, of, strict=True)])
+
+    listed = [values(row) for row in front["front"]]
+    everything = [values(record) for record in journal(config)]
+
+    def is_dominated(point: np.ndarray) -> bool:
+        return any((other <= point).all() and (other < point).any() for other in everything)
+
+    assert not any(map(is_dominated, listed))
+    of_front = {tuple(point) for point in everything if not is_dominated(point)}
+    assert of_front == set(map(tuple, listed))
+    assert 1 < len(listed) < len(everything)
 
 
 def test_another_objective_evolves_other_children(trained):

@@ -80,7 +80,7 @@ def test_without_a_budget_or_with_uniform_an_identity_is_as_likely_as_a_head_cou
 def test_in_budget_draws_inside_the_widened_budget(make_config) -> None:
     config = configuration.load(make_config(), ["search.subnets.draw=in_budget", "search.subnets.widen=0.1"])
     plan, model, budget = plan_of(config), config.macs_model, config.sample.budget
-    costs = model.predict(np.concatenate([plan.genomes(step) for step in range(300)]))
+    costs = model.predict(np.concatenate([plan.genomes(step)[0] for step in range(300)]))
     assert (budget.widened(0.1).distance(costs) == 0).all()
     assert not (budget.distance(costs) == 0).all()
     assert isinstance(draw_of(config), NearBudget)
@@ -98,7 +98,7 @@ def test_in_budget_without_a_budget_is_refused(make_config) -> None:
 def test_every_second_step_trains_the_complementary_widths(space) -> None:
     plan = plan_over(space, "complementary")
     for step in range(0, 40, 2):
-        (first,), (second,) = plan.genomes(step), plan.genomes(step + 1)
+        ((first,),), ((second,),) = plan.genomes(step), plan.genomes(step + 1)
         assert np.array_equal(complementary(space, first), second)
         assert np.array_equal(complementary(space, second), first)
         (a,), (b,) = plan.at(step)[0], plan.at(step + 1)[0]
@@ -124,7 +124,7 @@ def test_over_complementary_steps_ordinal_sharing_updates_channels_more_evenly()
         assert updated["embed"][0] == 1
         assert updated["embed"][-1] == pytest.approx(0.25, abs=0.05)
     plan = plan_over(space, "complementary")
-    widths = [space.embed_dims[plan.genomes(s)[0][1 + space.depth]] for s in range(1000)]
+    widths = [space.embed_dims[plan.genomes(s)[0][0][1 + space.depth]] for s in range(1000)]
     assert np.mean(np.reshape(widths, (-1, 2)).sum(1)) == space.embed_dims[0] + space.embed_dims[-1]
 
 
@@ -171,7 +171,7 @@ def test_what_training_saw_counts_every_update() -> None:
     space, model = PER_BLOCK, MacsModel(PER_BLOCK, 32, 10)
     plan = plan_over(space)
     steps = 1500
-    genomes = np.concatenate([plan.genomes(step) for step in range(steps)])
+    genomes = np.concatenate([plan.genomes(step)[0] for step in range(steps)])
     seen = describe_seen(plan, SCHEMES["bilateral"], model, None, steps)
     depths = space.columns(genomes).active.sum(1)
     assert seen["depths"] == {str(d): pytest.approx(np.mean(depths == d), abs=1e-4) for d in np.unique(depths)}

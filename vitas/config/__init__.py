@@ -14,11 +14,15 @@ from pydantic import ValidationError
 
 from vitas.config.checks import check, check_token_phases
 from vitas.config.run_config import (
+    Adapt,
     AsvitSearch,
     Distillation,
+    Finalists,
     Growth,
     Model,
     Panel,
+    Prescreen,
+    Race,
     Retrain,
     RunConfig,
     Sample,
@@ -34,11 +38,15 @@ from vitas.files import read_text
 from vitas.released import Configuration, read_configuration
 
 __all__ = [
+    "Adapt",
     "AsvitSearch",
     "Distillation",
+    "Finalists",
     "Growth",
     "Model",
     "Panel",
+    "Prescreen",
+    "Race",
     "Retrain",
     "RunConfig",
     "Sample",

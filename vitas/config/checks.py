@@ -36,6 +36,8 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     if config.sample is not None:
         if not any(offered_by("sample.objectives")[name].is_score for name in config.sample.objectives):
             yield f"sample.objectives: found {config.sample.objectives}; error or loss must be among them"
+        if config.sample.adapt is not None and not isinstance(config.search, Search):
+            yield "sample.adapt: its images and its loss are missing (section search)"
         budget = config.sample.budget
         if model.space is not None and searches and not budget.is_speed:
             yield from _attempt("sample.budget: ", lambda: config.macs_model.require(budget))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,18 @@ class EvaluationSet:
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
         return cls(images, labels.to(device), channels(mean, device), channels(std, device), len(folder))
+
+    def split(self, share: float, seed: int) -> tuple[EvaluationSet, EvaluationSet]:
+        """A random share of the images, at least one, and the rest. For sets that hold all their images."""
+        order = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))
+        count = max(1, round(share * self.total))
+        # In the folder's order: what is read together lies together.
+        first, second = (part.sort().values for part in (order[:count], order[count:]))
+        return self._take(first), self._take(second)
+
+    def _take(self, which: Tensor) -> EvaluationSet:
+        images, labels = self.images[which.to(self.images.device)], self.labels[which.to(self.labels.device)]
+        return replace(self, images=images, labels=labels, total=len(which))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised float images [b, 3, H, W] and labels [b], in the folder's order, on the device."""
