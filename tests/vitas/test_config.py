@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -400,3 +401,35 @@ def test_of_many_processes_one_tells_a_mistake(monkeypatch, make_config, capsys,
     with pytest.raises(SystemExit, match="2"):
         run_search(monkeypatch, make_config(), "search.epochs=0", "search.warmup_epochs=0", **environment)
     assert len(capsys.readouterr().err.splitlines()) == told
+
+
+# Images that must not be shared
+
+
+def link(source: Path, target: Path, symbolic: bool) -> None:
+    """A folder of classes whose images are links to those of another."""
+    for path in sorted(source.rglob("*.png")):
+        (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (target / path.parent.name / path.name).symlink_to(path) if symbolic else os.link(
+            path, target / path.parent.name / path.name
+        )
+
+
+@pytest.mark.parametrize("kind", ["same folder", "symbolic links", "hard links"])
+def test_val_images_that_are_train_images_are_refused(make_config, digits, tmp_path, kind):
+    train = val = digits / "train"
+    if kind != "same folder":
+        val = tmp_path / "val"
+        link(train, val, symbolic=kind == "symbolic links")
+    path = make_config({"search.data.data_dir": str(train), "sample.data.data_dir": str(val)})
+    with pytest.raises(UserError, match=r"sample\.data\.data_dir: found .* among the images of search\.data\.data_dir"):
+        load(path, stages=["search", "sample"])
+    # Without a search to come it is no mistake.
+    load(path, ["sample.flag=false"], stages=["search", "sample"])
+
+
+def test_testing_on_the_val_images_is_warned_of(make_config, digits):
+    assert load(make_config()).warning is None
+    warning = load(make_config({"test.data.data_dir": str(digits / "val")})).warning
+    assert "have images in common" in warning
+    assert str(digits / "val") in warning

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vitas.config.checks import check, check_token_phases
+from vitas.config.checks import check, check_token_phases, doubts
 from vitas.config.run_config import (
     Adapt,
     AsvitSearch,
@@ -70,8 +70,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
     stages: those that the caller can run; the flagged ones among them are
         checked against the file system too.
 
-    The file may be a released ViTAS one; the result's `warning` then lists the
-    keys without effect. Raises `UserError` with all mistakes found.
+    The result's `warning` says what may be a mistake; of a released ViTAS
+    file, also the keys without effect. Raises `UserError` with all mistakes found.
     """
     source = read_configuration(read_text(Path(path)), str(path), overrides)
     try:
@@ -81,8 +81,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
     mistakes = list(check(config, stages))
     if mistakes:
         raise _mistakes(path, source, mistakes)
-    if source.is_released:
-        config._warning = _released_warning(path, source)
+    warnings = [_released_warning(path, source)] if source.is_released else []
+    warnings += [doubt] if (doubt := doubts(config)) else []
+    config._warning = "\nwarning: ".join(warnings) or None
     return config
 
 

@@ -13,7 +13,7 @@ from vitas.architecture import Architecture, check_patch_size
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
 from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
-from vitas.data.folders import check_image_folder, class_names
+from vitas.data.folders import check_image_folder, class_names, common_image
 from vitas.errors import UserError
 from vitas.run import STAGES, offered_by
 
@@ -92,6 +92,27 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
             continue
         yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
     yield from _check_class_names(config)
+    if "sample" in flagged and isinstance(config.search, Search):
+        train, val = config.search.data.data_dir, config.sample.data.data_dir
+        common = common_image(train, val)
+        if common is not None:
+            yield (
+                f"sample.data.data_dir: found {val!r}, whose {common} is among the images of search.data.data_dir, "
+                f"{train!r}; scores on images that the supernet was trained on rank nothing: choose others"
+            )
+
+
+def doubts(config: RunConfig) -> str | None:
+    """What is allowed, but is seldom meant."""
+    if config.sample is None or config.test is None:
+        return None
+    val, test = config.sample.data.data_dir, config.test.data.data_dir
+    if common_image(val, test) is None:
+        return None
+    return (
+        f"sample.data.data_dir {val!r} and test.data.data_dir {test!r} have images in common: "
+        "what the search chose by these images is flattered by a test on them"
+    )
 
 
 def _check_subnets(config: RunConfig):

@@ -6,6 +6,7 @@ An image folder has one sub-folder per class, the usual layout of ImageNet.
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -105,3 +106,20 @@ def check_image_folder(data_dir: str, num_classes: int) -> None:
 def class_names(data_dir: str) -> list[str]:
     """The names of the class folders, in the order of the labels."""
     return sorted(entry.name for entry in Path(data_dir).iterdir() if entry.is_dir())
+
+
+def common_image(first: str, second: str) -> str | None:
+    """A file that two image folders have in common, also by a link; None if none of those that are compared is.
+
+    Of each class of `second`, the first two files are looked up by name in
+    `first`: folders of millions of files must be quick to check.
+    """
+    ours, theirs = Path(first), Path(second)
+    if not (ours.is_dir() and theirs.is_dir()):
+        return None
+    for name in class_names(second):
+        for path in islice(sorted((theirs / name).iterdir()), 2):
+            other = ours / name / path.name
+            if other.exists() and other.samefile(path):
+                return str(path)
+    return None
