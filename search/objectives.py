@@ -39,5 +39,6 @@ OBJECTIVES = {
     "loss": Objective("loss", "mean cross-entropy, finer than top-1 on few images", is_score=True),
     "macs": Objective("macs", "MACs per image, in the budget's convention"),
     "parameters": Objective("parameters", "parameters of the dense network"),
+    "latency": Objective("latency", "milliseconds of a forward pass of an image, from a table of measured layers"),
     "images_per_second": Objective("images_per_second", "measured speed on the run's device", more_is_better=True),
 }

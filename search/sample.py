@@ -16,6 +16,7 @@ import yaml
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from search.evolution import Evolution
+from search.latency import LatencyTable
 from search.measured_speed import SpeedMeter
 from search.objectives import OBJECTIVES
 from search.operators import BlockCrossover, BlockMutation, MoveIntoBudget
@@ -55,6 +56,7 @@ def sample(config: RunConfig, world: World) -> None:
     scorer = SupernetScorer(config, supernet, images, report, world)
     timed = budget.is_speed or "images_per_second" in settings.objectives
     meter = SpeedMeter(config, report, world) if timed else None
+    latency = LatencyTable(config, report, world) if "latency" in settings.objectives else None
     macs_model = config.macs_model
     cost_model = meter.fit_model() if budget.is_speed else macs_model
     prior = _prior(config, state, path) if settings.prior > 1 else None
@@ -84,13 +86,15 @@ def sample(config: RunConfig, world: World) -> None:
             for name in ("top1", "loss"):
                 quantities[name] = np.zeros(len(genomes))
                 quantities[name][inside] = [getattr(score, name) for score in scores]
+            if latency:
+                quantities["latency"] = latency.predict(architectures)
             quantities["parameters"] = [a.parameters(model.image_size, model.num_classes) for a in architectures]
             minimised = [OBJECTIVES[name].minimised(quantities) for name in settings.objectives]
             evolution.tell(np.stack(minimised, axis=1), outside[:, None])
             prescreen.learn(genomes[inside], scorer.objective.minimised(quantities)[inside])
             _report_generation(generation, settings.generations, scorer, quantities["top1"][inside], report, update)
 
-    found = _found(config, scorer, meter)
+    found = _found(config, scorer, meter, latency)
     if not found:
         # All scores may be from an earlier search with a budget in another convention.
         raise UserError(f"sample.budget: none of the {len(scorer.known)} architectures that were scored has {budget}")
@@ -197,7 +201,9 @@ def _convention(budget: Budget) -> str:
     return "true" if budget.is_speed else budget.convention
 
 
-def _found(config: RunConfig, scorer: SupernetScorer, meter: SpeedMeter | None) -> list[Found]:
+def _found(
+    config: RunConfig, scorer: SupernetScorer, meter: SpeedMeter | None, latency: LatencyTable | None
+) -> list[Found]:
     """What the search found in the budget: by the first score the best, or of several objectives the front.
 
     Ties go to the fewer MACs.
@@ -207,11 +213,12 @@ def _found(config: RunConfig, scorer: SupernetScorer, meter: SpeedMeter | None) 
     macs = {a: a.macs(*size, _convention(budget)) for a in scores}
     # Scores from an earlier search with a budget in another convention may have no measured speed.
     speeds = {a: meter.known[a] for a in scores if a in meter.known} if meter else {}
+    latencies = dict(zip(scores, latency.predict(list(scores)).tolist(), strict=True)) if latency else {}
     costs = speeds if budget.is_speed else macs
 
     def minimised(a: Architecture, scores: Mapping[Architecture, SubnetScore]) -> list[float]:
         quantities = {**vars(scores[a]), "macs": macs[a], "parameters": a.parameters(*size)}
-        quantities["images_per_second"] = speeds.get(a, 0.0)
+        quantities |= {"images_per_second": speeds.get(a, 0.0), "latency": latencies.get(a, 0.0)}
         return [float(OBJECTIVES[name].minimised(quantities)) for name in settings.objectives]
 
     def best(architectures: Iterable[Architecture], scores: Mapping[Architecture, SubnetScore]) -> list[Architecture]:
@@ -237,8 +244,9 @@ def _found(config: RunConfig, scorer: SupernetScorer, meter: SpeedMeter | None) 
         chosen = chosen[: settings.sample_num]
 
     def facts(a: Architecture) -> dict:
-        speed = {"images_per_second": speeds[a]} if a in speeds else {}
-        return reported[a].facts | speed | describe_candidate(a, config)
+        measured = {"images_per_second": speeds, "latency": latencies}
+        times = {name: values[a] for name, values in measured.items() if a in values}
+        return reported[a].facts | times | describe_candidate(a, config)
 
     # Without identities, so that stochastic depth reaches its full rate at the last block.
     return [Found(f"subnet_{i}", a.compact(), facts(a)) for i, a in enumerate(chosen, start=1)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, sum_
+from vitas.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,6 @@ def evaluate(
     return Score(100 * top1, 100 * top5, loss, sum_(rate, world).item())
 
 
-@torch.inference_mode()
 def images_per_second(network: nn.Module, image_size: int = 224, batch_size: int = 64, seconds: float = 2.0) -> float:
     """How many images per second a network classifies, on its device.
 
@@ -78,26 +78,40 @@ def images_per_second(network: nn.Module, image_size: int = 224, batch_size: int
     Measures forward passes in evaluation mode on random images that are already
     on the device, in bfloat16 on a GPU, and takes the median over the passes.
     """
-    device = next(network.parameters()).device
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=next(network.parameters()).device)
+    return batch_size / seconds_per_pass(network, images, seconds)
+
+
+@torch.inference_mode()
+def seconds_per_pass(module: nn.Module, inputs: Tensor, seconds: float) -> float:
+    """The median time of a forward pass of a batch, measured as `images_per_second` does.
+
+    Raises `UserError` where the device cannot hold it.
+    """
+    device = inputs.device
 
     def passes(seconds: float) -> list[float]:
         times: list[float] = []
         while sum(times) < seconds:
             start = time.perf_counter()
-            network(images)
+            module(inputs)
             _synchronize(device)
             times.append(time.perf_counter() - start)
         return times
 
-    was_training = network.training
-    network.eval()
+    was_training = module.training
+    module.eval()
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             passes(seconds / 2)
-            return batch_size / median(passes(seconds))
+            return median(passes(seconds))
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"speed cannot be measured here: a batch of {len(inputs)} does not fit in the memory of {device}; "
+            "take a smaller batch_size (sample.budget.batch_size in a search)"
+        ) from None
     finally:
-        network.train(was_training)
+        module.train(was_training)
 
 
 def autocast(device: torch.device, amp: bool):

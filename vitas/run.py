@@ -116,6 +116,11 @@ class RunFolder:
         return self.root / "search" / "front.yaml"
 
     @property
+    def latency(self) -> Path:
+        """What each kind of layer takes on the run's device."""
+        return self.root / "search" / "latency.jsonl"
+
+    @property
     def seen(self) -> Path:
         """What the supernet's training saw."""
         return self.root / "search" / "seen.yaml"

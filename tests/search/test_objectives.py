@@ -18,6 +18,7 @@ QUANTITIES = {
     "loss": np.array([1.5, 0.7]),
     "macs": np.array([9_000, 4_000]),
     "parameters": np.array([800, 700]),
+    "latency": np.array([0.3, 0.2]),
     "images_per_second": np.array([50.0, 90.0]),
 }
 
@@ -26,6 +27,7 @@ QUANTITIES = {
     ("name", "minimised"),
     [
         ("error", [60, 25]),
+        ("latency", [0.3, 0.2]),
         ("loss", [1.5, 0.7]),
         ("macs", [9_000, 4_000]),
         ("parameters", [800, 700]),
