@@ -113,8 +113,7 @@ def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> AnyArch
 def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:
     """Load the weights that the run's trained supernet has for a network."""
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
-    model = config.model
-    supernet = SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode)
+    supernet = SuperNet.of(config)
     checkpoint.load_weights(supernet, path)
     network.load_state_dict(supernet.extract(network.architecture).state_dict())
     report.line(f"starts from the weights of {shown_path(path)}")

@@ -28,9 +28,8 @@ SECONDS = 0.1
 # As many whole networks are measured to check the table.
 CHECKED = 8
 
-# What a network is made of:
-# ("ends", patch size, embedding dim), ("attention", tokens, embedding dim,
-# heads, attention dim), ("mlp", tokens, embedding dim, MLP dim).
+# What a network is made of: ("ends", patch size, embedding dim); on so many tokens ("attention", tokens, embedding dim,
+# heads, attention dim) and ("mlp", tokens, embedding dim, MLP dim).
 Part = tuple[str | int, ...]
 
 

@@ -67,7 +67,7 @@ def search(config: RunConfig, world: World) -> None:
     )
     steps = train(task, settings, loader, checkpoints, report, world, config.seed)
     if world.is_main:
-        seen = describe_seen(plan, supernet.scheme, counted, budget, steps)
+        seen = describe_seen(plan, supernet, counted, budget, steps)
         write_text(config.folder.seen, yaml.safe_dump(seen, sort_keys=False, width=120))
         report.line(f"the supernet is in {shown_path(checkpoints.newest())}")
     report.close()
@@ -83,5 +83,4 @@ def budget_model(config: RunConfig, report: Report, world: World) -> CostModel |
 def build_supernet(config: RunConfig, world: World) -> SuperNet:
     """The supernet of a configuration; its initial weights depend on the seed and are equal on every rank."""
     torch.manual_seed(stream_seed(config.seed, "supernet weights"))
-    model = config.model
-    return SuperNet(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode).to(world.device)
+    return SuperNet.of(config).to(world.device)

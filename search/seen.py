@@ -9,7 +9,8 @@ import numpy as np
 
 from search.subnets import TrainingPlan
 from vitas.budget import Budget, CostModel
-from vitas.sharing import SharingScheme
+from vitas.models import SuperNet
+from vitas.sharing import blocks_in_use
 
 # As many steps, evenly spaced, stand for a whole training.
 _SAMPLED = 2000
@@ -27,7 +28,7 @@ def seen_by(genomes: np.ndarray, cost_model: CostModel, budget: Budget | None) -
 
 
 def describe_seen(
-    plan: TrainingPlan, scheme: SharingScheme, cost_model: CostModel, budget: Budget | None, steps: int
+    plan: TrainingPlan, supernet: SuperNet, cost_model: CostModel, budget: Budget | None, steps: int
 ) -> dict:
     """What a training of so many steps saw, as plain data, from up to 2,000 of the steps.
 
@@ -35,7 +36,7 @@ def describe_seen(
     depth, and the share of the subnets that updated each block and each channel
     at full width (of attention and MLP: of their uses, over all blocks).
     """
-    space = cost_model.space
+    space, scheme = cost_model.space, supernet.scheme
     # Python's integers: the seed of a draw is made of their text.
     chosen = np.unique(np.linspace(0, steps - 1, _SAMPLED).astype(int)).tolist()
     groups = [np.concatenate(plan.genomes(step)) for step in chosen]
@@ -57,13 +58,16 @@ def describe_seen(
 
     counts, edges = np.histogram(costs, bins=20)
     depths, of_depth = np.unique(columns.active.sum(1), return_counts=True)
+    updated_blocks = np.zeros(space.depth)
+    for depth, times in zip(depths.tolist(), of_depth, strict=True):
+        updated_blocks[blocks_in_use(depth, space.depth, supernet.block_sharing)] += times
     return {
         "steps": steps,
         **{name: round(value, 4) for name, value in seen_by(genomes, cost_model, budget).items()},
         "costs": {"edges": edges.tolist(), "share": (counts / len(costs)).round(4).tolist()},
         "depths": {str(d): round(float(n / len(costs)), 4) for d, n in zip(depths, of_depth, strict=True)},
         "updated": {
-            "blocks": columns.active.mean(0).round(4).tolist(),
+            "blocks": (updated_blocks / len(genomes)).round(4).tolist(),
             "embed": channels(columns.embed[:, None], space.embed_dims, np.ones((len(genomes), 1), dtype=bool)),
             "attention": channels(columns.qkv, space.attention_dims, columns.active),
             "mlp": channels(columns.mlp, space.mlp_dims, columns.active),

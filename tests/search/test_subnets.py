@@ -19,8 +19,8 @@ from vitas.catalog import read_found
 from vitas.checkpoint import CheckpointFolder, read
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.models import SuperNet
 from vitas.report import Report
-from vitas.sharing import SCHEMES
 from vitas.slurm.signals import Interrupted
 
 
@@ -116,7 +116,9 @@ def test_over_complementary_steps_ordinal_sharing_updates_channels_more_evenly()
     space = PER_BLOCK
     model = MacsModel(space, 32, 10)
     seen = {
-        together: describe_seen(plan_over(space, together), SCHEMES["ordinal"], model, None, 1000)["updated"]
+        together: describe_seen(plan_over(space, together), SuperNet(PER_BLOCK, 10, 32, "ordinal"), model, None, 1000)[
+            "updated"
+        ]
         for together in ("one", "complementary")
     }
     # The first channels are in every width, the last in the widest only: one in four draws, also with complements.
@@ -172,7 +174,7 @@ def test_what_training_saw_counts_every_update() -> None:
     plan = plan_over(space)
     steps = 1500
     genomes = np.concatenate([plan.genomes(step)[0] for step in range(steps)])
-    seen = describe_seen(plan, SCHEMES["bilateral"], model, None, steps)
+    seen = describe_seen(plan, SuperNet(PER_BLOCK, 10, 32), model, None, steps)
     depths = space.columns(genomes).active.sum(1)
     assert seen["depths"] == {str(d): pytest.approx(np.mean(depths == d), abs=1e-4) for d in np.unique(depths)}
     assert seen["updated"]["blocks"] == pytest.approx([np.mean(depths > i) for i in range(space.depth)], abs=1e-4)

@@ -14,7 +14,7 @@ from vitas.config_section import AboveZero, Count, Fraction, NonNegative, Positi
 from vitas.data.folders import EvaluationData, TrainingData, WeakAugmentation
 from vitas.errors import UserError
 from vitas.run import RunFolder, offered_by
-from vitas.sharing import SCHEMES
+from vitas.sharing import BLOCK_SHARING, SCHEMES
 from vitas.space import SearchSpace
 
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -28,7 +28,7 @@ class Model(Section):
 
     image_size: side of the images, in pixels. mean, std: their normalisation, by default ImageNet's.
     space: needed by `search` and `sample`, and by a `retrain.architecture` that is a net_id.
-    sharing, qkv_mode: see `vitas.SuperNet`.
+    sharing, qkv_mode, block_sharing: see `vitas.SuperNet`.
     """
 
     image_size: Positive = 224
@@ -38,6 +38,7 @@ class Model(Section):
     space: SearchSpace | None = None
     sharing: SharingName = "bilateral"
     qkv_mode: Literal[0, 1, 2] = 2
+    block_sharing: Literal[BLOCK_SHARING] = "first"
 
 
 class Distillation(Section):

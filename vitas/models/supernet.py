@@ -2,8 +2,7 @@
 
 A forward pass uses views of the widest weights; it copies only if the sharing
 scheme (`vitas.sharing`, which decides the channels of a width) wraps round.
-Identities are skipped: the i-th block of a subnet uses the i-th block here, so
-all subnets of one depth use the same blocks.
+Identities are skipped: which blocks a subnet uses depends on their number alone.
 
 Shape suffixes: B images, N tokens (patches + 1), D embedding dim in use,
 H heads, d dims of a head.
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitas.architecture import Architecture, Block, check_patch_size
+from vitas.config import RunConfig
 from vitas.errors import UserError
 from vitas.models.vision_transformer import (
     BLOCK_NORM_EPS,
@@ -30,7 +30,7 @@ from vitas.models.vision_transformer import (
     init_weights,
     read_out,
 )
-from vitas.sharing import SCHEMES, Channels, Side
+from vitas.sharing import BLOCK_SHARING, SCHEMES, Channels, Side, blocks_in_use
 from vitas.space import SearchSpace
 
 # Whether each head count has its own (q and k, v).
@@ -78,6 +78,7 @@ class SuperNet(nn.Module):
     num_classes, image_size: see `VisionTransformer`.
     sharing: a name in `vitas.sharing.SCHEMES`.
     qkv_mode: which weights each head count has of its own: 2 q and k, 1 v, 0 none.
+    block_sharing: which blocks a subnet of fewer blocks uses, see `vitas.sharing.blocks_in_use`.
 
     Each patch size has its own class token, position embedding and patch
     projection. Raises `UserError` for an unknown scheme or mode, and for
@@ -91,22 +92,34 @@ class SuperNet(nn.Module):
         image_size: int = 224,
         sharing: str = "bilateral",
         qkv_mode: int = 2,
+        block_sharing: str = "first",
     ) -> None:
         super().__init__()
         if sharing not in SCHEMES:
             raise UserError(f"sharing: found {sharing!r}; it must be {' or '.join(SCHEMES)}")
         if qkv_mode not in QKV_MODES:
             raise UserError(f"qkv_mode: found {qkv_mode!r}; it must be 0, 1 or 2")
+        if block_sharing not in BLOCK_SHARING:
+            raise UserError(f"block_sharing: found {block_sharing!r}; it must be {' or '.join(BLOCK_SHARING)}")
         self.space = space
         self.num_classes = num_classes
         self.image_size = image_size
         self.scheme = SCHEMES[sharing]
         self.qkv_mode = qkv_mode
+        self.block_sharing = block_sharing
         self.stems = nn.ModuleDict({str(p): PatchStem(p, image_size, space.embed_dims[-1]) for p in space.patch_sizes})
         self.blocks = nn.ModuleList(SuperBlock(space, qkv_mode) for _ in range(space.depth))
         self.norm = nn.LayerNorm(space.embed_dims[-1])
         self.head = nn.Linear(space.embed_dims[-1], num_classes)
         init_weights(self)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SuperNet:
+        """The supernet of a run. Raises `UserError` where it has no search space."""
+        model = config.model
+        return cls(
+            config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode, model.block_sharing
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions without weight decay (timm's convention)."""
@@ -164,8 +177,9 @@ class SuperNet(nn.Module):
         yield "cls_token", Part(stem.cls_token, (None, None, embed))
         yield "pos_embed", Part(stem.pos_embed, (None, None, embed))
         yield from _layer_parts("patch_embed.proj", stem.patch_embed, embed)
+        places = blocks_in_use(architecture.depth, self.space.depth, self.block_sharing)
         for i, block in enumerate(architecture.active_blocks):
-            for name, part in self.blocks[i].parts(block, embed, cut):
+            for name, part in self.blocks[places[i]].parts(block, embed, cut):
                 yield f"blocks.{i}.{name}", part
         yield from _layer_parts("norm", self.norm, embed)
         yield from _layer_parts("head", self.head, None, embed)

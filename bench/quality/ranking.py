@@ -1,0 +1,116 @@
+"""How well supernets rank the table of truth, from `results/`: Kendall's tau, with floors and ceiling.
+
+    python bench/quality/ranking.py [--plot docs/quality_ranking.png]
+
+The truth is an architecture's mean top-1 over its seeds, on the test images; supernets were scored on the val images.
+Intervals are bootstraps over the architectures; a deviation is that between the supernets' seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import kendalltau
+from supernets import RESULTS as SUPERNETS
+from table import RESULTS as TABLE
+
+from vitas import Architecture
+from vitas.files import Journal
+
+BOOTSTRAPS = 1000
+# Of a line of supernets.jsonl: what ranks, and the sign with which more is better.
+SCORES = {
+    "top1": ("top-1, mean of the sides", 1),
+    "loss": ("loss, mean of the sides", -1),
+    "sum_loss": ("loss of the summed logits", -1),
+    "prior": ("losses of choices in training", -1),
+    "adapted_loss": ("loss after adaptation", -1),
+}
+
+
+class Table:
+    """The table of truth. truth: top-1 by architecture, the mean over the seeds. seeds: top-1 by seed and architecture."""
+
+    def __init__(self) -> None:
+        lines = Journal(TABLE).lines
+        self.costs = {line["architecture"]: line for line in lines}
+        self.seeds: dict[int, dict[str, float]] = defaultdict(dict)
+        for line in lines:
+            self.seeds[line["seed"]][line["architecture"]] = line["test_top1"]
+        self.truth = {
+            text: float(np.mean([top1[text] for top1 in self.seeds.values() if text in top1])) for text in self.costs
+        }
+
+    def groups(self) -> dict[str, list[str]]:
+        """Architectures by name of the group: all, and those of each patch size."""
+        groups: dict[str, list[str]] = {"all": sorted(self.truth)}
+        for text in groups["all"]:
+            groups.setdefault(f"patch {Architecture.parse(text).patch_size}", []).append(text)
+        return groups
+
+    def floors(self) -> dict[str, dict[str, float]]:
+        """What ranks without a supernet: values by name and architecture, more being better."""
+        parsed = {text: Architecture.parse(text) for text in self.truth}
+        rng = np.random.default_rng(0)
+        return {
+            "MACs": {text: self.costs[text]["macs"] for text in parsed},
+            "parameters": {text: self.costs[text]["parameters"] for text in parsed},
+            "depth": {text: a.depth for text, a in parsed.items()},
+            "patch size": {text: a.patch_size for text, a in parsed.items()},
+            "random": {text: rng.random() for text in parsed},
+        }
+
+
+def tau(first: Mapping[str, float], second: Mapping[str, float], of: Sequence[str]) -> float:
+    """Kendall's tau between two rankings of architectures."""
+    return float(kendalltau([first[text] for text in of], [second[text] for text in of]).statistic)
+
+
+def interval(first: Mapping[str, float], second: Mapping[str, float], of: Sequence[str]) -> tuple[float, float]:
+    """The 95% interval of a tau, by drawing architectures with replacement."""
+    rng = np.random.default_rng(0)
+    drawn = [tau(first, second, [of[i] for i in rng.integers(0, len(of), len(of))]) for _ in range(BOOTSTRAPS)]
+    return tuple(np.nanquantile(drawn, [0.025, 0.975]))
+
+
+def supernet_scores() -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+    """(variant, score) -> seed -> architecture -> value, more being better."""
+    scores: dict[tuple[str, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for line in Journal(SUPERNETS).lines:
+        for name, (_, sign) in SCORES.items():
+            if name in line:
+                scores[line["variant"], name][line["seed"]][line["architecture"]] = sign * line[name]
+    return scores
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    table = Table()
+    groups = table.groups()
+    values = np.array(list(table.truth.values()))
+    print(f"{len(values)} architectures, top-1 {values.min():.2f} to {values.max():.2f}%, deviation {values.std():.2f}\n")
+    print("| what ranks | " + " | ".join(f"{name} ({len(of)})" for name, of in groups.items()) + " |")
+    print("|---|" + "--:|" * len(groups))
+
+    def row(name: str, cells: Sequence[str]) -> None:
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+    first, second = (table.seeds.get(seed, {}) for seed in (0, 1))
+    both = {name: [text for text in of if text in first and text in second] for name, of in groups.items()}
+    row("the other seed (ceiling)", [f"{tau(first, second, of):.2f}" if len(of) > 1 else "" for of in both.values()])
+    for name, floor in table.floors().items():
+        row(name, [f"{tau(floor, table.truth, of):.2f}" for of in groups.values()])
+    for (variant, score), seeds in sorted(supernet_scores().items()):
+        cells = []
+        for of in groups.values():
+            scored = [[text for text in of if text in ranking] for ranking in seeds.values()]
+            taus = [tau(ranking, table.truth, own) for ranking, own in zip(seeds.values(), scored, strict=True)]
+            cells.append(f"{np.mean(taus):.2f} ± {np.std(taus):.2f}" if len(taus) > 1 else f"{taus[0]:.2f}")
+        row(f"{variant}: {SCORES[score][0]}; {len(seeds)} seed(s)", cells)
+
+
+if __name__ == "__main__":
+    main()
