@@ -32,7 +32,7 @@ SCORES = {
 
 
 class Table:
-    """The table of truth. truth: top-1 by architecture, the mean over the seeds. seeds: top-1 by seed and architecture."""
+    """The table of truth. truth: mean top-1 over the seeds, by architecture. seeds: top-1 by seed and architecture."""
 
     def __init__(self) -> None:
         lines = Journal(TABLE).lines
@@ -91,7 +91,9 @@ def main() -> None:
     table = Table()
     groups = table.groups()
     values = np.array(list(table.truth.values()))
-    print(f"{len(values)} architectures, top-1 {values.min():.2f} to {values.max():.2f}%, deviation {values.std():.2f}\n")
+    print(
+        f"{len(values)} architectures, top-1 {values.min():.2f} to {values.max():.2f}%, deviation {values.std():.2f}\n"
+    )
     print("| what ranks | " + " | ".join(f"{name} ({len(of)})" for name, of in groups.items()) + " |")
     print("|---|" + "--:|" * len(groups))
 
