@@ -60,7 +60,7 @@ def search(config: RunConfig, world: World) -> None:
         passes.losses,
         model.num_classes,
         passes.after_backward,
-        about={"model_config": model.model_dump(mode="json")},
+        about={"model_config": model.model_dump(mode="json"), **draw.facts},
         states={"choice_losses": choice_losses},
         scalars=scalars,
         after_epoch=panel.after_epoch if panel else lambda epoch, network: None,

@@ -40,6 +40,11 @@ class Draw(ABC):
     def of(cls, config: RunConfig, cost_model: CostModel | None) -> Draw:
         """The rule of a configuration. Raises `UserError` where it needs what the configuration lacks."""
 
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, object]:
+        """What it draws by, as plain data: a training may not go on with other values."""
+
     @abstractmethod
     def genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """`count` canonical genomes [count, genes]."""
@@ -61,6 +66,10 @@ class Published(Draw):
         if probability is None and cost_model is not None:
             probability = identity_probability(cost_model, config.sample.budget, config.seed)
         return cls(config.space, probability)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {"identity_probability": self.identity_probability}
 
     def genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return self.space.sample_genomes(rng, count, self.identity_probability)
@@ -95,6 +104,10 @@ class NearBudget(Draw):
             return cls(budget, InBudget(cost_model, budget))
         except UserError as error:
             raise UserError(f"sample.budget: {error}") from None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {"budget_of_training": str(self.budget)}
 
     def genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return self.drawn.draw(rng, count)

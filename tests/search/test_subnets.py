@@ -240,6 +240,17 @@ def test_every_option_is_trained_and_sampled_and_goes_on_bit_by_bit(path, monkey
     assert len(read_found(whole.folder.architectures)) == whole.sample.sample_num
 
 
+@pytest.mark.parametrize("draw", ["published", "in_budget"])
+def test_a_training_does_not_go_on_with_subnets_of_another_budget(path, draw) -> None:
+    given = ["search.epochs=1", "search.warmup_epochs=0", f"search.subnets.draw={draw}"]
+    search(configuration.load(path, given), World())
+    other = configuration.load(path, [*given, "sample.budget.maximum=1_000_000"])
+    with pytest.raises(UserError, match="was trained with (identity_probability|budget_of_training)"):
+        search(other, World())
+    # The panel only looks on.
+    search(configuration.load(path, [*given, "search.panel={size: 3, epochs: 1}"]), World())
+
+
 def test_parts_train_each_subnet_on_its_images_alone(path) -> None:
     """The gradient of a step is the mean of those of its parts, each with its own subnet."""
     config = configuration.load(path, ["search.subnets.parts=2", "model.sharing=ordinal"])
