@@ -9,6 +9,7 @@ Intervals are bootstraps over the architectures; a deviation is that between the
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -82,7 +83,9 @@ def supernet_scores() -> dict[tuple[str, str], dict[int, dict[str, float]]]:
     for line in Journal(SUPERNETS).lines:
         for name, (_, sign) in SCORES.items():
             if name in line:
-                scores[line["variant"], name][line["seed"]][line["architecture"]] = sign * line[name]
+                # One supernet for each patch size.
+                variant = re.sub(r"patch \d+ alone", "by patch size", line["variant"])
+                scores[variant, name][line["seed"]][line["architecture"]] = sign * line[name]
     return scores
 
 

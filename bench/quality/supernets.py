@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,6 +50,9 @@ VARIANTS: dict[str, dict] = {
     "ordinal, in budget, 1e-3": ORDINAL | {"lr": 1e-3},
     "ordinal, in budget, EMA": ORDINAL | {"ema_decay": 0.999},
     "ordinal, in budget, exactly": ORDINAL | {"subnets": IN_BUDGET | {"widen": 0.0}},
+    # Two supernets of half the training each; `ranking.py` takes them as one.
+    "ordinal, in budget, patch 4 alone": ORDINAL | {"epochs": 24, "space.patch_sizes": (4,)},
+    "ordinal, in budget, patch 7 alone": ORDINAL | {"epochs": 24, "space.patch_sizes": (7,)},
     "ordinal, complementary": ORDINAL | {"subnets": IN_BUDGET | {"together": "complementary"}},
     "cyclic, in budget": ORDINAL | {"model.sharing": "cyclic"},
     "ordinal, sandwich": ORDINAL
@@ -59,10 +63,12 @@ VARIANTS: dict[str, dict] = {
 def config_of(folder: Path, variant: str, seed: int, **sample: object) -> RunConfig:
     """The run of a variant; its supernet lies below `folder`. sample: keys of the `sample` section."""
     changes = VARIANTS[variant]
-    search = {key: value for key, value in changes.items() if not key.startswith("model.")}
+    search = {key: value for key, value in changes.items() if "." not in key}
     name = variant.replace(", ", "-").replace(" ", "_")
     config = run_config(folder, folder / "supernets" / f"{name}-seed{seed}", seed, search=search, sample=sample)
     model = {key.removeprefix("model."): value for key, value in changes.items() if key.startswith("model.")}
+    space = {key.removeprefix("space."): value for key, value in changes.items() if key.startswith("space.")}
+    model["space"] = replace(config.space, **space)
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 
@@ -84,6 +90,8 @@ def train_and_score(folder: Path, variant: str, seed: int, architectures: list[s
     lines = []
     for text in architectures:
         architecture = Architecture.parse(text)
+        if architecture.patch_size not in space.patch_sizes:
+            continue
         line = {"variant": variant, "seed": seed, "architecture": text, "seconds": round(seconds)}
         line |= vars(score_subnet(supernet, architecture, images, settings))
         if len(supernet.scheme.scoring_sides) > 1:
