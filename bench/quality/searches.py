@@ -1,0 +1,147 @@
+"""What is found with a supernet, by evolution, random search and regularised evolution, at equal evaluations.
+
+    OMP_NUM_THREADS=1 python bench/quality/searches.py FOLDER [--variant NAME] [--seeds 0 1 2 3 4] [--methods NAME ...]
+
+For each supernet of a variant (`supernets.py` trains it if need be) and each method of `METHODS`, a line goes to
+`results/searches.jsonl`: the architecture that was found, and the best score after each evaluation. `compare.py`
+retrains what was found and sets it beside the baselines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from setting import write_images
+from supernets import VARIANTS, config_of
+
+from search.operators import BlockMutation
+from search.sample import sample
+from search.scoring import SupernetScorer
+from search.search import build_supernet, search
+from vitas import checkpoint
+from vitas.catalog import read_found
+from vitas.checkpoint import CheckpointFolder
+from vitas.config import RunConfig
+from vitas.data.evaluation import EvaluationSet
+from vitas.distributed import World
+from vitas.files import Journal
+from vitas.in_budget import InBudget, move_into_budget
+from vitas.report import Report
+
+RESULTS = Path(__file__).parent / "results" / "searches.jsonl"
+EVALUATIONS = 300
+EVOLUTION = {"objectives": ["loss"], "initial_population": 60, "population": 20, "generations": 12, "sample_num": 1}
+# Keys of the `sample` section over EVOLUTION, or a function below.
+METHODS: dict[str, dict | str] = {
+    "evolution": {},
+    "evolution, prescreen": {"prescreen": {"scored": 60}},
+    "evolution, prior": {"prior": 5},
+    "evolution, race": {"race": {}},
+    "random": "random_search",
+    "regularised": "regularised_evolution",
+}
+
+
+def scorer_of(config: RunConfig) -> SupernetScorer:
+    """The scorer of the `sample` stage, with the supernet that `sample.load_name` chooses."""
+    supernet = build_supernet(config, World()).eval()
+    path = CheckpointFolder(config.folder.checkpoints("search")).resolve(config.sample.load_name)
+    checkpoint.load_weights(supernet, path, config.sample.weights)
+    model = config.model
+    images = EvaluationSet.load(config.sample.data, model.image_size, model.mean, model.std, World(), everything=True)
+    return SupernetScorer(config, supernet, images, Report("sample", config.folder, World()), World())
+
+
+def random_search(config: RunConfig, score: Callable[[np.ndarray], float], rng: np.random.Generator) -> None:
+    """Score as many different members of the budget."""
+    drawn = InBudget(config.macs_model, config.sample.budget).draw_different(rng, EVALUATIONS)
+    for genome in drawn:
+        score(genome)
+
+
+def regularised_evolution(config: RunConfig, score: Callable[[np.ndarray], float], rng: np.random.Generator) -> None:
+    """Aging evolution (Real et al., 2019): the best of 10 random ones of the newest 50 has a child."""
+    model, budget = config.macs_model, config.sample.budget
+    population = [(genome, score(genome)) for genome in InBudget(model, budget).draw_different(rng, 50)]
+    mutation = BlockMutation(config.space, config.sample.mutation)
+    known = {genome.tobytes() for genome, _ in population}
+    while len(known) < EVALUATIONS:
+        parent, _ = min((population[i] for i in rng.integers(0, 50, 10)), key=lambda one: one[1])
+        (child,) = move_into_budget(mutation._do(None, parent[None], random_state=rng), model, budget, rng)
+        if child.tobytes() not in known:
+            known.add(child.tobytes())
+            population = [*population[1:], (child, score(child))]
+
+
+def find(folder: Path, variant: str, seed: int, method: str) -> dict:
+    """One line. What was scored before is not scored again."""
+    trained = config_of(folder, variant, seed)
+    search(trained, World())
+    path = CheckpointFolder(trained.folder.checkpoints("search")).resolve()
+    settings = METHODS[method]
+    own = EVOLUTION | (settings if isinstance(settings, dict) else {})
+    weights = "ema" if trained.search.ema_decay else "model"
+    config = config_of(folder, variant, seed, **own, load_name=str(path.resolve()), weights=weights)
+    name = method.replace(", ", "-")
+    config = config.model_copy(update={"save_path": str(trained.folder.root / name)})
+    began = time.monotonic()
+    if isinstance(settings, dict):
+        sample(config, World())
+        found = str(next(iter(read_found(config.folder.architectures).values())))
+    else:
+        scorer, order = scorer_of(config), []
+
+        def score(genome: np.ndarray) -> float:
+            architecture = config.space.decode(genome)
+            order.append(architecture)
+            return scorer.score([architecture], len(order))[0].loss
+
+        rng = np.random.default_rng(seed)
+        {"random_search": random_search, "regularised_evolution": regularised_evolution}[settings](config, score, rng)
+        found = str(min(order, key=lambda a: scorer.known[a.shifted()].loss).compact())
+    seconds = time.monotonic() - began
+    records = [json.loads(line) for line in config.folder.population.read_text().splitlines()[1:]]
+    # On the last rung; in the order of scoring.
+    losses = [record["loss"] for record in records if record.get("rung", "supernet") in ("supernet", "adapted")]
+    best = np.minimum.accumulate(losses)
+    line = {"variant": variant, "seed": seed, "method": method, "architecture": found, "seconds": round(seconds)}
+    return line | {"scores": len(records), "best": [round(float(value), 5) for value in best]}
+
+
+def find_with_each(folder: Path, variant: str, seed: int, methods: list[str]) -> list[dict]:
+    return [find(folder, variant, seed, method) for method in methods]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where images and trainings go")
+    parser.add_argument("--variant", default="ordinal, in budget", choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    write_images(arguments.folder)
+    journal = Journal(RESULTS)
+    known = {(line["variant"], line["seed"], line["method"]) for line in journal.lines}
+    # Spawned: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+        futures = []
+        for seed in arguments.seeds:
+            # One after another: they have a supernet in common, which the first trains.
+            methods = [name for name in arguments.methods if (arguments.variant, seed, name) not in known]
+            futures.append(pool.submit(find_with_each, arguments.folder, arguments.variant, seed, methods))
+        for future in as_completed(futures):
+            for line in future.result():
+                journal.append(line)
+                print(f"{line['method']}, seed {line['seed']}: {line['architecture']}, {line['best'][-1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
