@@ -21,6 +21,7 @@ import torch
 from setting import run_config, write_images
 from table import RESULTS as TABLE
 
+from retrain.retrain import retrain
 from search.adaptation import Adaptation
 from search.predictor import ChoiceLosses
 from search.scoring import score_logits, score_subnet
@@ -36,6 +37,8 @@ RESULTS = Path(__file__).parent / "results" / "supernets.jsonl"
 IN_BUDGET = {"draw": "in_budget"}
 ORDINAL = {"model.sharing": "ordinal", "epochs": 48, "subnets": IN_BUDGET}
 LARGEST = {"teacher": "largest", "weight": 1.0}
+# A DeiT for the size of the images and the budget, trained alone: what one has before any search.
+TEACHER = "p7-e32-token-h2q96m128x12"
 # Changes of the `search` section, and of the model. A bilateral step has two passes, so other schemes get twice the
 # epochs: all variants pass as many images through subnets, but where the name says otherwise.
 VARIANTS: dict[str, dict] = {
@@ -46,6 +49,7 @@ VARIANTS: dict[str, dict] = {
     "ordinal, in budget, half": ORDINAL | {"epochs": 24},
     "ordinal, in budget, double": ORDINAL | {"epochs": 96},
     "ordinal, in budget, spread": ORDINAL | {"model.block_sharing": "spread"},
+    "ordinal, in budget, private norms": ORDINAL | {"model.private_norms": True},
     "ordinal, in budget, 4 parts": ORDINAL | {"subnets": IN_BUDGET | {"parts": 4}, "batch_size": 64},
     "ordinal, in budget, 1e-3": ORDINAL | {"lr": 1e-3},
     "ordinal, in budget, EMA": ORDINAL | {"ema_decay": 0.999},
@@ -54,6 +58,8 @@ VARIANTS: dict[str, dict] = {
     "ordinal, in budget, patch 4 alone": ORDINAL | {"epochs": 24, "space.patch_sizes": (4,)},
     "ordinal, in budget, patch 7 alone": ORDINAL | {"epochs": 24, "space.patch_sizes": (7,)},
     "ordinal, complementary": ORDINAL | {"subnets": IN_BUDGET | {"together": "complementary"}},
+    "ordinal, in budget, teacher": ORDINAL | {"distillation": {"teacher": TEACHER, "weight": 0.5}},
+    "ordinal, in budget, teacher alone": ORDINAL | {"distillation": {"teacher": TEACHER, "weight": 1.0}},
     "cyclic, in budget": ORDINAL | {"model.sharing": "cyclic"},
     "ordinal, sandwich": ORDINAL
     | {"epochs": 16, "subnets": IN_BUDGET | {"together": "sandwich", "randoms": 1}, "distillation": LARGEST},
@@ -64,12 +70,21 @@ def config_of(folder: Path, variant: str, seed: int, **sample: object) -> RunCon
     """The run of a variant; its supernet lies below `folder`. sample: keys of the `sample` section."""
     changes = VARIANTS[variant]
     search = {key: value for key, value in changes.items() if "." not in key}
+    if search.get("distillation", {}).get("teacher") == TEACHER:
+        search["distillation"] = search["distillation"] | {"teacher": str(teacher_of(folder))}
     name = variant.replace(", ", "-").replace(" ", "_")
     config = run_config(folder, folder / "supernets" / f"{name}-seed{seed}", seed, search=search, sample=sample)
     model = {key.removeprefix("model."): value for key, value in changes.items() if key.startswith("model.")}
     space = {key.removeprefix("space."): value for key, value in changes.items() if key.startswith("space.")}
     model["space"] = replace(config.space, **space)
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
+
+
+def teacher_of(folder: Path) -> Path:
+    """The checkpoint of the teacher, trained by the recipe of the table if it is not there."""
+    config = run_config(folder, folder / "teacher", 0, retrain={"architecture": TEACHER})
+    retrain(config, World())
+    return CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
 
 
 def train_and_score(folder: Path, variant: str, seed: int, architectures: list[str], adapt: bool) -> list[dict]:

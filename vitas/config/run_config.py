@@ -28,7 +28,7 @@ class Model(Section):
 
     image_size: side of the images, in pixels. mean, std: their normalisation, by default ImageNet's.
     space: needed by `search` and `sample`, and by a `retrain.architecture` that is a net_id.
-    sharing, qkv_mode, block_sharing: see `vitas.SuperNet`.
+    sharing, qkv_mode, block_sharing, private_norms: see `vitas.SuperNet`.
     """
 
     image_size: Positive = 224
@@ -39,6 +39,7 @@ class Model(Section):
     sharing: SharingName = "bilateral"
     qkv_mode: Literal[0, 1, 2] = 2
     block_sharing: Literal[BLOCK_SHARING] = "first"
+    private_norms: bool = False
 
 
 class Distillation(Section):
