@@ -173,11 +173,12 @@ class SupernetScorer:
             adaptation = Adaptation(config, supernet, world)
             self._score_last = lambda a, on: score_logits(adaptation.adapt(a), on, settings)
             self._rungs.append(Rung("adapted", lambda a: self._score_last(a, images)))
-        # Journals of earlier versions say nothing of these.
-        for name in ("sides", "race", "adapt"):
-            value = getattr(settings, name)
-            if value != Sample.model_fields[name].default:
-                origin[name] = value if isinstance(value, str) else value.model_dump()
+        # Journals of earlier versions say nothing of these, and knew no other way.
+        if settings.sides != "mean" and len(supernet.scheme.scoring_sides) > 1:
+            origin["sides"] = settings.sides
+        for name in ("race", "adapt"):
+            if (section := getattr(settings, name)) is not None:
+                origin[name] = section.model_dump()
         self._journal = MeasurementJournal(
             config.folder.population, origin, self._read, self._record, "scores", report, world
         )

@@ -53,7 +53,7 @@ def members(config, count: int) -> list:
 
 
 def test_sides_are_scored_by_the_mean_of_their_scores_or_by_the_sum_of_their_logits(trained) -> None:
-    config = trained()
+    config = trained("sample.sides=mean")
     supernet, images = supernet_and_images(config)
     (subnet,) = members(config, 1)
     of_sides = [evaluate(lambda x, s=side: supernet(x, subnet, s), images, 64) for side in ("left", "right")]
@@ -259,7 +259,7 @@ def test_a_search_that_was_killed_goes_on_with_every_option(trained, monkeypatch
 
 
 def test_scores_made_in_another_way_are_refused(trained) -> None:
-    sample(trained("sample.sides=sum"), World())
-    for options, differing in (([], "sides"), (["sample.sides=sum", "sample.race={}"], "race")):
+    sample(trained(), World())
+    for options, differing in ((["sample.sides=mean"], "sides"), (["sample.race={}"], "race")):
         with pytest.raises(UserError, match=f"scores made with another {differing}"):
             sample(trained(*options), World())

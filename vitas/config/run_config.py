@@ -266,8 +266,8 @@ class Sample(Section):
     sample_num: how many of the best are written to architectures.yaml.
     mutation: the probability that a gene of a child is drawn anew.
     batch_size: images per evaluation batch and process.
-    sides: how several sides (bilateral sharing) make one score: the mean of their scores, as published, or the score
-        of the sum of their logits, which training used.
+    sides: how several sides (bilateral sharing) make one score: the score of the sum of their logits, which is what
+        training trained; or the mean of their scores, as published.
     race, adapt, finalists, prescreen: null is off.
     prior: of this many random architectures each, the initial population takes the one whose choices had the least
         loss in the supernet's training; 1 takes any.
@@ -286,7 +286,7 @@ class Sample(Section):
     mutation: Probability = 0.1
     batch_size: Positive = 256
     amp: bool = True
-    sides: Literal["mean", "sum"] = "mean"
+    sides: Literal["mean", "sum"] = "sum"
     race: Race | None = None
     adapt: Adapt | None = None
     finalists: Finalists | None = None

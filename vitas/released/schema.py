@@ -308,6 +308,8 @@ def _carry_sample(old: _Released) -> None:
     _carry_data(old, "sample")
     _carry_batch_size(old, "sample")
     _carry_budget(old)
+    # The released programs average the scores of both sides.
+    old.new.put("sample.sides", "mean", "sample")
     for name, ours in (("pop_size", "population"), ("sample_num", "sample_num")):
         old.carry(f"{sampler}.{name}", f"sample.{ours}")
     old.carry(f"{sampler}.pop_size", "sample.initial_population")
