@@ -217,3 +217,22 @@ def test_a_supernet_takes_the_blocks_that_its_block_sharing_says(tiny_spaces):
     assert parts["blocks.1.norm1.weight"].parameter is supernet.blocks[space.depth - 1].norm1.weight
     with pytest.raises(UserError, match=r"block_sharing: found 'last'; it must be first or spread"):
         SuperNet(space, 3, 16, block_sharing="last")
+
+
+@pytest.mark.parametrize(("sharing", "side"), [("ordinal", "left"), ("bilateral", "right"), ("cyclic", 7)])
+def test_private_norms_belong_to_one_embedding_dim(tiny_spaces, sharing, side):
+    """A step changes the norms of its own embedding dim, whole, and no other; extraction takes them along."""
+    space = tiny_spaces["identity"]
+    supernet = randomise(SuperNet(space, 3, 16, sharing, private_norms=True))
+    images = random_images(2, 16)
+    members = list(map(space.decode, space.sample_genomes(np.random.default_rng(0), 99)))
+    narrow, wide = (next(member for member in members if member.embed_dim == dim) for dim in (16, 32))
+    supernet(images, narrow, side).sum().backward()
+    touched = {name for name, p in supernet.named_parameters() if p.grad is not None and "norm" in name}
+    assert touched
+    assert all(".16." in name for name in touched)
+    assert supernet.norm["16"].weight.grad.all()
+    for architecture in (narrow, wide):
+        torch.testing.assert_close(
+            supernet.extract(architecture, side)(images), supernet(images, architecture, side), rtol=1e-4, atol=1e-5
+        )
