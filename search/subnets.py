@@ -101,7 +101,7 @@ class NearBudget(Draw):
             raise UserError("search.subnets.draw: found 'in_budget', but there is no sample.budget")
         budget = config.sample.budget.widened(config.search.subnets.widen)
         try:
-            return cls(budget, InBudget(cost_model, budget))
+            return cls(budget, InBudget(cost_model, budget, config.search.subnets.size_bias))
         except UserError as error:
             raise UserError(f"sample.budget: {error}") from None
 

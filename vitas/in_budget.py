@@ -37,7 +37,9 @@ class InBudget:
     """Draws genomes inside a budget.
 
     Patch sizes are equally likely, then the depths that a patch size can have
-    in the budget, then the embedding dims that the two can have. Given these,
+    in the budget, then the embedding dims that the two can have. With
+    `size_bias`, depth and embedding dim are then favoured in proportion to
+    (depth x embedding dim) ** size_bias. Given these,
     genomes of equal cost are equally likely: blocks are drawn independently,
     the chance of a kind of block changes exponentially with its cost, at the
     rate that makes the mean cost the middle of the budget, and what is outside
@@ -49,7 +51,7 @@ class InBudget:
     Raises `UserError` if it finds nothing inside, with what the space reaches.
     """
 
-    def __init__(self, model: CostModel, budget: Budget) -> None:
+    def __init__(self, model: CostModel, budget: Budget, size_bias: float = 0.0) -> None:
         self._space = model.space
         self._low, self._high = model.additive_range(budget)
         cells = _reachable_cells(model, self._low, self._high)
@@ -65,7 +67,8 @@ class InBudget:
                 f"the architectures of the space reach from {low:,.0f} to {high:,.0f}"
             )
         self._cells = cells.take(np.array(found))
-        self._ends = np.cumsum(_weights(self._cells))
+        embed_dims = np.array(self._space.embed_dims)[self._cells.embed]
+        self._ends = np.cumsum(_weights(self._cells, (self._cells.depth * embed_dims) ** size_bias))
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """`count` canonical genomes [count, genes] in random order; two may be equal."""
@@ -161,14 +164,17 @@ def _reachable_cells(model: CostModel, low: float, high: float) -> _Cells:
     return replace(cells, chances=chances)
 
 
-def _weights(cells: _Cells) -> np.ndarray:
-    """How often each cell is drawn [cells]: equally often by patch size, then by depth, then by embedding dim."""
+def _weights(cells: _Cells, favour: np.ndarray) -> np.ndarray:
+    """How often each cell is drawn [cells]: equally often by patch size; in it by depth, then by embedding dim, times
+    `favour` [cells].
+    """
     _, of_patch = np.unique(cells.patch, return_inverse=True)
     _, of_pair = np.unique(np.stack([cells.patch, cells.depth], axis=1), axis=0, return_inverse=True)
     in_pair = np.bincount(of_pair)
     # Of each (patch size, depth), its patch size; of each patch size, its number of depths.
     depths = np.bincount(of_patch, weights=1 / in_pair[of_pair])
-    return 1 / (len(depths) * depths[of_patch] * in_pair[of_pair])
+    weights = favour / (depths[of_patch] * in_pair[of_pair])
+    return weights / np.bincount(of_patch, weights)[of_patch] / len(depths)
 
 
 def _genomes(space: SearchSpace, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:

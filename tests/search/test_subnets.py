@@ -245,7 +245,7 @@ def test_a_training_does_not_go_on_with_subnets_of_another_budget(path, draw) ->
     given = ["search.epochs=1", "search.warmup_epochs=0", f"search.subnets.draw={draw}"]
     search(configuration.load(path, given), World())
     other = configuration.load(path, [*given, "sample.budget.maximum=1_000_000"])
-    with pytest.raises(UserError, match="was trained with (identity_probability|budget_of_training)"):
+    with pytest.raises(UserError, match=r"was trained with (identity_probability|budget_of_training)"):
         search(other, World())
     # The panel only looks on.
     search(configuration.load(path, [*given, "search.panel={size: 3, epochs: 1}"]), World())

@@ -69,6 +69,24 @@ def test_patch_sizes_depths_and_embedding_dims_are_drawn_equally_often():
             assert max(counts) - min(counts) <= 2
 
 
+def test_a_size_bias_favours_deep_and_wide_networks_and_leaves_patch_sizes_even():
+    space = space_of()
+    model = MacsModel(space, 32, 10)
+
+    def counted(size_bias: float) -> Counter:
+        genomes = InBudget(model, around(600_000, 0.3), size_bias).draw(np.random.default_rng(0), 8000)
+        columns = space.columns(genomes)
+        return Counter(zip(columns.patch.tolist(), columns.active.sum(1).tolist(), columns.embed.tolist(), strict=True))
+
+    even, biased = counted(0.0), counted(2.0)
+    assert even.keys() == biased.keys()
+    for patch in (0, 1):
+        cells = [cell for cell in even if cell[0] == patch]
+        assert sum(biased[cell] for cell in cells) == pytest.approx(4000, abs=40)
+        ratios = {cell: biased[cell] / even[cell] / (cell[1] * space.embed_dims[cell[2]]) ** 2 for cell in cells}
+        assert max(ratios.values()) / min(ratios.values()) < 1.35
+
+
 def test_genomes_of_equal_cost_are_equally_likely(tiny_spaces, all_genomes):
     """Of one patch size, depth and embedding dim."""
     space = tiny_spaces["deep"]

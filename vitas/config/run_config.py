@@ -111,6 +111,7 @@ class Subnets(Section):
 
     draw: the rule by which random ones are drawn.
     widen: for in_budget, the share by which both ends of `sample.budget` are moved outwards.
+    size_bias: for in_budget, how much large depths and embedding dims are favoured: by (depth x dim) ** size_bias.
     together: what a step trains: `one` random subnet; with `complementary` every second step the complementary widths
         of the step before it; with `sandwich` the largest, `randoms` random ones and the smallest.
     parts: parts of a batch, each with subnets of its own; on several processes each trains those of its images.
@@ -118,6 +119,7 @@ class Subnets(Section):
 
     draw: DrawName = "published"
     widen: Fraction = 0.25
+    size_bias: NonNegative = 0.0
     together: Literal["one", "complementary", "sandwich"] = "one"
     randoms: Positive = 2
     parts: Positive = 1
