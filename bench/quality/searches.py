@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from setting import write_images
-from supernets import VARIANTS, config_of
+from supernets import config_of
 
 from search.operators import BlockMutation
 from search.sample import sample
@@ -122,7 +122,9 @@ def find_with_each(folder: Path, variant: str, seed: int, methods: list[str]) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where images and trainings go")
-    parser.add_argument("--variant", default="ordinal, in budget", choices=VARIANTS, metavar="NAME")
+    parser.add_argument(
+        "--variant", default="ordinal, in_budget, 6 epochs, bias 1.5", metavar="TEXT", help="of supernets.py"
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--processes", type=int, default=2)

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/quality/supernets.py FOLDER [--variants NAME ...] [--seeds 0 1 2] [--processes 2]
 
-Trains a supernet for each variant of `VARIANTS` and seed with the `search` stage, and scores the architectures of
+Trains a supernet for each variant and seed with the `search` stage, and scores the architectures of
 `results/table.jsonl` with it on the val images: loss and top-1, of the mean over the sides and of the sum of their
 logits; the losses of their choices in training; and, with --adapt, loss and top-1 after brief adaptation. Scores go to
 `results/supernets.jsonl`; killed and started again, it goes on. `ranking.py` reads them.
@@ -11,7 +11,9 @@ logits; the losses of their choices in training; and, with --adapt, loss and top
 from __future__ import annotations
 
 import argparse
+import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
@@ -26,57 +28,90 @@ from search.adaptation import Adaptation
 from search.predictor import ChoiceLosses
 from search.scoring import score_logits, score_subnet
 from search.search import build_supernet, search
+from search.subnets import DRAWS
 from vitas import Architecture, checkpoint
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.files import Journal
+from vitas.sharing import SCHEMES
 
 RESULTS = Path(__file__).parent / "results" / "supernets.jsonl"
-IN_BUDGET = {"draw": "in_budget"}
-ORDINAL = {"model.sharing": "ordinal", "epochs": 48, "subnets": IN_BUDGET}
-LARGEST = {"teacher": "largest", "weight": 1.0}
 # A DeiT for the size of the images and the budget, trained alone: what one has before any search.
 TEACHER = "p7-e32-token-h2q96m128x12"
-# Changes of the `search` section, and of the model. A bilateral step has two passes, so other schemes get twice the
-# epochs: all variants pass as many images through subnets, but where the name says otherwise.
-VARIANTS: dict[str, dict] = {
-    "bilateral, published": {"model.sharing": "bilateral", "epochs": 24},
-    "bilateral, in budget": {"model.sharing": "bilateral", "epochs": 24, "subnets": IN_BUDGET},
-    "ordinal, published": ORDINAL | {"subnets": {}},
-    "ordinal, in budget": ORDINAL,
-    "ordinal, in budget, half": ORDINAL | {"epochs": 24},
-    "ordinal, in budget, double": ORDINAL | {"epochs": 96},
-    "ordinal, in budget, spread": ORDINAL | {"model.block_sharing": "spread"},
-    "ordinal, in budget, private norms": ORDINAL | {"model.private_norms": True},
-    "ordinal, in budget, 4 parts": ORDINAL | {"subnets": IN_BUDGET | {"parts": 4}, "batch_size": 64},
-    "ordinal, in budget, 1e-3": ORDINAL | {"lr": 1e-3},
-    "ordinal, in budget, EMA": ORDINAL | {"ema_decay": 0.999},
-    "ordinal, in budget, exactly": ORDINAL | {"subnets": IN_BUDGET | {"widen": 0.0}},
-    # Two supernets of half the training each; `ranking.py` takes them as one.
-    "ordinal, in budget, patch 4 alone": ORDINAL | {"epochs": 24, "space.patch_sizes": (4,)},
-    "ordinal, in budget, patch 7 alone": ORDINAL | {"epochs": 24, "space.patch_sizes": (7,)},
-    "ordinal, complementary": ORDINAL | {"subnets": IN_BUDGET | {"together": "complementary"}},
-    "ordinal, in budget, teacher": ORDINAL | {"distillation": {"teacher": TEACHER, "weight": 0.5}},
-    "ordinal, in budget, teacher alone": ORDINAL | {"distillation": {"teacher": TEACHER, "weight": 1.0}},
-    "cyclic, in budget": ORDINAL | {"model.sharing": "cyclic"},
-    "ordinal, sandwich": ORDINAL
-    | {"epochs": 16, "subnets": IN_BUDGET | {"together": "sandwich", "randoms": 1}, "distillation": LARGEST},
+# What the words of a variant change: keys of the `search` section, of the model, or of the space. A bilateral step has
+# two passes, so N epochs of it cost as much as 2 N of another sharing.
+WORDS: dict[str, dict] = {
+    **{name: {"model.sharing": name} for name in SCHEMES},
+    **{name: {"subnets.draw": name} for name in DRAWS},
+    "complementary": {"subnets.together": "complementary"},
+    "sandwich": {
+        "subnets.together": "sandwich",
+        "subnets.randoms": 1,
+        "distillation": {"teacher": "largest", "weight": 1.0},
+    },
+    "spread": {"model.block_sharing": "spread"},
+    "private norms": {"model.private_norms": True},
+    "EMA": {"ema_decay": 0.999},
+    "teacher": {"distillation": {"teacher": TEACHER, "weight": 0.5}},
 }
+# Words with a number.
+NUMBERS: dict[str, Callable[[str], dict]] = {
+    r"(\d+) epochs": lambda n: {"epochs": int(n), "warmup_epochs": min(2, int(n) - 1)},
+    r"bias ([\d.]+)": lambda n: {"subnets.size_bias": float(n)},
+    r"widen ([\d.]+)": lambda n: {"subnets.widen": float(n)},
+    # As many steps, of twice as many images.
+    r"(\d+) parts": lambda n: {"subnets.parts": int(n), "batch_size": 64},
+    r"batch (\d+)": lambda n: {"batch_size": int(n)},
+    r"lr (\S+)": lambda n: {"lr": float(n)},
+    # One of several supernets, which `ranking.py` takes as one.
+    r"patch (\d+) alone": lambda n: {"space.patch_sizes": (int(n),)},
+}
+VARIANTS = (
+    "bilateral, published, 24 epochs",
+    "bilateral, in_budget, 24 epochs",
+    "ordinal, published, 48 epochs",
+    "ordinal, in_budget, 48 epochs",
+    "cyclic, in_budget, 48 epochs",
+    "ordinal, in_budget, 48 epochs, complementary",
+    "ordinal, in_budget, 16 epochs, sandwich",
+    "ordinal, in_budget, 48 epochs, 4 parts",
+    "ordinal, in_budget, 48 epochs, spread",
+    "ordinal, in_budget, 48 epochs, private norms",
+    "ordinal, in_budget, 48 epochs, teacher",
+    "ordinal, in_budget, 48 epochs, EMA",
+    *(f"ordinal, in_budget, {n} epochs" for n in (6, 12, 24, 96)),
+    *(f"ordinal, in_budget, {n} epochs, bias 1.5" for n in (6, 12, 24, 48)),
+    "bilateral, in_budget, 24 epochs, bias 1.5",
+)
+
+
+def changes_of(variant: str) -> dict:
+    """What a variant changes, by dotted key. Raises `ValueError` for a word that means nothing."""
+    changes: dict = {}
+    for word in variant.split(", "):
+        numbers = [make(found[1]) for form, make in NUMBERS.items() if (found := re.fullmatch(form, word))]
+        if word not in WORDS and not numbers:
+            raise ValueError(f"{variant!r}: {word!r} is not among {', '.join([*WORDS, *NUMBERS])}")
+        changes |= WORDS.get(word) or numbers[0]
+    return changes
+
+
+def _below(changes: dict, prefix: str) -> dict:
+    return {key.removeprefix(prefix): value for key, value in changes.items() if key.startswith(prefix)}
 
 
 def config_of(folder: Path, variant: str, seed: int, **sample: object) -> RunConfig:
     """The run of a variant; its supernet lies below `folder`. sample: keys of the `sample` section."""
-    changes = VARIANTS[variant]
+    changes = changes_of(variant)
     search = {key: value for key, value in changes.items() if "." not in key}
+    search["subnets"] = _below(changes, "subnets.")
     if search.get("distillation", {}).get("teacher") == TEACHER:
         search["distillation"] = search["distillation"] | {"teacher": str(teacher_of(folder))}
     name = variant.replace(", ", "-").replace(" ", "_")
     config = run_config(folder, folder / "supernets" / f"{name}-seed{seed}", seed, search=search, sample=sample)
-    model = {key.removeprefix("model."): value for key, value in changes.items() if key.startswith("model.")}
-    space = {key.removeprefix("space."): value for key, value in changes.items() if key.startswith("space.")}
-    model["space"] = replace(config.space, **space)
+    model = _below(changes, "model.") | {"space": replace(config.space, **_below(changes, "space."))}
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 
@@ -123,11 +158,13 @@ def train_and_score(folder: Path, variant: str, seed: int, architectures: list[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where images and trainings go")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="TEXT", help="words, see WORDS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--adapt", action="store_true", help="also score after 100 steps of adaptation")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
+    for variant in arguments.variants:
+        changes_of(variant)
     write_images(arguments.folder)
     table = list(dict.fromkeys(line["architecture"] for line in Journal(TABLE).lines))
     journal = Journal(RESULTS)
