@@ -1,6 +1,8 @@
 """Fashion-MNIST as image folders: what each part holds, and what is refused."""
 
 import gzip
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +75,27 @@ def test_counts_that_cannot_be_cut_are_refused(source, tmp_path, train, val, mes
 def test_missing_files_are_refused_with_where_they_come_from(tmp_path):
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: No such file.*dataset-fashion-mnist"):
         write_fashion(tmp_path / "fashion", source=tmp_path)
+
+
+def test_without_debians_package_torchvision_downloads_the_files(source, tmp_path, monkeypatch):
+    def download(root: str, download: bool) -> None:
+        assert download
+        shutil.copytree(source, Path(root) / "FashionMNIST" / "raw")
+
+    monkeypatch.setattr("vitas.data.example_images.FASHION_FOLDER", tmp_path / "none")
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", download)
+    write_fashion(tmp_path / "downloaded", 300, 100)
+    write_fashion(tmp_path / "given", 300, 100, source=source)
+    for part in ("train", "val", "test"):
+        assert images_in(tmp_path / "downloaded" / part) == images_in(tmp_path / "given" / part)
+
+
+def test_images_that_can_be_found_nowhere_are_told_with_the_reason(tmp_path, monkeypatch):
+    def fail(root: str, download: bool) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried ...")
+
+    monkeypatch.setattr("vitas.data.example_images.FASHION_FOLDER", tmp_path / "none")
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail)
+    with pytest.raises(UserError, match=r"dataset-fashion-mnist\).*cannot download it: Error downloading train"):
+        write_fashion(tmp_path / "fashion")
+    assert not (tmp_path / "fashion").exists()

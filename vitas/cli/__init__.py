@@ -62,9 +62,8 @@ def main() -> None:
     fashion_parser.add_argument(
         "--source",
         type=Path,
-        default=FASHION_FOLDER,
         metavar="FOLDER",
-        help=f"where the four official files are ({FASHION_FOLDER}, from Debian's package dataset-fashion-mnist)",
+        help=f"where the four official files are (from Debian's package in {FASHION_FOLDER}; else downloaded)",
     )
     fashion_parser.set_defaults(run=lambda args: write_fashion(args.folder, args.train, args.val, source=args.source))
 

@@ -6,6 +6,7 @@ import gzip
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -60,16 +61,17 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def write_fashion(
-    folder: Path, train: int = 50_000, val: int = 10_000, seed: int = 0, source: Path = FASHION_FOLDER
+    folder: Path, train: int = 50_000, val: int = 10_000, seed: int = 0, source: Path | None = None
 ) -> None:
     """Write Fashion-MNIST to `folder/train`, `val` and `test`, as 28 x 28 PNG.
 
     train, val: how many images each gets of the official 60,000 train images,
         as many of each class; `test` is the official test set, 10,000 images.
-    source: a folder with the four official files.
+    source: a folder with the four official files. By default that of Debian's
+        package, or what torchvision downloads where that is not installed.
 
     Does nothing where the folder is there already. Raises `UserError` for
-    counts that cannot be drawn, and where the files are missing.
+    counts that cannot be drawn, and where the files can be found nowhere.
     """
     if folder.exists():
         return
@@ -79,7 +81,10 @@ def write_fashion(
             raise UserError(f"{name}: found {count}; it must be a multiple of the {classes} classes")
     if train + val > FASHION_TRAIN_IMAGES:
         raise UserError(f"train, val: found {train} and {val}; there are {FASHION_TRAIN_IMAGES:,} images for both")
-    images, labels = _read_idx(source, "train")
+    with TemporaryDirectory() as downloads:
+        if source is None:
+            source = FASHION_FOLDER if FASHION_FOLDER.is_dir() else _download_fashion(Path(downloads))
+        (images, labels), test = (_read_idx(source, name) for name in ("train", "t10k"))
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = [order[labels[order] == label] for label in range(classes)]
     indices_of = {
@@ -87,9 +92,24 @@ def write_fashion(
         "val": np.concatenate([indices[train // classes :][: val // classes] for indices in by_class]),
     }
     parts = {name: (images[part], labels[part], part) for name, part in indices_of.items()}
-    test_images, test_labels = _read_idx(source, "t10k")
-    parts["test"] = test_images, test_labels, np.arange(len(test_labels))
+    parts["test"] = (*test, np.arange(len(test[1])))
     _write_folders(folder, parts, FASHION_CLASSES)
+
+
+def _download_fashion(folder: Path) -> Path:
+    """Let torchvision download the four files; returns where they are."""
+    # Imported here: it loads torch, and what Debian has needs no download.
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(folder), download=True)
+    except Exception as error:
+        # A download fails in as many ways as there are networks.
+        raise UserError(
+            f"Fashion-MNIST is not in {FASHION_FOLDER} (apt-get install dataset-fashion-mnist), "
+            f"and torchvision cannot download it: {str(error).splitlines()[0]}"
+        ) from None
+    return folder / "FashionMNIST" / "raw"
 
 
 def _read_idx(source: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
