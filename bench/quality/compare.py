@@ -35,7 +35,7 @@ DEIT_DEPTHS = (4, 6, 8, 12)
 
 
 def deit_shaped(patch_size: int, depth: int) -> Architecture:
-    """The widest network of equal blocks with DeiT's proportions inside the budget: qkv dim 3 d, MLP dim 4 d, 2 heads."""
+    """The widest network with DeiT's proportions inside the budget: equal blocks, qkv dim 3 d, MLP dim 4 d, 2 heads."""
 
     def of_dim(dim: int) -> Architecture:
         return Architecture(patch_size, dim, (Block(2, 3 * dim, 4 * dim),) * depth)
@@ -109,9 +109,8 @@ def main() -> None:
     for line in Journal(SEARCHES).lines:
         if line["variant"] == arguments.variant and line["method"] in arguments.methods:
             found[line["method"]][line["seed"]] = line["architecture"]
-    wanted = dict.fromkeys(
-        [*(a for by_seed in found.values() for a in by_seed.values()), *map(str, baselines().values())]
-    )
+    of_searches = (architecture for by_seed in found.values() for architecture in by_seed.values())
+    wanted = dict.fromkeys([*of_searches, *map(str, baselines().values())])
     journal = Journal(RESULTS)
     known = {(line["architecture"], line["seed"]) for line in journal.lines}
     # Spawned: torch's threads do not survive a fork.

@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where images and trainings go")
     parser.add_argument(
-        "--variant", default="ordinal, in_budget, 6 epochs, bias 1.5", metavar="TEXT", help="of supernets.py"
+        "--variant", default="ordinal, in_budget, 12 epochs, bias 1.5", metavar="TEXT", help="of supernets.py"
     )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
