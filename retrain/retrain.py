@@ -75,8 +75,8 @@ def retrain(config: RunConfig, world: World) -> None:
     teacher = load_teacher(config, "retrain", report, world)
 
     def losses(images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
-        taught = teacher(images) if teacher else None
         with autocast(world.device, settings.amp):
+            taught = teacher(images) if teacher else None
             logits = forward(images, step)
         yield criterion(logits, targets, taught)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from search.measured_speed import measuring_ranks, where_measured
 from search.scoring import MeasurementJournal
 from vitas.architecture import Architecture, Block
 from vitas.config import RunConfig
@@ -52,19 +53,10 @@ class LatencyTable:
 
     def __init__(self, config: RunConfig, report: Report, world: World) -> None:
         self._config, self._world, self._report = config, world, report
-        on_gpu = world.device.type == "cuda"
-        # On a CPU ranks would disturb each other.
-        self._ranks = world.size if on_gpu else 1
-        origin = {
-            "device": torch.cuda.get_device_name(world.device) if on_gpu else "cpu",
-            "batch_size": config.sample.budget.batch_size,
-            "image_size": config.model.image_size,
-            "num_classes": config.model.num_classes,
-            "classifier": config.space.classifier,
-        }
+        self._ranks = measuring_ranks(world)
         self._journal: MeasurementJournal[Part, float] = MeasurementJournal(
             config.folder.latency,
-            origin,
+            where_measured(config, world) | {"classifier": config.space.classifier},
             lambda line: (tuple(line["part"]), line["milliseconds"]),
             lambda part, milliseconds: {"part": list(part), "milliseconds": milliseconds},
             "measured latencies",

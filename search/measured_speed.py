@@ -22,27 +22,33 @@ FITTED = 16
 FITTED_AT = (0.0, 0.25, 0.5, 0.75)
 
 
+def measuring_ranks(world: World) -> int:
+    """How many ranks may measure at once: on a CPU, which they share, only one, as they would disturb each other."""
+    return world.size if world.device.type == "cuda" else 1
+
+
+def where_measured(config: RunConfig, world: World) -> dict[str, object]:
+    """What measured times depend on, beside what is measured."""
+    return {
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "batch_size": config.sample.budget.batch_size,
+        "image_size": config.model.image_size,
+        "num_classes": config.model.num_classes,
+    }
+
+
 class SpeedMeter:
     """Measures architectures on this run's device, each once, and journals the speeds.
 
-    Speeds are of the dense network, in batches of `sample.budget.batch_size`. On
-    GPUs every rank measures its share; on a CPU, which the ranks share, only one
-    rank measures, as they would disturb each other.
+    Speeds are of the dense network, in batches of `sample.budget.batch_size`.
     """
 
     def __init__(self, config: RunConfig, report: Report, world: World) -> None:
         self._config, self._world = config, world
-        on_gpu = world.device.type == "cuda"
-        self._ranks = world.size if on_gpu else 1
-        origin = {
-            "device": torch.cuda.get_device_name(world.device) if on_gpu else "cpu",
-            "batch_size": config.sample.budget.batch_size,
-            "image_size": config.model.image_size,
-            "num_classes": config.model.num_classes,
-        }
+        self._ranks = measuring_ranks(world)
         self._journal = MeasurementJournal(
             config.folder.speeds,
-            origin,
+            where_measured(config, world),
             lambda line: (Architecture.parse(line["architecture"]), line["images_per_second"]),
             lambda architecture, speed: {"architecture": str(architecture), "images_per_second": speed},
             "measured speeds",

@@ -52,7 +52,8 @@ class Passes:
             if not len(own_images):
                 continue
             share = len(own_images) / len(images)
-            taught = self._teacher(own_images) if self._teacher else None
+            with autocast(self._world.device, self._amp):
+                taught = self._teacher(own_images) if self._teacher else None
             for i, subnet in enumerate(subnets):
                 with autocast(self._world.device, self._amp):
                     # One loss on the sum of all sides' logits, as in BCNet.

@@ -87,6 +87,13 @@ class ChoiceLosses:
         self._sums = torch.zeros(2, self._choices.count, dtype=torch.float64, device=device)
         self._mean = torch.zeros(2, dtype=torch.float64, device=device)
 
+    @classmethod
+    def recorded(cls, space: SearchSpace, state: dict[str, Tensor]) -> ChoiceLosses:
+        """What a training has recorded, to predict with: the state of its checkpoint."""
+        losses = cls(space, memory=1, device=torch.device("cpu"))
+        losses.load_state_dict(state)
+        return losses
+
     @torch.no_grad()
     def add(self, genome: np.ndarray, loss: Tensor) -> None:
         """Record the loss of a pass of a canonical genome [genes]."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
@@ -124,9 +123,7 @@ def _prior(config: RunConfig, state: Mapping, path: Path) -> ChoiceLosses:
     """What the supernet's training knows of choices."""
     if "choice_losses" not in state:
         raise UserError(f"sample.prior: {path} does not hold the losses of choices in training; take prior: 1")
-    losses = ChoiceLosses(config.space, 1, torch.device("cpu"))
-    losses.load_state_dict(state["choice_losses"])
-    return losses
+    return ChoiceLosses.recorded(config.space, state["choice_losses"])
 
 
 class _Prescreen:

@@ -113,7 +113,8 @@ class SubnetScore:
 def score_logits(sides: Sequence[Callable[[Tensor], Tensor]], images: EvaluationSet, settings: Sample) -> SubnetScore:
     """The score of a network with several sides (images -> logits each), as `sample.sides` says."""
     if settings.sides == "sum":
-        sides = [lambda batch, summed=tuple(sides): sum(side(batch) for side in summed)]
+        together = tuple(sides)
+        sides = [lambda batch: sum(side(batch) for side in together)]
     scores = [evaluate(side, images, settings.batch_size, settings.amp) for side in sides]
     return SubnetScore(*(sum(getattr(score, name) for score in scores) / len(scores) for name in ("top1", "loss")))
 

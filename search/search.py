@@ -67,7 +67,7 @@ def search(config: RunConfig, world: World) -> None:
     )
     steps = train(task, settings, loader, checkpoints, report, world, config.seed)
     if world.is_main:
-        seen = describe_seen(plan, supernet, counted, budget, steps)
+        seen = describe_seen(plan, supernet.scheme, counted, budget, steps)
         write_text(config.folder.seen, yaml.safe_dump(seen, sort_keys=False, width=120))
         report.line(f"the supernet is in {shown_path(checkpoints.newest())}")
     report.close()

@@ -9,8 +9,7 @@ import numpy as np
 
 from search.subnets import TrainingPlan
 from vitas.budget import Budget, CostModel
-from vitas.models import SuperNet
-from vitas.sharing import blocks_in_use
+from vitas.sharing import SharingScheme
 
 # As many steps, evenly spaced, stand for a whole training.
 _SAMPLED = 2000
@@ -19,7 +18,7 @@ _SAMPLED = 2000
 def seen_by(genomes: np.ndarray, cost_model: CostModel, budget: Budget | None) -> dict[str, float]:
     """A few numbers about the subnets of some steps, genomes [passes, genes]: mean cost, depth, and shares."""
     columns, costs = cost_model.space.columns(genomes), cost_model.predict(genomes)
-    values = {"mean_cost": float(costs.mean()), "mean_depth": float(columns.active.sum(1).mean())}
+    values = {"mean_cost": float(cost_model.mean(genomes)), "mean_depth": float(columns.active.sum(1).mean())}
     if budget is not None:
         values["in_budget"] = float((budget.distance(costs) == 0).mean())
     for gene, size in enumerate(cost_model.space.patch_sizes):
@@ -28,7 +27,7 @@ def seen_by(genomes: np.ndarray, cost_model: CostModel, budget: Budget | None) -
 
 
 def describe_seen(
-    plan: TrainingPlan, supernet: SuperNet, cost_model: CostModel, budget: Budget | None, steps: int
+    plan: TrainingPlan, scheme: SharingScheme, cost_model: CostModel, budget: Budget | None, steps: int
 ) -> dict:
     """What a training of so many steps saw, as plain data, from up to 2,000 of the steps.
 
@@ -36,7 +35,7 @@ def describe_seen(
     depth, and the share of the subnets that updated each block and each channel
     at full width (of attention and MLP: of their uses, over all blocks).
     """
-    space, scheme = cost_model.space, supernet.scheme
+    space = cost_model.space
     # Python's integers: the seed of a draw is made of their text.
     chosen = np.unique(np.linspace(0, steps - 1, _SAMPLED).astype(int)).tolist()
     groups = [np.concatenate(plan.genomes(step)) for step in chosen]
@@ -58,16 +57,13 @@ def describe_seen(
 
     counts, edges = np.histogram(costs, bins=20)
     depths, of_depth = np.unique(columns.active.sum(1), return_counts=True)
-    updated_blocks = np.zeros(space.depth)
-    for depth, times in zip(depths.tolist(), of_depth, strict=True):
-        updated_blocks[blocks_in_use(depth, space.depth, supernet.block_sharing)] += times
     return {
         "steps": steps,
         **{name: round(value, 4) for name, value in seen_by(genomes, cost_model, budget).items()},
         "costs": {"edges": edges.tolist(), "share": (counts / len(costs)).round(4).tolist()},
         "depths": {str(d): round(float(n / len(costs)), 4) for d, n in zip(depths, of_depth, strict=True)},
         "updated": {
-            "blocks": (updated_blocks / len(genomes)).round(4).tolist(),
+            "blocks": columns.active.mean(0).round(4).tolist(),
             "embed": channels(columns.embed[:, None], space.embed_dims, np.ones((len(genomes), 1), dtype=bool)),
             "attention": channels(columns.qkv, space.attention_dims, columns.active),
             "mlp": channels(columns.mlp, space.mlp_dims, columns.active),

@@ -1,13 +1,14 @@
 """Which subnets each step of the supernet's training trains.
 
-A rule of `DRAWS` draws genomes at random. `TrainingPlan` makes steps of them:
-one subnet a step, or several together (`search.subnets.together`). To add a
-rule, add it to `DRAWS`.
+A rule of `DRAWS` draws genomes at random, and one of `TOGETHER` makes of them
+what a step trains. To add a rule, add it there; `TrainingPlan` refers to none
+by name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
@@ -33,12 +34,15 @@ Step: TypeAlias = tuple[tuple[Architecture, ...], ...]
 
 
 class Draw(ABC):
-    """A rule that draws genomes. `cost_model` and `budget` are None where the run has no `sample` section."""
+    """A rule that draws genomes."""
 
     @classmethod
     @abstractmethod
     def of(cls, config: RunConfig, cost_model: CostModel | None) -> Draw:
-        """The rule of a configuration. Raises `UserError` where it needs what the configuration lacks."""
+        """The rule of a configuration. cost_model: of `sample.budget`, None where the run has no such section.
+
+        Raises `UserError` for a budget that it cannot draw in.
+        """
 
     @property
     @abstractmethod
@@ -97,8 +101,6 @@ class NearBudget(Draw):
 
     @classmethod
     def of(cls, config: RunConfig, cost_model: CostModel | None) -> NearBudget:
-        if cost_model is None:
-            raise UserError("search.subnets.draw: found 'in_budget', but there is no sample.budget")
         budget = config.sample.budget.widened(config.search.subnets.widen)
         try:
             return cls(budget, InBudget(cost_model, budget, config.search.subnets.size_bias))
@@ -119,62 +121,20 @@ class NearBudget(Draw):
 DRAWS: dict[str, type[Draw]] = {"published": Published, "uniform": Uniform, "in_budget": NearBudget}
 
 
-class TrainingPlan:
-    """What every step trains: a function of the seed and the step, so the same on every rank and after a restart.
+@dataclass(frozen=True)
+class Together:
+    """How a part of a batch gets the subnets that it trains one after another.
 
-    together: which subnets a part of the batch trains, one after another.
-        one: a random one.
-        complementary: of two steps, the second trains the complementary widths of the first one's subnet (BCNet): the
-            widest where it had the narrowest. So, over both, every channel is used about equally often.
-        sandwich: the largest, `randoms` random ones, and the smallest (BigNAS), of one patch size.
-    parts: of the batch, each with subnets of its own.
+    make: (space, drawn genomes [draws, genes], turn) -> canonical genomes [subnets, genes].
+    draws: (`search.subnets.randoms`) -> how many random genomes it takes.
+    turns: as many steps in a row are made of the same genomes; the turn counts them.
+    ends: subnets that are not random, before and after those that are; the first of all is the largest.
     """
 
-    def __init__(self, space: SearchSpace, draw: Draw, seed: int, together: str, randoms: int, parts: int) -> None:
-        self._space, self._draw, self._seed = space, draw, seed
-        self._together, self._parts = together, parts
-        self._randoms = randoms if together == "sandwich" else 1
-        # A resumed run starts anywhere, and parts of a step may lie in two chunks.
-        self._chunk = lru_cache(maxsize=2)(self._draw_chunk)
-        # A step asks more than once.
-        self._groups = lru_cache(maxsize=1)(self._make_groups)
-        self._decoded = lru_cache(maxsize=1)(self._decode)
-
-    def at(self, step: int) -> Step:
-        """The subnets of a step."""
-        return self._decoded(step)
-
-    def genomes(self, step: int) -> list[np.ndarray]:
-        """The canonical genomes of the subnets of a step: [subnets, genes] for each part, in the order of `at`."""
-        return self._groups(step)
-
-    def random_ones(self, subnets: int) -> range:
-        """Which of the subnets of a part are random ones."""
-        return range(1, subnets - 1) if self._together == "sandwich" else range(subnets)
-
-    def _make_groups(self, step: int) -> list[np.ndarray]:
-        return [self._group(step, part) for part in range(self._parts)]
-
-    def _decode(self, step: int) -> Step:
-        return tuple(tuple(map(self._space.decode, genomes)) for genomes in self.genomes(step))
-
-    def _group(self, step: int, part: int) -> np.ndarray:
-        if self._together == "complementary":
-            first = self._drawn(step // 2 * self._parts + part)
-            return (complementary(self._space, first) if step % 2 else first)[None]
-        start = (step * self._parts + part) * self._randoms
-        randoms = np.array([self._drawn(start + i) for i in range(self._randoms)])
-        if self._together == "one":
-            return randoms
-        # Of the first random one's patch size, so that every stem meets the largest and the smallest.
-        largest, smallest = (extreme(self._space, randoms[0], widest) for widest in (True, False))
-        return np.concatenate([largest[None], randoms, smallest[None]])
-
-    def _drawn(self, index: int) -> np.ndarray:
-        return self._chunk(index // _CHUNK)[index % _CHUNK]
-
-    def _draw_chunk(self, chunk: int) -> np.ndarray:
-        return self._draw.genomes(np.random.default_rng(stream_seed(self._seed, "subnets", chunk)), _CHUNK)
+    make: Callable[[SearchSpace, np.ndarray, int], np.ndarray]
+    draws: Callable[[int], int] = lambda randoms: 1
+    turns: int = 1
+    ends: int = 0
 
 
 def complementary(space: SearchSpace, genome: np.ndarray) -> np.ndarray:
@@ -191,31 +151,75 @@ def complementary(space: SearchSpace, genome: np.ndarray) -> np.ndarray:
     return result
 
 
-def extreme(space: SearchSpace, genome: np.ndarray, widest: bool) -> np.ndarray:
-    """The canonical genome of the largest network, or the smallest, with a genome's patch size.
+def _sandwich(space: SearchSpace, drawn: np.ndarray, turn: int) -> np.ndarray:
+    # Of the first random one's patch size, so that every stem meets the largest and the smallest.
+    largest, smallest = (space.extreme(drawn[0], widest) for widest in (True, False))
+    return np.concatenate([largest[None], drawn, smallest[None]])
 
-    Head counts cost nothing; they are those of the genome, repeated where it has no block.
+
+TOGETHER: dict[str, Together] = {
+    # A random subnet.
+    "one": Together(lambda space, drawn, turn: drawn),
+    # BCNet: of two steps, the second trains the complementary widths of the first one's subnet. So, over both, every
+    # channel is used about equally often.
+    "complementary": Together(
+        lambda space, drawn, turn: complementary(space, drawn[0])[None] if turn else drawn, turns=2
+    ),
+    # BigNAS: the largest, random ones, and the smallest.
+    "sandwich": Together(_sandwich, draws=lambda randoms: randoms, ends=1),
+}
+
+
+class TrainingPlan:
+    """What every step trains: a function of the seed and the step, so the same on every rank and after a restart.
+
+    together, randoms: how the subnets of a part of the batch are made.
+    parts: of the batch, each with subnets of its own.
     """
-    result = genome.copy()
-    gene = len(space.widths) - 1 if widest else 0
-    depth = space.depth if widest or not space.identity else 1
-    if space.shared_blocks:
-        result[2:5] = gene
-        if space.identity:
-            result[5] = space.depth - depth
-        return result
-    active = int(space.columns(genome).active.sum())
-    result = space.rearranged(genome, np.arange(depth) % active)
-    columns = space.columns(result)
-    columns.embed[:] = gene
-    columns.qkv[:] = np.where(columns.active, gene, 0)
-    columns.mlp[:] = np.where(columns.active, gene, 0)
-    return result
+
+    def __init__(self, space: SearchSpace, draw: Draw, seed: int, together: Together, randoms: int, parts: int) -> None:
+        self._space, self._draw, self._seed = space, draw, seed
+        self._together, self._draws, self._parts = together, together.draws(randoms), parts
+        # A resumed run starts anywhere, and parts of a step may lie in two chunks.
+        self._chunk = lru_cache(maxsize=2)(self._draw_chunk)
+        # A step asks more than once.
+        self._groups = lru_cache(maxsize=1)(self._make_groups)
+        self._decoded = lru_cache(maxsize=1)(self._decode)
+
+    def at(self, step: int) -> Step:
+        """The subnets of a step."""
+        return self._decoded(step)
+
+    def genomes(self, step: int) -> list[np.ndarray]:
+        """The canonical genomes of the subnets of a step: [subnets, genes] for each part, in the order of `at`."""
+        return self._groups(step)
+
+    def random_ones(self, subnets: int) -> range:
+        """Which of the subnets of a part are random ones."""
+        return range(self._together.ends, subnets - self._together.ends)
+
+    def _make_groups(self, step: int) -> list[np.ndarray]:
+        return [self._group(step, part) for part in range(self._parts)]
+
+    def _decode(self, step: int) -> Step:
+        return tuple(tuple(map(self._space.decode, genomes)) for genomes in self.genomes(step))
+
+    def _group(self, step: int, part: int) -> np.ndarray:
+        pair, turn = divmod(step, self._together.turns)
+        start = (pair * self._parts + part) * self._draws
+        drawn = np.array([self._drawn(start + i) for i in range(self._draws)])
+        return self._together.make(self._space, drawn, turn)
+
+    def _drawn(self, index: int) -> np.ndarray:
+        return self._chunk(index // _CHUNK)[index % _CHUNK]
+
+    def _draw_chunk(self, chunk: int) -> np.ndarray:
+        return self._draw.genomes(np.random.default_rng(stream_seed(self._seed, "subnets", chunk)), _CHUNK)
 
 
 def training_plan(config: RunConfig, cost_model: CostModel | None) -> tuple[TrainingPlan, Draw]:
     """The plan of a configuration, and the rule that it draws with. Raises `UserError` as the rule does."""
     settings = config.search.subnets
     draw = DRAWS[settings.draw].of(config, cost_model)
-    plan = TrainingPlan(config.space, draw, config.seed, settings.together, settings.randoms, settings.parts)
+    plan = TrainingPlan(config.space, draw, config.seed, TOGETHER[settings.together], settings.randoms, settings.parts)
     return plan, draw

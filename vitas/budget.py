@@ -102,6 +102,14 @@ class CostModel:
             return 1 / budget.maximum, 1 / budget.minimum if budget.minimum else np.inf
         return budget.minimum, budget.maximum
 
+    def reach(self) -> tuple[float, float]:
+        """The least and the largest cost that architectures of the space have, as `predict` counts it."""
+        of_each_patch = np.zeros((len(self.space.patch_sizes), self.space.gene_counts.size), dtype=np.int64)
+        of_each_patch[:, 0] = np.arange(len(of_each_patch))
+        ends = [self.space.extreme(genome, widest) for genome in of_each_patch for widest in (False, True)]
+        costs = self.predict(np.array(ends))
+        return costs.min(), costs.max()
+
     def mean(self, genomes: np.ndarray) -> float:
         """The mean cost of genomes [population, genes]."""
         mean = self.additive(genomes).mean()
@@ -165,7 +173,11 @@ class MacsModel(CostModel):
         """Raise `UserError` if no architecture of the space meets the budget."""
         nearest = self.nearest(budget)
         if nearest not in budget:
-            raise UserError(f"no architecture of the space has {budget}; the nearest has {nearest:,}")
+            low, high = self.reach()
+            raise UserError(
+                f"no architecture of the space has {budget}; the nearest has {nearest:,}, "
+                f"and they reach from {low:,} to {high:,}"
+            )
 
 
 def _sums_by_depth(dims: tuple[int, ...], depth: int, equal: bool) -> list[np.ndarray]:

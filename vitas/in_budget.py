@@ -61,7 +61,7 @@ class InBudget:
             if any(found):
                 break
         else:
-            low, high = reach(model)
+            low, high = model.reach()
             raise UserError(
                 f"found no architecture with {budget}; "
                 f"the architectures of the space reach from {low:,.0f} to {high:,.0f}"
@@ -113,13 +113,6 @@ class InBudget:
         kinds = np.broadcast_to(np.searchsorted(ends[:-1], points * ends[-1], side="right"), (count, depth))
         cost = cells.fixed[cell] + cells.costs[cell][kinds].sum(axis=1)
         return kinds, (self._low <= cost) & (cost <= self._high)
-
-
-def reach(model: CostModel) -> tuple[float, float]:
-    """The least and the largest cost that architectures of the space have."""
-    cells = _cells(model)
-    ends = cells.fixed[:, None] + cells.depth[:, None] * np.stack([cells.costs.min(1), cells.costs.max(1)], axis=1)
-    return tuple(sorted(1 / end if model.less_is_dearer else end for end in (ends.min(), ends.max())))
 
 
 def _cells(model: CostModel) -> _Cells:

@@ -51,6 +51,7 @@ STAGES = {
 _REGISTRIES = {
     "sample.objectives": "search.objectives:OBJECTIVES",
     "search.subnets.draw": "search.subnets:DRAWS",
+    "search.subnets.together": "search.subnets:TOGETHER",
 }
 
 

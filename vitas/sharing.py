@@ -90,18 +90,4 @@ class Cyclic(SharingScheme):
         return ((start, stop),) if stop <= maximum else ((start, maximum), (0, stop - maximum))
 
 
-BLOCK_SHARING = ("first", "spread")
-
-
-def blocks_in_use(depth: int, positions: int, sharing: str) -> list[int]:
-    """Which of the supernet's blocks a subnet of `depth` blocks uses, in order.
-
-    first: the first ones, as published. spread: from the first to the last,
-    evenly, so that a block has about the same place in all networks.
-    """
-    if sharing == "first" or depth == 1:
-        return list(range(depth))
-    return [round(i * (positions - 1) / (depth - 1)) for i in range(depth)]
-
-
 SCHEMES: dict[str, SharingScheme] = {scheme.name: scheme for scheme in (Bilateral(), Ordinal(), Cyclic())}

@@ -243,6 +243,27 @@ class SearchSpace:
             part[count:] = unused
         return result
 
+    def extreme(self, genome: np.ndarray, widest: bool) -> np.ndarray:
+        """The canonical genome [genes] of the largest network, or the smallest, with a genome's patch size.
+
+        Head counts are those of the genome, repeated where it has no block.
+        """
+        gene = len(self.widths) - 1 if widest else 0
+        depth = self.depth if widest or not self.identity else 1
+        if self.shared_blocks:
+            result = genome.copy()
+            result[2:5] = gene
+            if self.identity:
+                result[5] = self.depth - depth
+            return result
+        active = int(self.columns(genome).active.sum())
+        result = self.rearranged(genome, np.arange(depth) % active)
+        columns = self.columns(result)
+        columns.embed[:] = gene
+        columns.qkv[:] = np.where(columns.active, gene, 0)
+        columns.mlp[:] = np.where(columns.active, gene, 0)
+        return result
+
     def sample_genomes(
         self, rng: np.random.Generator, count: int, identity_probability: float | None = None
     ) -> np.ndarray:

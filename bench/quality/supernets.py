@@ -19,7 +19,6 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from setting import run_config, write_images
 from table import RESULTS as TABLE
 
@@ -51,8 +50,6 @@ WORDS: dict[str, dict] = {
         "subnets.randoms": 1,
         "distillation": {"teacher": "largest", "weight": 1.0},
     },
-    "spread": {"model.block_sharing": "spread"},
-    "private norms": {"model.private_norms": True},
     "EMA": {"ema_decay": 0.999},
     "teacher": {"distillation": {"teacher": TEACHER, "weight": 0.5}},
 }
@@ -77,8 +74,6 @@ VARIANTS = (
     "ordinal, in_budget, 48 epochs, complementary",
     "ordinal, in_budget, 16 epochs, sandwich",
     "ordinal, in_budget, 48 epochs, 4 parts",
-    "ordinal, in_budget, 48 epochs, spread",
-    "ordinal, in_budget, 48 epochs, private norms",
     "ordinal, in_budget, 48 epochs, teacher",
     "ordinal, in_budget, 48 epochs, EMA",
     *(f"ordinal, in_budget, {n} epochs" for n in (6, 12, 24, 96)),
@@ -132,8 +127,7 @@ def train_and_score(folder: Path, variant: str, seed: int, architectures: list[s
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
     state = checkpoint.read(path)
     checkpoint.load_state(supernet, state, path, "ema" if config.search.ema_decay else "model")
-    prior = ChoiceLosses(config.space, 1, torch.device("cpu"))
-    prior.load_state_dict(state["choice_losses"])
+    prior = ChoiceLosses.recorded(config.space, state["choice_losses"])
     model, space, settings = config.model, config.space, config.sample
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, World(), everything=True)
     adaptation = Adaptation(config, supernet, World()) if adapt else None

@@ -184,8 +184,7 @@ def test_the_prior_chooses_the_best_of_each_group_by_the_losses_in_training(trai
         proposed[prior] = {r["architecture"] for r in records(config)}
         config.folder.population.unlink()
     state = checkpoint.read(CheckpointFolder(config.folder.checkpoints("search")).resolve())
-    losses = ChoiceLosses(config.space, 1, torch.device("cpu"))
-    losses.load_state_dict(state["choice_losses"])
+    losses = ChoiceLosses.recorded(config.space, state["choice_losses"])
 
     def worth(texts: set[str]) -> float:
         return losses.predict(np.array([config.space.encode(Architecture.parse(t)) for t in texts])).mean()

@@ -8,7 +8,7 @@ import yaml
 from search.sample import sample
 from search.search import budget_model, build_supernet, search
 from search.seen import describe_seen, seen_by
-from search.subnets import NearBudget, Published, TrainingPlan, complementary, extreme, training_plan
+from search.subnets import TOGETHER, NearBudget, Published, TrainingPlan, complementary, training_plan
 from tests.conftest import largest
 from tests.search.test_operators import PER_BLOCK, SHARED
 from tests.test_resume import assert_equal
@@ -19,8 +19,8 @@ from vitas.catalog import read_found
 from vitas.checkpoint import CheckpointFolder, read
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.models import SuperNet
 from vitas.report import Report
+from vitas.sharing import SCHEMES
 from vitas.slurm.signals import Interrupted
 
 
@@ -33,7 +33,7 @@ def draw_of(config):
 
 
 def plan_over(space, together="one", randoms=2, parts=1, draw=None) -> TrainingPlan:
-    return TrainingPlan(space, draw or Published(space, 0.4), 0, together, randoms, parts)
+    return TrainingPlan(space, draw or Published(space, 0.4), 0, TOGETHER[together], randoms, parts)
 
 
 # Rules
@@ -116,9 +116,7 @@ def test_over_complementary_steps_ordinal_sharing_updates_channels_more_evenly()
     space = PER_BLOCK
     model = MacsModel(space, 32, 10)
     seen = {
-        together: describe_seen(plan_over(space, together), SuperNet(PER_BLOCK, 10, 32, "ordinal"), model, None, 1000)[
-            "updated"
-        ]
+        together: describe_seen(plan_over(space, together), SCHEMES["ordinal"], model, None, 1000)["updated"]
         for together in ("one", "complementary")
     }
     # The first channels are in every width, the last in the widest only: one in four draws, also with complements.
@@ -149,7 +147,7 @@ def test_a_sandwich_is_the_largest_random_ones_and_the_smallest_of_one_patch_siz
 def test_the_smallest_network_of_a_space_without_identities_has_full_depth(tiny_spaces) -> None:
     space = tiny_spaces["no identity"]
     genome = space.sample_genomes(np.random.default_rng(0), 1)[0]
-    assert space.decode(extreme(space, genome, widest=False)).depth == space.depth
+    assert space.decode(space.extreme(genome, widest=False)).depth == space.depth
 
 
 def test_parts_of_a_batch_have_subnets_of_their_own() -> None:
@@ -174,7 +172,7 @@ def test_what_training_saw_counts_every_update() -> None:
     plan = plan_over(space)
     steps = 1500
     genomes = np.concatenate([plan.genomes(step)[0] for step in range(steps)])
-    seen = describe_seen(plan, SuperNet(PER_BLOCK, 10, 32), model, None, steps)
+    seen = describe_seen(plan, SCHEMES["bilateral"], model, None, steps)
     depths = space.columns(genomes).active.sum(1)
     assert seen["depths"] == {str(d): pytest.approx(np.mean(depths == d), abs=1e-4) for d in np.unique(depths)}
     assert seen["updated"]["blocks"] == pytest.approx([np.mean(depths > i) for i in range(space.depth)], abs=1e-4)

@@ -91,7 +91,8 @@ def test_nearest_and_require_agree_with_every_member(tiny_spaces, kind, conventi
     assert nearest in members
     assert distances(np.array(nearest), budget) == shortest
     if shortest:
-        with pytest.raises(UserError, match=f"{low:,} to {high:,} MACs .*{convention}.* nearest has {nearest:,}"):
+        told = f"nearest has {nearest:,}, .* from {members[0]:,} to {members[-1]:,}"
+        with pytest.raises(UserError, match=f"{low:,} to {high:,} MACs .*{convention}.* {told}"):
             model.require(budget)
     else:
         model.require(budget)

@@ -12,7 +12,7 @@ from tests.vitas.test_budget import distances, model_and_members
 from vitas import SearchSpace, zoo
 from vitas.budget import Budget, MacsModel, SpeedModel
 from vitas.errors import UserError
-from vitas.in_budget import InBudget, move_into_budget, reach, single_changes
+from vitas.in_budget import InBudget, move_into_budget, single_changes
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 
@@ -166,7 +166,7 @@ def test_a_budget_that_no_draw_meets_is_refused_with_what_the_space_reaches(tiny
 @pytest.mark.parametrize("kind", ["identity", "deep", "no identity", "shared", "shared, no identity"])
 def test_reach_is_from_the_cheapest_member_to_the_dearest(tiny_spaces, kind):
     model, members = model_and_members(tiny_spaces[kind])
-    assert reach(model) == (members[0], members[-1])
+    assert model.reach() == (members[0], members[-1])
 
 
 # Bringing in

@@ -2,7 +2,6 @@
 
 from itertools import chain
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from tests.conftest import largest
 from tests.vitas.conftest import random_images, randomise
 from vitas import Architecture, SearchSpace, SuperNet, VisionTransformer
 from vitas.errors import UserError
-from vitas.sharing import SCHEMES, Channels, SharingScheme, Side, blocks_in_use
+from vitas.sharing import SCHEMES, Channels, SharingScheme, Side
 
 MAXIMA = (1, 2, 5, 12)
 # Steps of a training at which channels wrap round in no dim, in some and in all of those below.
@@ -190,49 +189,3 @@ def test_parts_are_views_of_the_supernets_weights_unless_their_channels_wrap_rou
                 assert is_view != wraps
                 wrapped += wraps
     assert bool(wrapped) == (supernet.scheme.name == "cyclic")
-
-
-@pytest.mark.parametrize("positions", [1, 2, 5, 16])
-def test_a_subnet_of_fewer_blocks_uses_different_blocks_in_order(positions):
-    for depth in range(1, positions + 1):
-        assert blocks_in_use(depth, positions, "first") == list(range(depth))
-        spread = blocks_in_use(depth, positions, "spread")
-        assert len(set(spread)) == depth
-        assert spread == sorted(spread)
-        assert spread[0] == 0
-        if depth > 1:
-            assert spread[-1] == positions - 1
-            gaps = np.diff(spread)
-            assert gaps.max() - gaps.min() <= 1
-
-
-def test_a_supernet_takes_the_blocks_that_its_block_sharing_says(tiny_spaces):
-    space = tiny_spaces["deep"]
-    supernet = SuperNet(space, 3, 16, block_sharing="spread")
-    two = next(
-        a for a in (space.decode(g) for g in space.sample_genomes(np.random.default_rng(0), 50, 0.4)) if a.depth == 2
-    )
-    parts = supernet.parts(two)
-    assert parts["blocks.0.norm1.weight"].parameter is supernet.blocks[0].norm1.weight
-    assert parts["blocks.1.norm1.weight"].parameter is supernet.blocks[space.depth - 1].norm1.weight
-    with pytest.raises(UserError, match=r"block_sharing: found 'last'; it must be first or spread"):
-        SuperNet(space, 3, 16, block_sharing="last")
-
-
-@pytest.mark.parametrize(("sharing", "side"), [("ordinal", "left"), ("bilateral", "right"), ("cyclic", 7)])
-def test_private_norms_belong_to_one_embedding_dim(tiny_spaces, sharing, side):
-    """A step changes the norms of its own embedding dim, whole, and no other; extraction takes them along."""
-    space = tiny_spaces["identity"]
-    supernet = randomise(SuperNet(space, 3, 16, sharing, private_norms=True))
-    images = random_images(2, 16)
-    members = list(map(space.decode, space.sample_genomes(np.random.default_rng(0), 99)))
-    narrow, wide = (next(member for member in members if member.embed_dim == dim) for dim in (16, 32))
-    supernet(images, narrow, side).sum().backward()
-    touched = {name for name, p in supernet.named_parameters() if p.grad is not None and "norm" in name}
-    assert touched
-    assert all(".16." in name for name in touched)
-    assert supernet.norm["16"].weight.grad.all()
-    for architecture in (narrow, wide):
-        torch.testing.assert_close(
-            supernet.extract(architecture, side)(images), supernet(images, architecture, side), rtol=1e-4, atol=1e-5
-        )

@@ -44,7 +44,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     for name, section in (("search", config.search), ("retrain", config.retrain)):
         if not isinstance(section, Training):
             continue
-        has_largest = isinstance(section, Search) and section.subnets.together == "sandwich"
+        has_largest = isinstance(section, Search) and _trains_largest(section)
         if section.distillation is not None and section.distillation.teacher == "largest" and not has_largest:
             yield (
                 f"{name}.distillation.teacher: found 'largest'; only a step of search that trains the largest subnet "
@@ -113,6 +113,10 @@ def doubts(config: RunConfig) -> str | None:
         f"sample.data.data_dir {val!r} and test.data.data_dir {test!r} have images in common: "
         "what the search chose by these images is flattered by a test on them"
     )
+
+
+def _trains_largest(search: Search) -> bool:
+    return offered_by("search.subnets.together")[search.subnets.together].ends > 0
 
 
 def _check_subnets(config: RunConfig):

@@ -14,13 +14,14 @@ from vitas.config_section import AboveZero, Count, Fraction, NonNegative, Positi
 from vitas.data.folders import EvaluationData, TrainingData, WeakAugmentation
 from vitas.errors import UserError
 from vitas.run import RunFolder, offered_by
-from vitas.sharing import BLOCK_SHARING, SCHEMES
+from vitas.sharing import SCHEMES
 from vitas.space import SearchSpace
 
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 SharingName = Literal[tuple(SCHEMES)]
 ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
 DrawName = Literal[tuple(offered_by("search.subnets.draw"))]
+TogetherName = Literal[tuple(offered_by("search.subnets.together"))]
 
 
 class Model(Section):
@@ -28,7 +29,7 @@ class Model(Section):
 
     image_size: side of the images, in pixels. mean, std: their normalisation, by default ImageNet's.
     space: needed by `search` and `sample`, and by a `retrain.architecture` that is a net_id.
-    sharing, qkv_mode, block_sharing, private_norms: see `vitas.SuperNet`.
+    sharing, qkv_mode: see `vitas.SuperNet`.
     """
 
     image_size: Positive = 224
@@ -38,8 +39,6 @@ class Model(Section):
     space: SearchSpace | None = None
     sharing: SharingName = "bilateral"
     qkv_mode: Literal[0, 1, 2] = 2
-    block_sharing: Literal[BLOCK_SHARING] = "first"
-    private_norms: bool = False
 
 
 class Distillation(Section):
@@ -120,7 +119,7 @@ class Subnets(Section):
     draw: DrawName = "published"
     widen: Fraction = 0.25
     size_bias: NonNegative = 0.0
-    together: Literal["one", "complementary", "sandwich"] = "one"
+    together: TogetherName = "one"
     randoms: Positive = 2
     parts: Positive = 1
 

@@ -2,7 +2,8 @@
 
 A forward pass uses views of the widest weights; it copies only if the sharing
 scheme (`vitas.sharing`, which decides the channels of a width) wraps round.
-Identities are skipped: which blocks a subnet uses depends on their number alone.
+Identities are skipped: the i-th block of a subnet uses the i-th block here, so
+all subnets of one depth use the same blocks.
 
 Shape suffixes: B images, N tokens (patches + 1), D embedding dim in use,
 H heads, d dims of a head.
@@ -30,7 +31,7 @@ from vitas.models.vision_transformer import (
     init_weights,
     read_out,
 )
-from vitas.sharing import BLOCK_SHARING, SCHEMES, Channels, Side, blocks_in_use
+from vitas.sharing import SCHEMES, Channels, Side
 from vitas.space import SearchSpace
 
 # Whether each head count has its own (q and k, v).
@@ -78,9 +79,6 @@ class SuperNet(nn.Module):
     num_classes, image_size: see `VisionTransformer`.
     sharing: a name in `vitas.sharing.SCHEMES`.
     qkv_mode: which weights each head count has of its own: 2 q and k, 1 v, 0 none.
-    block_sharing: which blocks a subnet of fewer blocks uses, see `vitas.sharing.blocks_in_use`.
-    private_norms: each embedding dim has norms of its own (as in slimmable networks): what they scale by depends on how
-        many channels they see.
 
     Each patch size has its own class token, position embedding and patch
     projection. Raises `UserError` for an unknown scheme or mode, and for
@@ -94,25 +92,20 @@ class SuperNet(nn.Module):
         image_size: int = 224,
         sharing: str = "bilateral",
         qkv_mode: int = 2,
-        block_sharing: str = "first",
-        private_norms: bool = False,
     ) -> None:
         super().__init__()
         if sharing not in SCHEMES:
             raise UserError(f"sharing: found {sharing!r}; it must be {' or '.join(SCHEMES)}")
         if qkv_mode not in QKV_MODES:
             raise UserError(f"qkv_mode: found {qkv_mode!r}; it must be 0, 1 or 2")
-        if block_sharing not in BLOCK_SHARING:
-            raise UserError(f"block_sharing: found {block_sharing!r}; it must be {' or '.join(BLOCK_SHARING)}")
         self.space = space
         self.num_classes = num_classes
         self.image_size = image_size
         self.scheme = SCHEMES[sharing]
         self.qkv_mode = qkv_mode
-        self.block_sharing = block_sharing
         self.stems = nn.ModuleDict({str(p): PatchStem(p, image_size, space.embed_dims[-1]) for p in space.patch_sizes})
-        self.blocks = nn.ModuleList(SuperBlock(space, qkv_mode, private_norms) for _ in range(space.depth))
-        self.norm = _norms(space, private_norms)
+        self.blocks = nn.ModuleList(SuperBlock(space, qkv_mode) for _ in range(space.depth))
+        self.norm = nn.LayerNorm(space.embed_dims[-1])
         self.head = nn.Linear(space.embed_dims[-1], num_classes)
         init_weights(self)
 
@@ -120,15 +113,7 @@ class SuperNet(nn.Module):
     def of(cls, config: RunConfig) -> SuperNet:
         """The supernet of a run. Raises `UserError` where it has no search space."""
         model = config.model
-        return cls(
-            config.space,
-            model.num_classes,
-            model.image_size,
-            model.sharing,
-            model.qkv_mode,
-            model.block_sharing,
-            model.private_norms,
-        )
+        return cls(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions without weight decay (timm's convention)."""
@@ -186,11 +171,10 @@ class SuperNet(nn.Module):
         yield "cls_token", Part(stem.cls_token, (None, None, embed))
         yield "pos_embed", Part(stem.pos_embed, (None, None, embed))
         yield from _layer_parts("patch_embed.proj", stem.patch_embed, embed)
-        places = blocks_in_use(architecture.depth, self.space.depth, self.block_sharing)
         for i, block in enumerate(architecture.active_blocks):
-            for name, part in self.blocks[places[i]].parts(block, architecture.embed_dim, embed, cut):
+            for name, part in self.blocks[i].parts(block, embed, cut):
                 yield f"blocks.{i}.{name}", part
-        yield from _norm_parts("norm", self.norm, architecture.embed_dim, embed)
+        yield from _layer_parts("norm", self.norm, embed)
         yield from _layer_parts("head", self.head, None, embed)
 
     def gradients_in_use(self, architectures: Iterable[Architecture], sides: Iterable[Side]) -> list[Tensor]:
@@ -243,7 +227,7 @@ class PatchStem(nn.Module):
 class SuperBlock(nn.Module):
     """The weights of one block at full width. q, k and v are separate, so that a row means the same at every width."""
 
-    def __init__(self, space: SearchSpace, qkv_mode: int, private_norms: bool) -> None:
+    def __init__(self, space: SearchSpace, qkv_mode: int) -> None:
         super().__init__()
         self.embed_dim = space.embed_dims[-1]
         self.attention_dim = space.attention_dims[-1]
@@ -254,39 +238,26 @@ class SuperBlock(nn.Module):
             return nn.ModuleDict({key: nn.Linear(self.embed_dim, self.attention_dim) for key in keys})
 
         private_qk, private_v = QKV_MODES[qkv_mode]
-        self.norm1 = _norms(space, private_norms)
+        self.norm1 = nn.LayerNorm(self.embed_dim)
         self.q = projections(private_qk)
         self.k = projections(private_qk)
         self.v = projections(private_v)
         self.proj = nn.Linear(self.attention_dim, self.embed_dim)
-        self.norm2 = _norms(space, private_norms)
+        self.norm2 = nn.LayerNorm(self.embed_dim)
         self.fc1 = nn.Linear(self.embed_dim, self.mlp_dim)
         self.fc2 = nn.Linear(self.mlp_dim, self.embed_dim)
 
-    def parts(self, block: Block, embed_dim: int, embed: Channels, cut: Cut) -> Iterator[tuple[str, Part]]:
+    def parts(self, block: Block, embed: Channels, cut: Cut) -> Iterator[tuple[str, Part]]:
         attention = cut(block.attention_dim, self.attention_dim)
         hidden = cut(block.mlp_dim, self.mlp_dim)
-        yield from _norm_parts("norm1", self.norm1, embed_dim, embed)
+        yield from _layer_parts("norm1", self.norm1, embed)
         for part, layers in (("q", self.q), ("k", self.k), ("v", self.v)):
             layer = layers[_SHARED] if _SHARED in layers else layers[str(block.heads)]
             yield from _layer_parts(f"attn.{part}", layer, attention, embed)
         yield from _layer_parts("attn.proj", self.proj, embed, attention)
-        yield from _norm_parts("norm2", self.norm2, embed_dim, embed)
+        yield from _layer_parts("norm2", self.norm2, embed)
         yield from _layer_parts("mlp.fc1", self.fc1, hidden, embed)
         yield from _layer_parts("mlp.fc2", self.fc2, embed, hidden)
-
-
-def _norms(space: SearchSpace, private: bool) -> nn.Module:
-    """A norm at full width, or one for each embedding dim."""
-    if not private:
-        return nn.LayerNorm(space.embed_dims[-1])
-    return nn.ModuleDict({str(dim): nn.LayerNorm(dim) for dim in space.embed_dims})
-
-
-def _norm_parts(name: str, norm: nn.Module, embed_dim: int, embed: Channels) -> Iterator[tuple[str, Part]]:
-    if isinstance(norm, nn.ModuleDict):
-        return _layer_parts(name, norm[str(embed_dim)], None)
-    return _layer_parts(name, norm, embed)
 
 
 def _layer_parts(name: str, layer: nn.Module, *channels: Channels | None) -> Iterator[tuple[str, Part]]:
