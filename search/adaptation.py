@@ -1,8 +1,8 @@
 """Brief adaptation: a candidate trains for a few steps from the supernet's weights, before it is scored.
 
-A supernet's weights are a compromise between all subnets; how well one does
-with them says little about how well it does with its own. A few steps undo much
-of the compromise.
+A supernet's weights are a compromise between all subnets. A few steps give a
+candidate weights of its own; whether that changes the ranking is to be measured
+(docs/experiments.md: in the supernets there, 100 steps did not).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """How well supernets rank the table of truth, from `results/`: Kendall's tau, with floors and ceiling.
 
-    python bench/quality/ranking.py [--plot docs/quality_ranking.png]
+    python bench/quality/ranking.py
 
 The truth is an architecture's mean top-1 over its seeds, on the test images; supernets were scored on the val images.
-Intervals are bootstraps over the architectures; a deviation is that between the supernets' seeds.
+A cell holds the mean tau over the supernets' seeds, their deviation, and the 95% interval of that mean by drawing
+architectures with replacement.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from vitas import Architecture
 from vitas.files import Journal
 
 BOOTSTRAPS = 1000
+# With fewer architectures that have both seeds, their tau says nothing.
+LEAST_FOR_CEILING = 8
 # Of a line of supernets.jsonl: what ranks, and the sign with which more is better.
 SCORES = {
     "top1": ("top-1, mean of the sides", 1),
@@ -70,11 +73,13 @@ def tau(first: Mapping[str, float], second: Mapping[str, float], of: Sequence[st
     return float(kendalltau([first[text] for text in of], [second[text] for text in of]).statistic)
 
 
-def interval(first: Mapping[str, float], second: Mapping[str, float], of: Sequence[str]) -> tuple[float, float]:
-    """The 95% interval of a tau, by drawing architectures with replacement."""
+def interval(rankings: Sequence[Mapping[str, float]], truth: Mapping[str, float], of: Sequence[str]) -> str:
+    """The 95% interval of the mean tau of rankings, by drawing architectures with replacement."""
     rng = np.random.default_rng(0)
-    drawn = [tau(first, second, [of[i] for i in rng.integers(0, len(of), len(of))]) for _ in range(BOOTSTRAPS)]
-    return tuple(np.nanquantile(drawn, [0.025, 0.975]))
+    drawn = [[of[i] for i in rng.integers(0, len(of), len(of))] for _ in range(BOOTSTRAPS)]
+    means = [np.mean([tau(ranking, truth, some) for ranking in rankings]) for some in drawn]
+    low, high = np.nanquantile(means, [0.025, 0.975])
+    return f"{low:.2f} to {high:.2f}"
 
 
 def supernet_scores() -> dict[tuple[str, str], dict[int, dict[str, float]]]:
@@ -104,17 +109,29 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
 
     first, second = (table.seeds.get(seed, {}) for seed in (0, 1))
-    both = {name: [text for text in of if text in first and text in second] for name, of in groups.items()}
-    row("the other seed (ceiling)", [f"{tau(first, second, of):.2f}" if len(of) > 1 else "" for of in both.values()])
+    cells = []
+    for of in groups.values():
+        both = [text for text in of if text in first and text in second]
+        cells.append(f"{tau(first, second, both):.2f}" if len(both) >= LEAST_FOR_CEILING else "not trained")
+    row("the other seed (ceiling)", cells)
     for name, floor in table.floors().items():
-        row(name, [f"{tau(floor, table.truth, of):.2f}" for of in groups.values()])
+        # The patch size does not tell networks of one patch size apart.
+        telling = [of if len({floor[text] for text in of}) > 1 else [] for of in groups.values()]
+        shown = [of and f"{tau(floor, table.truth, of):.2f} ({interval([floor], table.truth, of)})" for of in telling]
+        row(name, [cell or "" for cell in shown])
     for (variant, score), seeds in sorted(supernet_scores().items()):
-        cells = []
+        cells, counts = [], []
         for of in groups.values():
-            scored = [[text for text in of if text in ranking] for ranking in seeds.values()]
-            taus = [tau(ranking, table.truth, own) for ranking, own in zip(seeds.values(), scored, strict=True)]
-            cells.append(f"{np.mean(taus):.2f} ± {np.std(taus):.2f}" if len(taus) > 1 else f"{taus[0]:.2f}")
-        row(f"{variant}: {SCORES[score][0]}; {len(seeds)} seed(s)", cells)
+            # Those that every seed's supernet has scored.
+            scored = [text for text in of if all(text in ranking for ranking in seeds.values())]
+            counts.append(len(scored))
+            if len(scored) < 2:
+                cells.append("")
+                continue
+            taus = [tau(ranking, table.truth, scored) for ranking in seeds.values()]
+            spread = f" ± {np.std(taus):.2f}" if len(taus) > 1 else ""
+            cells.append(f"{np.mean(taus):.2f}{spread} ({interval(list(seeds.values()), table.truth, scored)})")
+        row(f"{variant}: {SCORES[score][0]}; {len(seeds)} seed(s), {'/'.join(map(str, counts))} networks", cells)
 
 
 if __name__ == "__main__":
