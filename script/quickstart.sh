@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# From images to a tested network on scikit-learn's handwritten digits, on this machine, in minutes:
-#   ./script/quickstart.sh          ViTAS: all four stages, from configs/quickstart.yaml
-#   ./script/quickstart.sh asvit    As-ViT: search without training, retrain, test, from configs/quickstart_asvit.yaml
-# If it was stopped, run it again to resume. Arguments are overrides: ./script/quickstart.sh save_path=runs/other
+# From images to a tested network, beside a DeiT-shaped baseline, on this machine, in minutes:
+#   ./script/quickstart.sh          ViTAS on Fashion-MNIST: all four stages, from configs/quickstart.yaml
+#   ./script/quickstart.sh asvit    As-ViT on scikit-learn's digits: search without training, retrain, test, from
+#                                   configs/quickstart_asvit.yaml
+# If it was stopped, run it again to resume. Arguments are overrides: ./script/quickstart.sh seed=1 save_path=runs/other
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-name=quickstart found=subnet_1
+name=quickstart
 if [ "${1:-}" = asvit ]; then
-    name=quickstart_asvit found=""
+    name=quickstart_asvit
     shift
 fi
 config="configs/$name.yaml"
@@ -21,41 +22,48 @@ for argument in "$@"; do
 done
 setup_environment quickstart
 
-# A DeiT for the size of the digits: equal blocks, heads of 16 dims, an MLP dim of four times the embedding dim.
-baseline=p8-e48-token-h3q144m192x5
-
 # Networks this small are fastest on one CPU thread; another core decodes images meanwhile.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-say "1/5 the digits, as image folders in runs/digits"
-vitas digits runs/digits
+# The baselines have DeiT's proportions: equal blocks, an MLP dim of four times the embedding dim.
 if [ "$name" = quickstart ]; then
-    say "2/5 train the supernet on train images, then evolve architectures with it on val images"
+    # As many multiply-adds as the budget allows.
+    baseline=p7-e32-token-h2q96m128x12 size=28 found=subnet_1
+    say "1/4 Fashion-MNIST, as image folders in runs/fashion"
+    vitas fashion runs/fashion --train 10000 --val 10000
+    searching="train the supernet on train images, then evolve architectures with it on val images"
+    written="  search/checkpoint/         the supernet
+  search/population.jsonl    every architecture that was scored"
 else
-    say "2/5 score topologies at initialisation, then grow the best"
+    baseline=p8-e48-token-h3q144m192x5 size=32 found=""
+    say "1/4 the digits, as image folders in runs/digits"
+    vitas digits runs/digits
+    searching="score topologies at initialisation, then grow the best"
+    written="  search/topologies.jsonl    every topology that was scored
+  search/growth.jsonl        every network that growth chose among"
 fi
+
+# The baseline needs nothing of the search, so it trains beside it. Stopping this script stops it too.
+output="$(mktemp)"
+python -m retrain "$config" "$@" save_path="$save_path/baseline" retrain.architecture="$baseline" >"$output" 2>&1 &
+training=$!
+trap 'kill "$training" 2>/dev/null || true; rm -f "$output"' EXIT
+
+say "2/4 $searching; beside it, train the baseline"
 python -m search "$config" "$@"
-say "3/5 retrain the best architecture on train images"
+say "3/4 retrain the best architecture on train images, by the recipe of the baseline"
 python -m retrain "$config" "$@"
-say "4/5 test it on test images"
+wait "$training" || { cat "$output" >&2; fail "the training of the baseline stopped; run this again to resume"; }
+say "4/4 test both on test images"
 python -m inference "$config" "$@"
-say "5/5 the same recipe for a DeiT-shaped baseline"
-python -m retrain "$config" "$@" save_path="$save_path/baseline" retrain.architecture="$baseline"
 python -m inference "$config" "$@" save_path="$save_path/baseline"
 
 # As-ViT's best network is the last one that it grew; architectures.yaml lists it first.
 [ -n "$found" ] || found="$(sed -n 's/^- name: //p' "$save_path/search/architectures.yaml" | head -1)"
 say "The architecture that was found:"
-vitas describe "$save_path/search/architectures.yaml:$found" --image-size 32 --num-classes 10
+vitas describe "$save_path/search/architectures.yaml:$found" --image-size "$size" --num-classes 10
 say "Beside the baseline, on the test images:"
 vitas compare "$save_path" "$save_path/baseline"
-if [ "$name" = quickstart ]; then
-    written="  search/checkpoint/         the supernet
-  search/population.jsonl    every architecture that was scored"
-else
-    written="  search/topologies.jsonl    every topology that was scored
-  search/growth.jsonl        every network that growth chose among"
-fi
 cat <<END
 
 Written to $save_path:

@@ -74,48 +74,62 @@ class Predictor:
         return self._mean + (self._choices.features(genomes) - self._features_mean) @ self._weights
 
 
+# So many losses are taken from the device at once.
+_PENDING = 256
+
+
 class ChoiceLosses:
     """How much more or less than the mean of its time the loss was with each choice, over the supernet's training.
 
-    Old steps count less and less: after a number of steps `memory`, 1 / e. The
-    sums stay on the device, so that no step waits for its loss.
+    Old steps count less and less: after a number of steps `memory`, 1 / e.
+    Losses stay on the device until there are many, so that no step waits for
+    its loss.
     """
 
-    def __init__(self, space: SearchSpace, memory: int, device: torch.device) -> None:
+    def __init__(self, space: SearchSpace, memory: int) -> None:
         self._choices, self._decay = Choices(space), 1 - 1 / memory
         # Sums of relative losses and of weights for each choice; and the running mean loss, with its weight.
-        self._sums = torch.zeros(2, self._choices.count, dtype=torch.float64, device=device)
-        self._mean = torch.zeros(2, dtype=torch.float64, device=device)
+        self._sums = np.zeros((2, self._choices.count))
+        self._mean = np.zeros(2)
+        self._pending: list[tuple[np.ndarray, Tensor]] = []
 
     @classmethod
     def recorded(cls, space: SearchSpace, state: dict[str, Tensor]) -> ChoiceLosses:
         """What a training has recorded, to predict with: the state of its checkpoint."""
-        losses = cls(space, memory=1, device=torch.device("cpu"))
+        losses = cls(space, memory=1)
         losses.load_state_dict(state)
         return losses
 
-    @torch.no_grad()
     def add(self, genome: np.ndarray, loss: Tensor) -> None:
         """Record the loss of a pass of a canonical genome [genes]."""
-        loss = loss.detach().double()
-        # Of about the last hundred passes: training itself lowers the loss.
-        self._mean *= 0.99
-        self._mean += torch.stack([loss, torch.ones_like(loss)])
-        relative = loss - self._mean[0] / self._mean[1]
-        chosen = torch.from_numpy(self._choices.of(genome[None])[0]).to(self._sums.device, non_blocking=True)
-        self._sums *= self._decay
-        self._sums[:, chosen] += torch.stack([relative, torch.ones_like(relative)])[:, None]
+        self._pending.append((genome, loss.detach()))
+        if len(self._pending) == _PENDING:
+            self._take_pending()
+
+    def _take_pending(self) -> None:
+        if not self._pending:
+            return
+        genomes, losses = zip(*self._pending, strict=True)
+        self._pending = []
+        values = torch.stack(losses).double().cpu().numpy()
+        for loss, chosen in zip(values, self._choices.of(np.array(genomes)), strict=True):
+            # Of about the last hundred passes: training itself lowers the loss.
+            self._mean = 0.99 * self._mean + (loss, 1)
+            self._sums *= self._decay
+            self._sums[:, chosen] += [[loss - self._mean[0] / self._mean[1]], [1]]
 
     def predict(self, genomes: np.ndarray) -> np.ndarray:
         """The sum of the mean relative losses of the choices of genomes [n, genes]; less is better."""
-        sums, weights = self._sums.cpu().numpy()
+        self._take_pending()
+        sums, weights = self._sums
         of_choice = np.where(weights > 0, sums / np.maximum(weights, 1e-12), 0)
         of_choice[0] = 0
         return of_choice[self._choices.of(genomes)].sum(axis=1)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self._sums, "mean": self._mean}
+        self._take_pending()
+        return {"sums": torch.tensor(self._sums), "mean": torch.tensor(self._mean)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._sums.copy_(state["sums"])
-        self._mean.copy_(state["mean"])
+        self._pending = []
+        self._sums, self._mean = (state[name].double().cpu().numpy().copy() for name in ("sums", "mean"))

@@ -45,7 +45,7 @@ def search(config: RunConfig, world: World) -> None:
     report.line(f"trains {draw}")
     # A quarter of the training: early losses say how fast a choice learns, not how good it becomes.
     memory = max(1, settings.epochs * loader.steps_per_epoch // 4)
-    choice_losses = ChoiceLosses(config.space, memory, world.device)
+    choice_losses = ChoiceLosses(config.space, memory)
     passes = Passes(supernet, plan, settings, teacher, choice_losses, world)
     budget = config.sample.budget if config.sample else None
     counted = cost_model or config.macs_model

@@ -2,36 +2,38 @@
 
     OMP_NUM_THREADS=1 python bench/quality/compare.py FOLDER [--variant TEXT] [--methods NAME ...]
 
-Trains what `searches.py` found, and DeiT-shaped networks at the same budget, alone with three seeds each, by the recipe
-of the table; a line a training goes to `results/retrained.jsonl`. Then prints each method beside the baselines: the
-mean test top-1 over the supernets' seeds, its 95% interval, and the p value of a one-sided paired t test that it beats
-the baseline. Networks are chosen by their val images alone, and compared by the test images.
+Trains what `searches.py` found alone, by the recipe of the table, with three seeds for each seed of a supernet, and
+with the same seeds the best DeiT-shaped network at the same budget: of every patch size and four depths, the best by
+the val images. A line a training goes to `results/IMAGES/retrained.jsonl`. Then prints each method beside every
+baseline: the mean difference of test top-1 over the supernets' seeds, and the p value of a one-sided paired t test that
+it is above 0. Networks are chosen by val images alone, and compared by test images.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
-from ranking import Table
 from scipy import stats
 from searches import METHODS
-from searches import RESULTS as SEARCHES
-from setting import BUDGET, SPACE, write_images
-from table import RESULTS as TABLE
+from setting import BUDGET, SPACE, Setting, argument_parser
+from supernets import DEFAULT
 from table import train_and_measure
 
 from vitas import Architecture, Block
-from vitas.files import Journal
 
-RESULTS = Path(__file__).parent / "results" / "retrained.jsonl"
-# Others than those of the table, whose networks may be found again.
-SEEDS = (10, 11, 12)
+# Trainings of an architecture for each supernet; their seeds are others than the table's, whose networks may be found.
+TRAININGS = 3
+FIRST_SEED = 100
 DEIT_DEPTHS = (4, 6, 8, 12)
+# What somebody would have who drew so many networks of the budget, trained them all, and took the best.
+BEST_OF = (1, 3, 10)
+
+# (architecture, seed) of a training.
+Unit = tuple[str, int]
 
 
 def deit_shaped(patch_size: int, depth: int) -> Architecture:
@@ -44,82 +46,115 @@ def deit_shaped(patch_size: int, depth: int) -> Architecture:
     return of_dim(fitting[-1])
 
 
-def baselines() -> dict[str, Architecture]:
-    """DeiT-shaped networks by name."""
-    return {
-        f"DeiT-shaped, patch {patch}, {depth} blocks": deit_shaped(patch, depth)
-        for patch in SPACE["patch_sizes"]
-        for depth in DEIT_DEPTHS
-    }
+def seeds_of(supernet: int) -> list[int]:
+    """The seeds of the trainings that belong to a supernet."""
+    return [FIRST_SEED + TRAININGS * supernet + i for i in range(TRAININGS)]
 
 
-def best_of(count: int, val: np.ndarray, test: np.ndarray) -> float:
+class Trainings:
+    """Trains architectures alone, side by side; what was trained is not trained again."""
+
+    def __init__(self, setting: Setting, processes: int) -> None:
+        self._setting, self._processes, self._journal = setting, processes, setting.journal("retrained")
+
+    @property
+    def lines(self) -> dict[Unit, dict]:
+        return {(line["architecture"], line["seed"]): line for line in self._journal.lines}
+
+    def train(self, units: Iterable[Unit]) -> None:
+        missing = [unit for unit in dict.fromkeys(units) if unit not in self.lines]
+        # Spawned: torch's threads do not survive a fork.
+        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
+            futures = [
+                pool.submit(train_and_measure, self._setting, Architecture.parse(text), seed) for text, seed in missing
+            ]
+            for future in as_completed(futures):
+                self._journal.append(future.result())
+
+
+def best_of(count: int, table: list[dict]) -> float:
     """The expected test top-1 of the best by val images among so many random networks of the table."""
+    val, test = (np.array([line[f"{part}_top1"] for line in table]) for part in ("val", "test"))
     rng = np.random.default_rng(0)
     drawn = np.array([rng.choice(len(val), count, replace=False) for _ in range(5000)])
     return float(test[drawn[np.arange(len(drawn)), val[drawn].argmax(axis=1)]].mean())
 
 
-def report(found: dict[str, dict[int, str]], lines: list[dict]) -> None:
-    """Print the comparison. found: method -> supernet's seed -> architecture."""
-    measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in lines:
-        for part in ("val", "test"):
-            measured[line["architecture"]][part].append(line[f"{part}_top1"])
+def report(found: Mapping[str, Mapping[int, str]], deit: str, lines: Mapping[Unit, dict], table: list[dict]) -> None:
+    """Print the comparison.
 
-    def mean(architecture: str, part: str = "test") -> float:
-        return float(np.mean(measured[architecture][part]))
+    found: method -> supernet's seed -> architecture. table: lines of the table of truth, of one seed; may be empty.
+    """
 
-    deit = {name: str(a) for name, a in baselines().items() if str(a) in measured}
-    values: dict[str, float] = {}
-    if deit:
-        best = max(deit, key=lambda name: mean(deit[name], "val"))
-        values[f"{best} (best of {len(deit)})"] = mean(deit[best])
-    # One training of each, as somebody would have who tried a few.
-    of_table = [line for line in Journal(TABLE).lines if line["seed"] == 0]
-    val, test = (np.array([line[f"{part}_top1"] for line in of_table]) for part in ("val", "test"))
-    values["median of the table"] = float(np.median(test))
-    values |= {f"best of {k} of the table": best_of(k, val, test) for k in (3, 10)}
-    truth = np.array(list(Table().truth.values()))
-    print("| found by | mean test top-1 | 95% interval | share of the table above | " + " | ".join(values) + " |")
-    print("|---|--:|--:|--:|" + "--:|" * len(values))
-    print("| | | | | " + " | ".join(f"{value:.2f}" for value in values.values()) + " |")
+    def top1(architecture: str, supernet: int) -> float:
+        """The mean of the trainings that belong to a supernet; NaN where some are missing."""
+        units = [(architecture, seed) for seed in seeds_of(supernet)]
+        return float(np.mean([lines[unit]["test_top1"] if unit in lines else np.nan for unit in units]))
+
+    supernets = sorted({seed for by_seed in found.values() for seed in by_seed})
+    measured = {f"DeiT-shaped, {deit}": {seed: top1(deit, seed) for seed in supernets}}
     for method, by_seed in found.items():
-        own = np.array([mean(architecture) for architecture in by_seed.values() if architecture in measured])
-        if len(own) < 2:
+        measured[method] = {seed: top1(architecture, seed) for seed, architecture in by_seed.items()}
+    constants = {f"best of {count} of the table": best_of(count, table) for count in BEST_OF if len(table) >= count}
+    print(
+        "| | " + " | ".join(["networks", "test top-1", "95% interval", *(f"over {name}" for name in measured)]), end=""
+    )
+    print("".join(f" | over {name}, {value:.2f}" for name, value in constants.items()) + " |")
+    print("|---|" + "--:|" * (3 + len(measured) + len(constants)))
+    for method, own in measured.items():
+        values = np.array([value for value in own.values() if np.isfinite(value)])
+        if len(values) < 2:
             continue
-        half = stats.t.ppf(0.975, len(own) - 1) * stats.sem(own)
-        cells = []
-        for value in values.values():
-            test_of = stats.ttest_1samp(own, value, alternative="greater")
-            cells.append(f"{own.mean() - value:+.2f}, p {test_of.pvalue:.3f}")
-        above = f"{(truth > own.mean()).mean():.0%}"
-        print(f"| {method} ({len(own)}) | {own.mean():.2f} | ± {half:.2f} | {above} | " + " | ".join(cells) + " |")
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        cells = [str(len(values)), f"{values.mean():.2f}", f"± {half:.2f}"]
+        for other in measured.values():
+            pairs = np.array([own[seed] - other[seed] for seed in own if seed in other])
+            cells.append("" if other is own else difference(pairs[np.isfinite(pairs)]))
+        cells += [difference(values - value) for value in constants.values()]
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+def difference(values: np.ndarray) -> str:
+    """The mean of differences, of how many they are above 0, and the p value that their mean is."""
+    if len(values) < 2:
+        return ""
+    p = stats.ttest_1samp(values, 0, alternative="greater").pvalue
+    return f"{values.mean():+.2f} ({(values > 0).sum()} of {len(values)}), p {p:.3f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where images and trainings go")
-    parser.add_argument("--variant", default="ordinal, in_budget, 12 epochs, bias 1.5", metavar="TEXT")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--variant", default=DEFAULT, metavar="TEXT", help="of supernets.py")
     parser.add_argument("--methods", nargs="+", default=["evolution", "random"], choices=METHODS, metavar="NAME")
-    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    write_images(arguments.folder)
+    setting = Setting.of_arguments(arguments)
+    trainings = Trainings(setting, arguments.processes)
+
+    deits = [str(deit_shaped(patch, depth)) for patch in SPACE["patch_sizes"] for depth in DEIT_DEPTHS]
+    trainings.train((deit, 0) for deit in deits)
+    for deit in deits:
+        line = trainings.lines[deit, 0]
+        print(f"{deit}: {line['macs']:,} MACs, val {line['val_top1']:.2f}%, test {line['test_top1']:.2f}%")
+    deit = max(deits, key=lambda text: trainings.lines[text, 0]["val_top1"])
+
     found: dict[str, dict[int, str]] = defaultdict(dict)
-    for line in Journal(SEARCHES).lines:
+    for line in setting.journal("searches").lines:
         if line["variant"] == arguments.variant and line["method"] in arguments.methods:
             found[line["method"]][line["seed"]] = line["architecture"]
-    of_searches = (architecture for by_seed in found.values() for architecture in by_seed.values())
-    wanted = dict.fromkeys([*of_searches, *map(str, baselines().values())])
-    journal = Journal(RESULTS)
-    known = {(line["architecture"], line["seed"]) for line in journal.lines}
-    # Spawned: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
-        units = [(text, seed) for seed in SEEDS for text in wanted if (text, seed) not in known]
-        futures = [pool.submit(train_and_measure, arguments.folder, Architecture.parse(t), seed) for t, seed in units]
-        for future in as_completed(futures):
-            journal.append(future.result())
-    report(found, journal.lines)
+    # The first training of everything, then the second: a part of them is a whole comparison.
+    trainings.train(
+        (architecture, seeds_of(seed)[i])
+        for i in range(TRAININGS)
+        for by_seed in found.values()
+        for seed, text in by_seed.items()
+        for architecture in (text, deit)
+    )
+    table = [line for line in setting.journal("table").lines if line["seed"] == 0]
+    report(found, deit, trainings.lines, table)
+    if table:
+        evolved = [trainings.lines[a, s]["test_top1"] for n, a in found["evolution"].items() for s in seeds_of(n)]
+        above = np.mean([line["test_top1"] > np.mean(evolved) for line in table])
+        print(f"\n{above:.1%} of the table's {len(table)} networks are above evolution's mean")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How well supernets rank the table of truth, from `results/`: Kendall's tau, with floors and ceiling.
+"""How well supernets rank the table of truth, from `results/fashion/`: Kendall's tau, with floors and ceiling.
 
     python bench/quality/ranking.py
 
@@ -16,11 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import kendalltau
-from supernets import RESULTS as SUPERNETS
-from table import RESULTS as TABLE
+from setting import results
 
 from vitas import Architecture
-from vitas.files import Journal
 
 BOOTSTRAPS = 1000
 # With fewer architectures that have both seeds, their tau says nothing.
@@ -39,7 +37,7 @@ class Table:
     """The table of truth. truth: mean top-1 over the seeds, by architecture. seeds: top-1 by seed and architecture."""
 
     def __init__(self) -> None:
-        lines = Journal(TABLE).lines
+        lines = results("fashion", "table").lines
         self.costs = {line["architecture"]: line for line in lines}
         self.seeds: dict[int, dict[str, float]] = defaultdict(dict)
         for line in lines:
@@ -85,7 +83,7 @@ def interval(rankings: Sequence[Mapping[str, float]], truth: Mapping[str, float]
 def supernet_scores() -> dict[tuple[str, str], dict[int, dict[str, float]]]:
     """(variant, score) -> seed -> architecture -> value, more being better."""
     scores: dict[tuple[str, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for line in Journal(SUPERNETS).lines:
+    for line in results("fashion", "supernets").lines:
         for name, (_, sign) in SCORES.items():
             if name in line:
                 # One supernet for each patch size.

@@ -9,15 +9,13 @@ training; the test images are not touched.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
 
-from setting import run_config, write_images
+from setting import Setting, argument_parser
 
 from inference.test import test
 from retrain.retrain import retrain
@@ -30,13 +28,11 @@ ARCHITECTURES = (
 
 
 def val_top1(
-    folder: Path, architecture: str, epochs: int, lr: float, batch_size: int, least_crop: float, seed: int
+    setting: Setting, architecture: str, epochs: int, lr: float, batch_size: int, least_crop: float, seed: int
 ) -> tuple[float, float]:
     """Top-1 on the val images in percent, and the seconds of the training (0 where it was done before)."""
-    name = f"{architecture}-epochs{epochs}-lr{lr}-batch{batch_size}-crop{least_crop}-seed{seed}"
-    run = folder / "recipe" / name
-    data = {"data_dir": str(folder / "fashion" / "val"), "workers": 0, "crop_fraction": 1.0}
-    training = run_config(folder, run, seed, retrain={"architecture": architecture}).retrain.data
+    run = f"recipe/{architecture}-epochs{epochs}-lr{lr}-batch{batch_size}-crop{least_crop}-seed{seed}"
+    training = setting.run_config(run, seed, retrain={"architecture": architecture}).retrain.data
     # An area of 1 keeps the whole image; below it, the published range of aspect ratios.
     crop = {"scale": [least_crop, 1.0]} | ({} if least_crop == 1 else {"ratio": [3 / 4, 4 / 3]})
     retraining = {
@@ -46,7 +42,7 @@ def val_top1(
         "batch_size": batch_size,
         "data": training.model_dump() | {"augmentation": training.augmentation.model_dump() | crop},
     }
-    config = run_config(folder, run, seed, retrain=retraining, test={"data": data})
+    config = setting.run_config(run, seed, retrain=retraining, test={"data": setting.data("val")})
     began = time.monotonic()
     retrain(config, World())
     seconds = time.monotonic() - began
@@ -55,23 +51,21 @@ def val_top1(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where images and trainings go")
+    parser = argument_parser(__doc__)
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="TEXT")
     parser.add_argument("--epochs", type=int, nargs="+", default=[24, 48])
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-3])
     parser.add_argument("--batch-size", type=int, nargs="+", default=[32])
     parser.add_argument("--least-crop", type=float, nargs="+", default=[1.0], help="least area of a random crop")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    write_images(arguments.folder)
+    setting = Setting.of_arguments(arguments)
     units = list(
         product(arguments.architectures, arguments.epochs, arguments.lr, arguments.batch_size, arguments.least_crop)
     )
     # Spawned: torch's threads do not survive a fork.
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(val_top1, arguments.folder, *unit, arguments.seed) for unit in units]
+        futures = [pool.submit(val_top1, setting, *unit, arguments.seed) for unit in units]
         for (architecture, epochs, lr, batch_size, least_crop), future in zip(units, futures, strict=True):
             top1, seconds = future.result()
             recipe = f"{epochs} epochs, lr {lr}, batch {batch_size}, crops of at least {least_crop}"

@@ -3,23 +3,21 @@
     OMP_NUM_THREADS=1 python bench/quality/searches.py FOLDER [--variant NAME] [--seeds 0 1 2 3 4] [--methods NAME ...]
 
 For each supernet of a variant (`supernets.py` trains it if need be) and each method of `METHODS`, a line goes to
-`results/searches.jsonl`: the architecture that was found, and the best score after each evaluation. `compare.py`
+`results/IMAGES/searches.jsonl`: the architecture that was found, and the best score after each evaluation. `compare.py`
 retrains what was found and sets it beside the baselines.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
-from setting import write_images
-from supernets import config_of
+from setting import Setting, argument_parser
+from supernets import DEFAULT, config_of
 
 from search.operators import BlockMutation
 from search.sample import sample
@@ -31,11 +29,9 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
-from vitas.files import Journal
 from vitas.in_budget import InBudget, move_into_budget
 from vitas.report import Report
 
-RESULTS = Path(__file__).parent / "results" / "searches.jsonl"
 EVALUATIONS = 300
 # A quarter of the val images serves for the search; of its best 20, the best on all of them is what was found.
 FINALISTS = {"count": 20, "images": 0.75}
@@ -89,15 +85,15 @@ def regularised_evolution(config: RunConfig, score: Callable[[np.ndarray], float
             population = [*population[1:], (child, score(child))]
 
 
-def find(folder: Path, variant: str, seed: int, method: str) -> dict:
+def find(setting: Setting, variant: str, seed: int, method: str) -> dict:
     """One line. What was scored before is not scored again."""
-    trained = config_of(folder, variant, seed)
+    trained = config_of(setting, variant, seed)
     search(trained, World())
     path = CheckpointFolder(trained.folder.checkpoints("search")).resolve()
     settings = METHODS[method]
     own = EVOLUTION | (settings if isinstance(settings, dict) else {})
     weights = "ema" if trained.search.ema_decay else "model"
-    config = config_of(folder, variant, seed, **own, load_name=str(path.resolve()), weights=weights)
+    config = config_of(setting, variant, seed, **own, load_name=str(path.resolve()), weights=weights)
     name = method.replace(", ", "-")
     config = config.model_copy(update={"save_path": str(trained.folder.root / name)})
     began = time.monotonic()
@@ -126,22 +122,18 @@ def find(folder: Path, variant: str, seed: int, method: str) -> dict:
     return line | {"scores": len(records), "best": [round(float(value), 5) for value in best]}
 
 
-def find_with_each(folder: Path, variant: str, seed: int, methods: list[str]) -> list[dict]:
-    return [find(folder, variant, seed, method) for method in methods]
+def find_with_each(setting: Setting, variant: str, seed: int, methods: list[str]) -> list[dict]:
+    return [find(setting, variant, seed, method) for method in methods]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where images and trainings go")
-    parser.add_argument(
-        "--variant", default="ordinal, in_budget, 12 epochs, bias 1.5", metavar="TEXT", help="of supernets.py"
-    )
+    parser = argument_parser(__doc__)
+    parser.add_argument("--variant", default=DEFAULT, metavar="TEXT", help="of supernets.py")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    write_images(arguments.folder)
-    journal = Journal(RESULTS)
+    setting = Setting.of_arguments(arguments)
+    journal = setting.journal("searches")
     known = {(line["variant"], line["seed"], line["method"]) for line in journal.lines}
     # Spawned: torch's threads do not survive a fork.
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
@@ -149,7 +141,7 @@ def main() -> None:
         for seed in arguments.seeds:
             # One after another: they have a supernet in common, which the first trains.
             methods = [name for name in arguments.methods if (arguments.variant, seed, name) not in known]
-            futures.append(pool.submit(find_with_each, arguments.folder, arguments.variant, seed, methods))
+            futures.append(pool.submit(find_with_each, setting, arguments.variant, seed, methods))
         for future in as_completed(futures):
             for line in future.result():
                 journal.append(line)

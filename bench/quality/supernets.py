@@ -2,15 +2,14 @@
 
     OMP_NUM_THREADS=1 python bench/quality/supernets.py FOLDER [--variants NAME ...] [--seeds 0 1 2] [--processes 2]
 
-Trains a supernet for each variant and seed with the `search` stage, and scores the architectures of
-`results/table.jsonl` with it on the val images: loss and top-1, of the mean over the sides and of the sum of their
-logits; the losses of their choices in training; and, with --adapt, loss and top-1 after brief adaptation. Scores go to
-`results/supernets.jsonl`; killed and started again, it goes on. `ranking.py` reads them.
+Trains a supernet for each variant and seed with the `search` stage, and scores the architectures of the table with it:
+loss and top-1 on the val images, of the mean over the sides and of the sum of their logits; the losses of their choices
+in training; and, with --adapt, loss and top-1 after brief adaptation. Scores go to `results/IMAGES/supernets.jsonl`;
+killed and started again, it goes on. `ranking.py` reads them.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from collections.abc import Callable
@@ -19,8 +18,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from setting import run_config, write_images
-from table import RESULTS as TABLE
+from setting import Setting, argument_parser
 
 from retrain.retrain import retrain
 from search.adaptation import Adaptation
@@ -33,12 +31,12 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
-from vitas.files import Journal
 from vitas.sharing import SCHEMES
 
-RESULTS = Path(__file__).parent / "results" / "supernets.jsonl"
 # A DeiT for the size of the images and the budget, trained alone: what one has before any search.
 TEACHER = "p7-e32-token-h2q96m128x12"
+# What the other experiments take.
+DEFAULT = "ordinal, in_budget, 12 epochs, bias 1.5"
 # What the words of a variant change: keys of the `search` section, of the model, or of the space. A bilateral step has
 # two passes, so N epochs of it cost as much as 2 N of another sharing.
 WORDS: dict[str, dict] = {
@@ -97,29 +95,29 @@ def _below(changes: dict, prefix: str) -> dict:
     return {key.removeprefix(prefix): value for key, value in changes.items() if key.startswith(prefix)}
 
 
-def config_of(folder: Path, variant: str, seed: int, **sample: object) -> RunConfig:
-    """The run of a variant; its supernet lies below `folder`. sample: keys of the `sample` section."""
+def config_of(setting: Setting, variant: str, seed: int, **sample: object) -> RunConfig:
+    """The run of a variant. sample: keys of the `sample` section."""
     changes = changes_of(variant)
     search = {key: value for key, value in changes.items() if "." not in key}
     search["subnets"] = _below(changes, "subnets.")
     if search.get("distillation", {}).get("teacher") == TEACHER:
-        search["distillation"] = search["distillation"] | {"teacher": str(teacher_of(folder))}
+        search["distillation"] = search["distillation"] | {"teacher": str(teacher_of(setting))}
     name = variant.replace(", ", "-").replace(" ", "_")
-    config = run_config(folder, folder / "supernets" / f"{name}-seed{seed}", seed, search=search, sample=sample)
+    config = setting.run_config(f"supernets/{setting.images}-{name}-seed{seed}", seed, search=search, sample=sample)
     model = _below(changes, "model.") | {"space": replace(config.space, **_below(changes, "space."))}
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 
-def teacher_of(folder: Path) -> Path:
+def teacher_of(setting: Setting) -> Path:
     """The checkpoint of the teacher, trained by the recipe of the table if it is not there."""
-    config = run_config(folder, folder / "teacher", 0, retrain={"architecture": TEACHER})
+    config = setting.run_config(f"teacher-{setting.images}", 0, retrain={"architecture": TEACHER})
     retrain(config, World())
     return CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
 
 
-def train_and_score(folder: Path, variant: str, seed: int, architectures: list[str], adapt: bool) -> list[dict]:
+def train_and_score(setting: Setting, variant: str, seed: int, architectures: list[str], adapt: bool) -> list[dict]:
     """A line for each architecture. A training that was interrupted goes on from its checkpoint."""
-    config = config_of(folder, variant, seed, adapt={"steps": 100, "batch_size": 64})
+    config = config_of(setting, variant, seed, adapt={"steps": 100, "batch_size": 64})
     began = time.monotonic()
     search(config, World())
     seconds = time.monotonic() - began
@@ -150,18 +148,16 @@ def train_and_score(folder: Path, variant: str, seed: int, architectures: list[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where images and trainings go")
+    parser = argument_parser(__doc__)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="TEXT", help="words, see WORDS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--adapt", action="store_true", help="also score after 100 steps of adaptation")
-    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     for variant in arguments.variants:
         changes_of(variant)
-    write_images(arguments.folder)
-    table = list(dict.fromkeys(line["architecture"] for line in Journal(TABLE).lines))
-    journal = Journal(RESULTS)
+    setting = Setting.of_arguments(arguments)
+    table = list(dict.fromkeys(line["architecture"] for line in setting.journal("table").lines))
+    journal = setting.journal("supernets")
     # With --adapt, what was scored without adaptation is scored again; the last line counts.
     known = {
         (line["variant"], line["seed"], line["architecture"])
@@ -175,13 +171,11 @@ def main() -> None:
             for variant in arguments.variants:
                 missing = [text for text in table if (variant, seed, text) not in known]
                 if missing:
-                    futures[pool.submit(train_and_score, arguments.folder, variant, seed, missing, arguments.adapt)] = (
-                        variant,
-                        seed,
-                    )
+                    unit = variant, seed, missing, arguments.adapt
+                    futures[pool.submit(train_and_score, setting, *unit)] = f"{variant}, seed {seed}"
         for future in as_completed(futures):
             journal.append(*future.result())
-            print(*futures[future], "is scored", flush=True)
+            print(f"{futures[future]}: scored", flush=True)
 
 
 if __name__ == "__main__":

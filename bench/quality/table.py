@@ -4,32 +4,28 @@
 
 Draws `ARCHITECTURES` members of the space (`setting.py`) as the search draws its first ones, spread over patch sizes,
 depths and embedding dims, trains each with the `retrain` stage, and measures it on the val and the test images. One
-line a training goes to `results/table.jsonl`. Killed and started again, it goes on; trainings run side by side, in
-processes of one thread.
+line a training goes to `results/IMAGES/table.jsonl`. Killed and started again, it goes on; trainings run side by side,
+in processes of one thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
-from setting import BUDGET, SPACE, run_config, write_images
+from setting import BUDGET, SPACE, Setting, argument_parser
 
 from inference.test import test
 from retrain.retrain import retrain
 from vitas import Architecture, SearchSpace
 from vitas.budget import Budget, MacsModel
 from vitas.distributed import World
-from vitas.files import Journal
 from vitas.in_budget import InBudget
 
 ARCHITECTURES = 60
-RESULTS = Path(__file__).parent / "results" / "table.jsonl"
 
 
 def draw_architectures(count: int = ARCHITECTURES, seed: int = 0) -> list[Architecture]:
@@ -48,35 +44,32 @@ def draw_architectures(count: int = ARCHITECTURES, seed: int = 0) -> list[Archit
     return list(drawn.values())[:count]
 
 
-def train_and_measure(folder: Path, architecture: Architecture, seed: int) -> dict:
+def train_and_measure(setting: Setting, architecture: Architecture, seed: int) -> dict:
     """One line of the table. A training that was interrupted goes on from its checkpoint."""
-    run = folder / "table" / f"{architecture}-seed{seed}"
-    config = run_config(folder, run, seed, retrain={"architecture": str(architecture)}, test={})
+    run = f"table/{architecture}-seed{seed}"
+    config = setting.run_config(run, seed, retrain={"architecture": str(architecture)}, test={})
     retrain(config, World())
     line = {"architecture": str(architecture), "seed": seed, **architecture.costs(28, 10)}
     for part in ("val", "test"):
-        data = {"data_dir": str(folder / "fashion" / part), "workers": 0, "crop_fraction": 1.0}
-        test(run_config(folder, run, seed, test={"data": data}), World())
+        test(setting.run_config(run, seed, test={"data": setting.data(part)}), World())
         results = json.loads(config.folder.results.read_text())
         line |= {f"{part}_top1": results["top1"], f"{part}_loss": results["loss"]}
-    shutil.rmtree(run)
+    shutil.rmtree(config.folder.root)
     return line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where images and trainings go")
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    write_images(arguments.folder)
-    journal = Journal(RESULTS)
+    setting = Setting.of_arguments(arguments)
+    journal = setting.journal("table")
     known = {(line["architecture"], line["seed"]) for line in journal.lines}
     wanted = [(a, seed) for a in draw_architectures() for seed in arguments.seeds if (str(a), seed) not in known]
     print(f"{len(known)} trainings are known, {len(wanted)} are left", flush=True)
     # Spawned: torch's threads do not survive a fork.
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(train_and_measure, arguments.folder, *unit) for unit in wanted]
+        futures = [pool.submit(train_and_measure, setting, *unit) for unit in wanted]
         for future in as_completed(futures):
             line = future.result()
             journal.append(line)

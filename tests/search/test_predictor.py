@@ -61,7 +61,7 @@ def test_leave_one_out_errors_choose_the_strength():
 def test_losses_of_choices_rank_networks_though_training_lowers_all_losses(space):
     rng = np.random.default_rng(0)
     worth = rng.normal(size=Choices(space).count)
-    losses = ChoiceLosses(space, 2000, torch.device("cpu"))
+    losses = ChoiceLosses(space, 2000)
     genomes = genomes_of(space, 4000)
     true = Choices(space).features(genomes) @ worth
     for i, genome in enumerate(genomes):
@@ -70,12 +70,12 @@ def test_losses_of_choices_rank_networks_though_training_lowers_all_losses(space
 
 
 def test_a_choice_that_was_never_trained_is_neither_good_nor_bad():
-    losses = ChoiceLosses(PER_BLOCK, 100, torch.device("cpu"))
+    losses = ChoiceLosses(PER_BLOCK, 100)
     assert not losses.predict(genomes_of(PER_BLOCK, 5)).any()
 
 
 def test_losses_of_choices_go_on_from_their_state():
-    whole, first, second = (ChoiceLosses(PER_BLOCK, 50, torch.device("cpu")) for _ in range(3))
+    whole, first, second = (ChoiceLosses(PER_BLOCK, 50) for _ in range(3))
     genomes = genomes_of(PER_BLOCK, 20)
     for i, genome in enumerate(genomes):
         whole.add(genome, torch.tensor(float(i % 7)))
