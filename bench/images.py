@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-IMAGE_SIZE = 32
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
-def write_mnist(folder: Path) -> None:
-    """Write `folder/train`, `val` and `test` (3,000, 1,000 and 1,000 images), one folder a class, as 32 x 32 PNG.
+def write_mnist(folder: Path, border: int = 2) -> None:
+    """Write `folder/train`, `val` and `test` (3,000, 1,000 and 1,000 images), one folder a class, as PNG.
+
+    border: pixels around each digit. Two, as for LeNet-5, make it 32 x 32, which patch sizes of 4, 8 and 16 divide.
 
     The split is stratified and always the same. Does nothing if the folder exists.
     """
@@ -37,10 +38,7 @@ def write_mnist(folder: Path) -> None:
                 image = Image.fromarray(pixels[index].reshape(28, 28).astype(np.uint8))
                 path = unfinished / part / str(digit) / f"{index:04}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # A border of two pixels, as for LeNet-5: patch sizes of 4, 8 and 16 divide 32.
-                framed = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
-                framed.paste(image, (2, 2))
-                framed.convert("RGB").save(path)
+                ImageOps.expand(image, border).convert("RGB").save(path)
     unfinished.rename(folder)
 
 

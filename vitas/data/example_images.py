@@ -52,7 +52,7 @@ def write_digits(folder: Path, seed: int = 0) -> None:
     )
     indices_of = {"train": train, "val": val, "test": test}
     parts = {name: (images[part], digits.target[part], part) for name, part in indices_of.items()}
-    write_folders(folder, parts, [str(digit) for digit in range(10)])
+    _write_folders(folder, parts, [str(digit) for digit in range(10)])
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def write_fashion(
     }
     parts = {name: (images[part], labels[part], part) for name, part in indices_of.items()}
     parts["test"] = (*test, np.arange(len(test[1])))
-    write_folders(folder, parts, FASHION_CLASSES)
+    _write_folders(folder, parts, FASHION_CLASSES)
 
 
 def _download_fashion(folder: Path) -> Path:
@@ -129,10 +129,8 @@ def _read_idx(source: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(len(labels), 28, 28), labels
 
 
-def write_folders(folder: Path, parts: Mapping[str, Part], class_names: Sequence[str]) -> None:
-    """Write `folder/PART/CLASS/NUMBER.png`; label i is of `class_names[i]`. A folder that exists is whole: while it is
-    written it has another name.
-    """
+def _write_folders(folder: Path, parts: Mapping[str, Part], class_names: Sequence[str]) -> None:
+    """Write `folder/PART/CLASS/INDEX.png`, under another name first: a folder that exists is whole."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for part, (images, labels, numbers) in parts.items():
