@@ -57,9 +57,10 @@ class EvaluationSet:
         count = max(1, round(share * self.total))
         # In the folder's order: what is read together lies together.
         first, second = (part.sort().values for part in (order[:count], order[count:]))
-        return self._take(first), self._take(second)
+        return self.take(first), self.take(second)
 
-    def _take(self, which: Tensor) -> EvaluationSet:
+    def take(self, which: Tensor) -> EvaluationSet:
+        """The images of some indices [n], of a set that holds all its images."""
         images, labels = self.images[which.to(self.images.device)], self.labels[which.to(self.labels.device)]
         return replace(self, images=images, labels=labels, total=len(which))
 
