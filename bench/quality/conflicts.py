@@ -4,8 +4,8 @@
 
 NASViT (Gong et al., ICLR 2022) reports that the gradients of large and small subnets conflict, and projects them. For a
 trained supernet of each variant, this takes pairs of subnets and the gradients that the two have on the same 250 train
-images, over the weights that both use, and prints how often their cosine is negative: between subnets of the budget, and
-between the largest subnet of the space and the smallest. Beside it the cosine of one subnet's gradients on two such
+images, over the weights that both use, and prints how often their cosine is negative: between subnets of the budget,
+and between the largest subnet of the space and the smallest. Beside it the cosine of one subnet's gradients on two such
 batches: what chance makes of equal wishes.
 """
 
