@@ -41,7 +41,8 @@ DEFAULT = "ordinal, in_budget, 12 epochs, bias 1.5"
 # two passes, so N epochs of it cost as much as 2 N of another sharing.
 WORDS: dict[str, dict] = {
     **{name: {"model.sharing": name} for name in SCHEMES},
-    **{name: {"subnets.draw": name} for name in DRAWS},
+    # A bias has a word of its own.
+    **{name: {"subnets.draw": name, "subnets.size_bias": 0.0} for name in DRAWS},
     "complementary": {"subnets.together": "complementary"},
     "sandwich": {
         "subnets.together": "sandwich",

@@ -106,7 +106,7 @@ def test_speeds_at_another_batch_size_are_refused(load, clock):
 
 
 def test_random_subnets_are_trained_at_the_speed_of_the_budgets_middle(load, clock):
-    config = load(1200, 1400)
+    config = load(1200, 1400, "search.subnets.draw=published")
     _, draw = training_plan(config, budget_model(config, report(config, "search"), World()))
     probability = draw.identity_probability
     model = SpeedMeter(config, report(config), World()).fit_model()

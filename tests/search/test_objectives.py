@@ -65,7 +65,7 @@ def test_the_first_score_among_the_objectives_ranks_what_is_found(trained):
 @pytest.mark.parametrize("objectives", [["error", "macs"], ["loss", "parameters", "macs"]])
 def test_of_several_objectives_the_front_is_found(trained, objectives):
     """What is not listed has a better one beside it, what is listed has none; `front.yaml` says by what."""
-    config = trained(f"sample.objectives={objectives}", "sample.initial_population=20", "sample.population=8")
+    config = trained(f"sample.objectives={objectives}", "sample.initial_population=40", "sample.population=8")
     sample(config, World())
     front = yaml.safe_load(config.folder.front.read_text())
     assert front["objectives"] == objectives

@@ -152,8 +152,9 @@ def test_initial_population_is_distinct_and_inside(small_space) -> None:
 def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_config) -> None:
     # Few tokens and blocks: it learns within seconds.
     space = ["model.space.patch_sizes=[8]", "model.space.depth=2", "sample.budget.minimum=100_000"]
-    recipe = ["search.epochs=9", "search.lr=5e-3", "search.batch_size=32", "search.identity_probability=0.0"]
-    config = configuration.load(make_config(), [*space, *recipe])
+    recipe = ["search.epochs=9", "search.lr=5e-3", "search.batch_size=32"]
+    subnets = ["search.subnets.draw=published", "search.identity_probability=0.0"]
+    config = configuration.load(make_config(), [*space, *recipe, *subnets])
     search(config, World())
     model = config.model
     images = EvaluationSet.load(config.sample.data, model.image_size, model.mean, model.std, World(), True)

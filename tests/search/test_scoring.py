@@ -127,7 +127,7 @@ def test_adaptation_trains_a_copy_and_leaves_the_supernet_alone(trained) -> None
 
 def test_adapted_candidates_have_a_lower_loss(trained) -> None:
     config = trained(
-        "sample.adapt={steps: 8, batch_size: 20, lr: 0.002}", "sample.objectives=[loss]", "sample.sides=sum"
+        "sample.adapt={steps: 40, batch_size: 20, lr: 0.005}", "sample.objectives=[loss]", "sample.sides=sum"
     )
     scorer_of(config).score(members(config, 4), 0)
     losses = {

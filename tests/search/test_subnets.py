@@ -59,7 +59,7 @@ def test_the_subnets_of_different_steps_differ(vitas_spaces) -> None:
 
 
 def test_the_published_identity_probability_is_the_yamls_or_that_of_the_budget(make_config) -> None:
-    path = make_config()
+    path = make_config({"search.subnets.draw": "published"})
     assert draw_of(configuration.load(path, ["search.identity_probability=0.3"])).identity_probability == 0.3
     config = configuration.load(path)
     probability = draw_of(config).identity_probability
@@ -72,9 +72,16 @@ def test_the_published_identity_probability_is_the_yamls_or_that_of_the_budget(m
 
 
 def test_without_a_budget_or_with_uniform_an_identity_is_as_likely_as_a_head_count(make_config) -> None:
-    assert draw_of(configuration.load(make_config({"sample": None}))).identity_probability is None
-    uniform = configuration.load(make_config(), ["search.subnets.draw=uniform", "search.identity_probability=0.9"])
+    alone = configuration.load(make_config({"sample": None}), ["search.subnets.draw=published"])
+    assert draw_of(alone).identity_probability is None
+    uniform = configuration.load(make_config(), ["search.subnets.draw=uniform"])
     assert draw_of(uniform).identity_probability is None
+
+
+@pytest.mark.parametrize("draw", ["uniform", "in_budget"])
+def test_an_identity_probability_that_nothing_would_read_is_refused(make_config, draw) -> None:
+    with pytest.raises(UserError, match=rf"search\.identity_probability: found 0\.9; .*'{draw}'.*'published'"):
+        configuration.load(make_config(), [f"search.subnets.draw={draw}", "search.identity_probability=0.9"])
 
 
 def test_in_budget_draws_inside_the_widened_budget(make_config) -> None:
@@ -87,8 +94,10 @@ def test_in_budget_draws_inside_the_widened_budget(make_config) -> None:
 
 
 def test_in_budget_without_a_budget_is_refused(make_config) -> None:
-    with pytest.raises(UserError, match=r"search\.subnets\.draw: found 'in_budget'.*sample\.budget"):
-        configuration.load(make_config({"sample": None}), ["search.subnets.draw=in_budget"])
+    with pytest.raises(
+        UserError, match=r"search\.subnets\.draw: found 'in_budget'.*sample\.budget.*published or uniform"
+    ):
+        configuration.load(make_config({"sample": None}))
 
 
 # Steps

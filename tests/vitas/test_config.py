@@ -67,7 +67,7 @@ def test_shipped_configurations_load(repository):
         ("model.space.heads=[1, 2]", lambda c: c.model.space.heads, (1, 2)),
         ("test.load_name=a=b.pth", lambda c: c.test.load_name, "a=b.pth"),
         ("search.data.augmentation.auto_augment=null", lambda c: c.search.data.augmentation.auto_augment, None),
-        ("sample=null", lambda c: c.sample, None),
+        ("test=null", lambda c: c.test, None),
         ("retrain.architecture={net_id: 1 2 3}", lambda c: c.retrain.architecture, {"net_id": "1 2 3"}),
         ("model.std=[0.5, 0.5, 0.5]", lambda c: c.model.std, [0.5, 0.5, 0.5]),
         ("sample.budget.convention=true", lambda c: c.sample.budget.convention, "true"),

@@ -122,7 +122,15 @@ def _trains_largest(search: Search) -> bool:
 def _check_subnets(config: RunConfig):
     search, subnets = config.search, config.search.subnets
     if subnets.draw == "in_budget" and config.sample is None:
-        yield "search.subnets.draw: found 'in_budget', but the budget is missing (sample.budget)"
+        yield (
+            "search.subnets.draw: found 'in_budget', but the budget is missing (sample.budget); "
+            "without one, take published or uniform"
+        )
+    if subnets.draw != "published" and search.identity_probability is not None:
+        yield (
+            f"search.identity_probability: found {search.identity_probability}; "
+            f"search.subnets.draw is {subnets.draw!r}, and only 'published' has such a probability"
+        )
     if search.panel is not None and config.sample is None:
         yield "search.panel: its budget and images are missing (section sample)"
     if search.batch_size % subnets.parts:

@@ -116,9 +116,9 @@ class Subnets(Section):
     parts: parts of a batch, each with subnets of its own; on several processes each trains those of its images.
     """
 
-    draw: DrawName = "published"
+    draw: DrawName = "in_budget"
     widen: Fraction = 0.25
-    size_bias: NonNegative = 0.0
+    size_bias: NonNegative = 1.5
     together: TogetherName = "one"
     randoms: Positive = 2
     parts: Positive = 1
