@@ -3,20 +3,20 @@
     OMP_NUM_THREADS=1 python bench/quality/searches.py FOLDER [--variant NAME] [--seeds 0 1 2 3 4] [--methods NAME ...]
 
 For each supernet of a variant (`supernets.py` trains it if need be) and each method of `METHODS`, a line goes to
-`results/IMAGES/searches.jsonl`: the architecture that was found, and the best score after each evaluation. `compare.py`
-retrains what was found and sets it beside the baselines.
+`results/IMAGES/searches.jsonl`: the architecture that was found, the best score after each evaluation, and the
+hypervolume of loss and multiply-adds. `compare.py` retrains what was found and sets it beside the baselines.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 import numpy as np
-from setting import Setting, argument_parser
+from pymoo.indicators.hv import HV
+from setting import BUDGET, Setting, argument_parser
 from supernets import DEFAULT, config_of
 
 from search.operators import BlockMutation
@@ -42,15 +42,6 @@ EVOLUTION = {
     "generations": 12,
     "sample_num": 1,
     "finalists": FINALISTS,
-}
-# Keys of the `sample` section over EVOLUTION, or a function below.
-METHODS: dict[str, dict | str] = {
-    "evolution": {},
-    "evolution, prescreen": {"prescreen": {"scored": 60}},
-    "evolution, prior": {"prior": 5},
-    "evolution, race": {"race": {}},
-    "random": "random_search",
-    "regularised": "regularised_evolution",
 }
 
 
@@ -85,6 +76,27 @@ def regularised_evolution(config: RunConfig, score: Callable[[np.ndarray], float
             population = [*population[1:], (child, score(child))]
 
 
+# Keys of the `sample` section over EVOLUTION, or another way to search.
+METHODS: dict[str, dict | Callable[[RunConfig, Callable[[np.ndarray], float], np.random.Generator], None]] = {
+    "evolution": {},
+    "evolution, front": {"objectives": ["loss", "macs"]},
+    "evolution, prescreen": {"prescreen": {"scored": 60}},
+    "evolution, prior": {"prior": 5},
+    "evolution, race": {"race": {}},
+    "random": random_search,
+    "regularised": regularised_evolution,
+}
+
+
+def hypervolumes(points: np.ndarray) -> dict[int, float]:
+    """Of points (loss, MACs) [n, 2], after every 50 of them: the share that they dominate of a loss of 0.6 to 1.2 and
+    the budget.
+    """
+    low, high = np.array([0.6, BUDGET["minimum"]]), np.array([1.2, BUDGET["maximum"]])
+    volume = HV(ref_point=np.ones(2))
+    return {n: round(float(volume(((points - low) / (high - low))[:n])), 5) for n in range(50, len(points) + 1, 50)}
+
+
 def find(setting: Setting, variant: str, seed: int, method: str) -> dict:
     """One line. What was scored before is not scored again."""
     trained = config_of(setting, variant, seed)
@@ -96,7 +108,6 @@ def find(setting: Setting, variant: str, seed: int, method: str) -> dict:
     config = config_of(setting, variant, seed, **own, load_name=str(path.resolve()), weights=weights)
     name = method.replace(", ", "-")
     config = config.model_copy(update={"save_path": str(trained.folder.root / name)})
-    began = time.monotonic()
     if isinstance(settings, dict):
         sample(config, World())
         found = str(next(iter(read_found(config.folder.architectures).values())))
@@ -108,18 +119,17 @@ def find(setting: Setting, variant: str, seed: int, method: str) -> dict:
             order.append(architecture)
             return scorer.score([architecture], len(order))[0].loss
 
-        rng = np.random.default_rng(seed)
-        {"random_search": random_search, "regularised_evolution": regularised_evolution}[settings](config, score, rng)
+        settings(config, score, np.random.default_rng(seed))
         ranked = sorted(scorer.known, key=lambda a: scorer.known[a].loss)
         _, on_all = scorer.score_finalists(ranked[: FINALISTS["count"]])
         found = str(min(on_all, key=lambda a: on_all[a].loss).compact())
-    seconds = time.monotonic() - began
     records = [json.loads(line) for line in config.folder.population.read_text().splitlines()[1:]]
-    # On the last rung; in the order of scoring.
-    losses = [record["loss"] for record in records if record.get("rung", "supernet") in ("supernet", "adapted")]
-    best = np.minimum.accumulate(losses)
-    line = {"variant": variant, "seed": seed, "method": method, "architecture": found, "seconds": round(seconds)}
-    return line | {"scores": len(records), "best": [round(float(value), 5) for value in best]}
+    # On all images of the search; in the order of scoring.
+    scored = [record for record in records if record.get("rung", "supernet") == "supernet"]
+    best = np.minimum.accumulate([record["loss"] for record in scored])
+    line = {"variant": variant, "seed": seed, "method": method, "architecture": found, "scores": len(records)}
+    volumes = hypervolumes(np.array([(record["loss"], record["macs"]) for record in scored]))
+    return line | {"best": [round(float(value), 5) for value in best], "hypervolume": volumes}
 
 
 def find_with_each(setting: Setting, variant: str, seed: int, methods: list[str]) -> list[dict]:
