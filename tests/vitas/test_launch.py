@@ -83,6 +83,16 @@ def test_every_configuration_loads_and_flags_what_its_folder_runs(path):
     assert all(getattr(loaded, stage).flag for stage in stages)
 
 
+def test_the_quickstart_compares_networks_of_one_budget():
+    """Its baseline is inside the budget of the search."""
+    script = (REPOSITORY / "script" / "quickstart.sh").read_text()
+    baseline = Architecture.parse(re.search(r"baseline=(\S+) size=28", script)[1])
+    loaded = config.load(REPOSITORY / "configs" / "quickstart.yaml")
+    assert loaded.sample.budget.convention == "true"
+    assert baseline.macs(loaded.model.image_size, loaded.model.num_classes) in loaded.sample.budget
+    assert len(set(baseline.blocks)) == 1
+
+
 @pytest.mark.parametrize(
     ("size", "name"),
     [("858M", "vitas_a"), ("1G", "vitas_b"), ("1.3G", "vitas_c"), ("2.7G", "vitas_e"), ("4.9G", "vitas_f")],
@@ -111,6 +121,7 @@ def test_vitas_c_can_be_found_by_the_block_level_search():
 def test_the_published_searches(name, sharing):
     loaded = config.load(REPOSITORY / "configs" / "search" / f"ViTAS_1G_{name}.yaml")
     assert loaded.model.sharing == sharing
+    assert loaded.search.subnets.draw == "published"
     assert zoo()["vitas_b"].macs(convention="released") in loaded.sample.budget
     assert loaded.space.encode(zoo()["vitas_b"].shifted()) is not None
 
@@ -118,6 +129,7 @@ def test_the_published_searches(name, sharing):
 def test_the_block_level_search_keeps_patch_16():
     loaded = config.load(REPOSITORY / "configs" / "search" / "ViTAS_1.3G_block.yaml")
     assert (loaded.space.patch_sizes, loaded.space.shared_blocks) == ((16,), True)
+    assert loaded.search.subnets.draw == "published"
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "search").glob("ViTAS_*.yaml")), ids=lambda p: p.stem)
