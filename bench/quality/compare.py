@@ -5,8 +5,9 @@
 Trains what `searches.py` found alone, by the recipe of the table, with three seeds for each seed of a supernet, and
 with the same seeds the best DeiT-shaped network at the same budget: of every patch size and four depths, the best by
 the val images. A line a training goes to `results/IMAGES/retrained.jsonl`. Then prints each method beside every
-baseline: the mean difference of test top-1 over the supernets' seeds, and the p value of a one-sided paired t test that
-it is above 0. Networks are chosen by val images alone, and compared by test images.
+baseline: the mean difference of test top-1 over the supernets, its 95% interval, the p value of a one-sided paired t
+test that it is above 0, and in how many of the trainings what was found is better. Networks are chosen by val images
+alone, and compared by test images.
 """
 
 from __future__ import annotations
@@ -81,45 +82,49 @@ def best_of(count: int, table: list[dict]) -> float:
 
 
 def report(found: Mapping[str, Mapping[int, str]], deit: str, lines: Mapping[Unit, dict], table: list[dict]) -> None:
-    """Print the comparison.
+    """Print what searches found beside every baseline: mean test top-1, and how much more the searches' networks have.
 
     found: method -> supernet's seed -> architecture. table: lines of the table of truth, of one seed; may be empty.
     """
-
-    def top1(architecture: str, supernet: int) -> float:
-        """The mean of the trainings that belong to a supernet; NaN where some are missing."""
-        units = [(architecture, seed) for seed in seeds_of(supernet)]
-        return float(np.mean([lines[unit]["test_top1"] if unit in lines else np.nan for unit in units]))
-
     supernets = sorted({seed for by_seed in found.values() for seed in by_seed})
-    measured = {f"DeiT-shaped, {deit}": {seed: top1(deit, seed) for seed in supernets}}
-    for method, by_seed in found.items():
-        measured[method] = {seed: top1(architecture, seed) for seed, architecture in by_seed.items()}
-    constants = {f"best of {count} of the table": best_of(count, table) for count in BEST_OF if len(table) >= count}
-    print(
-        "| | " + " | ".join(["networks", "test top-1", "95% interval", *(f"over {name}" for name in measured)]), end=""
-    )
-    print("".join(f" | over {name}, {value:.2f}" for name, value in constants.items()) + " |")
-    print("|---|" + "--:|" * (3 + len(measured) + len(constants)))
-    for method, own in measured.items():
-        values = np.array([value for value in own.values() if np.isfinite(value)])
-        if len(values) < 2:
-            continue
-        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        cells = [str(len(values)), f"{values.mean():.2f}", f"± {half:.2f}"]
-        for other in measured.values():
-            pairs = np.array([own[seed] - other[seed] for seed in own if seed in other])
-            cells.append("" if other is own else difference(pairs[np.isfinite(pairs)]))
-        cells += [difference(values - value) for value in constants.values()]
-        print(f"| {method} | " + " | ".join(cells) + " |")
+    named = {f"DeiT-shaped ({deit})": dict.fromkeys(supernets, deit), **found}
+    # Of each, the trainings that belong to each supernet; a comparison that is not finished has fewer.
+    trained: dict[str, dict[int, dict[int, float]]] = {
+        name: {
+            supernet: {seed: lines[text, seed]["test_top1"] for seed in seeds_of(supernet) if (text, seed) in lines}
+            for supernet, text in by_supernet.items()
+        }
+        for name, by_supernet in named.items()
+    }
+    print("| | top-1 | " + " | ".join(f"{method} has more by" for method in found) + " |")
+    print("|---|--:|" + "--:|" * len(found))
+    for name, baseline in trained.items():
+        mean = np.mean([top1 for seeds in baseline.values() for top1 in seeds.values()])
+        cells = ["" if name == method else difference(trained[method], baseline) for method in found]
+        print(f"| {name} | {mean:.2f} | " + " | ".join(cells) + " |")
+    for count in BEST_OF:
+        if len(table) >= count:
+            value = best_of(count, table)
+            constant = {supernet: dict.fromkeys(seeds_of(supernet), value) for supernet in supernets}
+            cells = [difference(trained[method], constant) for method in found]
+            print(f"| best of {count} of the table | {value:.2f} | " + " | ".join(cells) + " |")
 
 
-def difference(values: np.ndarray) -> str:
-    """The mean of differences, of how many they are above 0, and the p value that their mean is."""
-    if len(values) < 2:
+def difference(own: Mapping[int, Mapping[int, float]], other: Mapping[int, Mapping[int, float]]) -> str:
+    """Of trainings by supernet and seed: the mean difference over the supernets with its 95% interval, the p value of a
+    one-sided paired t test, and in how many pairs of trainings the first is better.
+    """
+    pairs = {
+        supernet: [top1 - other[supernet][seed] for seed, top1 in own[supernet].items() if seed in other[supernet]]
+        for supernet in own.keys() & other.keys()
+    }
+    means = np.array([np.mean(values) for values in pairs.values() if values])
+    if len(means) < 2:
         return ""
-    p = stats.ttest_1samp(values, 0, alternative="greater").pvalue
-    return f"{values.mean():+.2f} ({(values > 0).sum()} of {len(values)}), p {p:.3f}"
+    half = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means)
+    p = stats.ttest_1samp(means, 0, alternative="greater").pvalue
+    of_trainings = np.concatenate(list(pairs.values()))
+    return f"{means.mean():+.2f} ± {half:.2f}, p {p:.3f}, {(of_trainings > 0).sum()} of {len(of_trainings)}"
 
 
 def main() -> None:
@@ -151,10 +156,12 @@ def main() -> None:
     )
     table = [line for line in setting.journal("table").lines if line["seed"] == 0]
     report(found, deit, trainings.lines, table)
-    if table:
-        evolved = [trainings.lines[a, s]["test_top1"] for n, a in found["evolution"].items() for s in seeds_of(n)]
-        above = np.mean([line["test_top1"] > np.mean(evolved) for line in table])
-        print(f"\n{above:.1%} of the table's {len(table)} networks are above evolution's mean")
+    for method, by_seed in found.items():
+        mean = np.mean(
+            [trainings.lines[text, seed]["test_top1"] for n, text in by_seed.items() for seed in seeds_of(n)]
+        )
+        above = sum(line["test_top1"] > mean for line in table)
+        print(f"{method}: {above} of the table's {len(table)} networks are above its mean")
 
 
 if __name__ == "__main__":
