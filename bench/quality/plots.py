@@ -27,7 +27,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 PATCHES = {4: ("#0072B2", "o"), 7: ("#D55E00", "^")}
 METHODS = {
     "evolution": "#D55E00",
-    "evolution, race": "#E69F00",
+    "evolution, population 10": "#E69F00",
+    "evolution, race": "#56B4E9",
     "evolution, prior": "#009E73",
     "evolution, prescreen": "#CC79A7",
     "regularised": "#0072B2",

@@ -80,6 +80,7 @@ def regularised_evolution(config: RunConfig, score: Callable[[np.ndarray], float
 METHODS: dict[str, dict | Callable[[RunConfig, Callable[[np.ndarray], float], np.random.Generator], None]] = {
     "evolution": {},
     "evolution, front": {"objectives": ["loss", "macs"]},
+    "evolution, population 10": {"initial_population": 30, "population": 10, "generations": 27},
     "evolution, prescreen": {"prescreen": {"scored": 60}},
     "evolution, prior": {"prior": 5},
     "evolution, race": {"race": {}},
