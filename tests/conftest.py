@@ -180,7 +180,8 @@ def small_run(save_path: Path, digits: Path) -> dict:
     return {
         "save_path": str(save_path),
         "seed": 0,
-        "model": {"image_size": 32, "num_classes": 10, "space": dict(SMALL_SPACE)},
+        # The sharing with the most passes.
+        "model": {"image_size": 32, "num_classes": 10, "sharing": "bilateral", "space": dict(SMALL_SPACE)},
         "search": training(),
         "sample": {
             "flag": True,

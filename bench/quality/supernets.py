@@ -136,7 +136,7 @@ def train_and_score(setting: Setting, variant: str, seed: int, architectures: li
         if architecture.patch_size not in space.patch_sizes:
             continue
         line = {"variant": variant, "seed": seed, "architecture": text, "seconds": round(seconds)}
-        line |= vars(score_subnet(supernet, architecture, images, settings))
+        line |= vars(score_subnet(supernet, architecture, images, settings.model_copy(update={"sides": "mean"})))
         if len(supernet.scheme.scoring_sides) > 1:
             summed = score_subnet(supernet, architecture, images, settings.model_copy(update={"sides": "sum"}))
             line |= {"sum_top1": summed.top1, "sum_loss": summed.loss}

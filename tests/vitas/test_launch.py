@@ -381,9 +381,9 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch, text):
 def test_the_scripts_run_on_this_machine_where_there_is_no_slurm(without_slurm, make_config, tmp_path):
     path = make_config({"search.epochs": 1, "search.warmup_epochs": 0, "retrain.epochs": 1, "retrain.warmup_epochs": 0})
     script = REPOSITORY / "script"
-    done = without_slurm("bash", script / "search_autoslim.sh", path, "sample.generations=1")
+    done = without_slurm("bash", script / "search_bcnet.sh", path, "sample.generations=1")
     assert done.returncode == 0, done.stderr
-    assert "ordinal supernet" in done.stdout
+    assert "bilateral supernet" in done.stdout
     assert (tmp_path / "run" / "search" / "architectures.yaml").exists()
     for name in ("retrain", "inference"):
         done = without_slurm(script / f"{name}.sh", path)

@@ -256,7 +256,7 @@ def test_identities_anywhere_give_the_logits_of_identities_last(small_space):
 
 
 def test_the_sides_of_bilateral_sharing_differ_but_for_the_widest_subnet(supernet_space):
-    supernet, images = randomise(SuperNet(supernet_space, 10, 16)), random_images(2, 16)
+    supernet, images = randomise(SuperNet(supernet_space, 10, 16, "bilateral")), random_images(2, 16)
     narrow = supernet_space.decode([0, 0, 0, 0, 0, 0, 0, 0])
     with torch.inference_mode():
         widest = [supernet(images, largest(supernet_space), side) for side in supernet.scheme.scoring_sides]

@@ -37,7 +37,7 @@ class Model(Section):
     mean: Channels = [0.485, 0.456, 0.406]
     std: Annotated[list[AboveZero], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
     space: SearchSpace | None = None
-    sharing: SharingName = "bilateral"
+    sharing: SharingName = "ordinal"
     qkv_mode: Literal[0, 1, 2] = 2
 
 

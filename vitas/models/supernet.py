@@ -90,7 +90,7 @@ class SuperNet(nn.Module):
         space: SearchSpace,
         num_classes: int = 1000,
         image_size: int = 224,
-        sharing: str = "bilateral",
+        sharing: str = "ordinal",
         qkv_mode: int = 2,
     ) -> None:
         super().__init__()
