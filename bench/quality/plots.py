@@ -41,7 +41,7 @@ def plot_ranking(path: Path) -> None:
     table, scores = Table(), supernet_scores()
     published = "ordinal, published, 12 epochs"
     panels = {"parameters, thousands": {text: 1e-3 * n for text, n in table.floors()["parameters"].items()}}
-    for label, variant in (("published draw", published), ("drawn in the budget, with a size bias", DEFAULT)):
+    for label, variant in (("published draw", published), ("default draw", DEFAULT)):
         if seeds := scores.get((variant, "loss")):
             of = [text for text in table.truth if all(text in ranking for ranking in seeds.values())]
             panels[f"loss by a supernet, {label}"] = {
@@ -83,7 +83,7 @@ def plot_evaluations(path: Path) -> None:
         x = np.arange(1, length + 1)
         panel.plot(x, mean, color=color, label=f"{method} ({len(curve)})")
         panel.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
-    panel.set(xlabel="architectures scored", ylabel="loss above the best", xlim=(20, None), ylim=(0, 0.06))
+    panel.set(xlabel="architectures scored", ylabel="loss above the best", xlim=(20, None), ylim=(0, 0.04))
     panel.legend()
     figure.savefig(path, dpi=110)
 
