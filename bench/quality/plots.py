@@ -102,9 +102,9 @@ def plot_found(path: Path) -> None:
     for method in METHODS:
         means = []
         for line in found:
-            own = [trained[line["architecture"]].get(seed) for seed in seeds_of(line["seed"])]
-            if line["method"] == method and all(own):
-                means.append(float(np.mean(own)))
+            own = trained[line["architecture"]]
+            if line["method"] == method and (top1s := [own[seed] for seed in seeds_of(line["seed"]) if seed in own]):
+                means.append(float(np.mean(top1s)))
         if means:
             groups[f"found by {method}"] = means
     figure = Figure(figsize=(7, 0.6 + 0.5 * len(groups)), layout="constrained")
