@@ -4,7 +4,7 @@
 
 Trains what `searches.py` found alone, by the recipe of the table, with three seeds for each seed of a supernet, and
 with the same seeds the best DeiT-shaped network at the same budget: of every patch size and four depths, the best by
-the val images. A line a training goes to `results/IMAGES/retrained.jsonl`. Then prints each method beside every
+the val images. A line a training goes to `results/SETTING/retrained.jsonl`. Then prints each method beside every
 baseline: the mean difference of test top-1 over the supernets, its 95% interval, the p value of a one-sided paired t
 test that it is above 0, and in how many of the trainings what was found is better. Networks are chosen by val images
 alone, and compared by test images.
@@ -20,7 +20,7 @@ from multiprocessing import get_context
 import numpy as np
 from scipy import stats
 from searches import METHODS
-from setting import BUDGET, SPACE, Setting, argument_parser
+from setting import Scale, Setting, argument_parser
 from supernets import DEFAULT
 from table import train_and_measure
 
@@ -37,13 +37,13 @@ BEST_OF = (1, 3, 10)
 Unit = tuple[str, int]
 
 
-def deit_shaped(patch_size: int, depth: int) -> Architecture:
+def deit_shaped(patch_size: int, depth: int, scale: Scale) -> Architecture:
     """The widest network with DeiT's proportions inside the budget: equal blocks, qkv dim 3 d, MLP dim 4 d, 2 heads."""
 
     def of_dim(dim: int) -> Architecture:
         return Architecture(patch_size, dim, (Block(2, 3 * dim, 4 * dim),) * depth)
 
-    fitting = [dim for dim in range(4, 200, 4) if of_dim(dim).macs(28, 10) <= BUDGET["maximum"]]
+    fitting = [dim for dim in range(4, 200, 2) if of_dim(dim).macs(28, 10) <= scale.maximum]
     return of_dim(fitting[-1])
 
 
@@ -135,7 +135,8 @@ def main() -> None:
     setting = Setting.of_arguments(arguments)
     trainings = Trainings(setting, arguments.processes)
 
-    deits = [str(deit_shaped(patch, depth)) for patch in SPACE["patch_sizes"] for depth in DEIT_DEPTHS]
+    scale = setting.scale
+    deits = [str(deit_shaped(patch, depth, scale)) for patch in scale.space["patch_sizes"] for depth in DEIT_DEPTHS]
     trainings.train((deit, 0) for deit in deits)
     for deit in deits:
         line = trainings.lines[deit, 0]

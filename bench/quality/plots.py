@@ -1,4 +1,4 @@
-"""The figures of docs/experiments.md, from `results/fashion/`.
+"""The figures of docs/experiments.md, from `results/`.
 
     python bench/quality/plots.py
 
@@ -22,12 +22,14 @@ from supernets import DEFAULT
 
 from vitas import Architecture
 
+# Of which setting a figure is.
+RANKED, SEARCHED = "fashion_2.7M", "fashion_1M"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Told apart by colour-blind readers too (Okabe and Ito), and by their markers.
 PATCHES = {4: ("#0072B2", "o"), 7: ("#D55E00", "^")}
 METHODS = {
     "evolution": "#D55E00",
-    "evolution, population 10": "#E69F00",
+    "evolution, population 20": "#E69F00",
     "evolution, race": "#56B4E9",
     "evolution, prior": "#009E73",
     "evolution, prescreen": "#CC79A7",
@@ -38,7 +40,7 @@ METHODS = {
 
 def plot_ranking(path: Path) -> None:
     """Top-1 of every network of the table over its parameters, and over its score by two supernets."""
-    table, scores = Table(), supernet_scores()
+    table, scores = Table(RANKED), supernet_scores(RANKED)
     published = "ordinal, published, 12 epochs"
     panels = {"parameters, thousands": {text: 1e-3 * n for text, n in table.floors()["parameters"].items()}}
     for label, variant in (("published draw", published), ("default draw", DEFAULT)):
@@ -66,7 +68,7 @@ def plot_ranking(path: Path) -> None:
 
 def plot_evaluations(path: Path) -> None:
     """How far the best score is from the best that any method found with the same supernet, over the evaluations."""
-    lines = [line for line in results("fashion", "searches").lines if line["variant"] == DEFAULT]
+    lines = [line for line in results(SEARCHED, "searches").lines if line["variant"] == DEFAULT]
     best_of_all: dict[int, float] = defaultdict(lambda: np.inf)
     for line in lines:
         best_of_all[line["seed"]] = min(best_of_all[line["seed"]], line["best"][-1])
@@ -91,11 +93,11 @@ def plot_evaluations(path: Path) -> None:
 def plot_found(path: Path) -> None:
     """Test top-1 of the table's networks, of DeiT-shaped ones, and of what searches found, each a mean of trainings."""
     trained: dict[str, dict[int, float]] = defaultdict(dict)
-    for line in results("fashion", "retrained").lines:
+    for line in results(SEARCHED, "retrained").lines:
         trained[line["architecture"]][line["seed"]] = line["test_top1"]
-    found = [line for line in results("fashion", "searches").lines if line["variant"] == DEFAULT]
+    found = [line for line in results(SEARCHED, "searches").lines if line["variant"] == DEFAULT]
     searched = {line["architecture"] for line in found}
-    groups: dict[str, list[float]] = {"the table": list(Table().truth.values())}
+    groups: dict[str, list[float]] = {"the table": list(Table(SEARCHED).truth.values())}
     groups["DeiT-shaped"] = [
         float(np.mean(list(seeds.values()))) for text, seeds in trained.items() if text not in searched
     ]

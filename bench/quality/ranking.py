@@ -1,6 +1,6 @@
-"""How well supernets rank the table of truth, from `results/fashion/`: Kendall's tau, with floors and ceiling.
+"""How well supernets rank the table of truth, from `results/SETTING/`: Kendall's tau, with floors and ceiling.
 
-    python bench/quality/ranking.py
+    python bench/quality/ranking.py [SETTING]
 
 The truth is an architecture's mean top-1 over its seeds, on the test images; supernets were scored on the val images.
 A cell holds the mean tau over the supernets' seeds, their deviation, and the 95% interval of that mean by drawing
@@ -36,8 +36,8 @@ SCORES = {
 class Table:
     """The table of truth. truth: mean top-1 over the seeds, by architecture. seeds: top-1 by seed and architecture."""
 
-    def __init__(self) -> None:
-        lines = results("fashion", "table").lines
+    def __init__(self, setting: str) -> None:
+        lines = results(setting, "table").lines
         self.costs = {line["architecture"]: line for line in lines}
         self.seeds: dict[int, dict[str, float]] = defaultdict(dict)
         for line in lines:
@@ -80,10 +80,10 @@ def interval(rankings: Sequence[Mapping[str, float]], truth: Mapping[str, float]
     return f"{low:.2f} to {high:.2f}"
 
 
-def supernet_scores() -> dict[tuple[str, str], dict[int, dict[str, float]]]:
+def supernet_scores(setting: str) -> dict[tuple[str, str], dict[int, dict[str, float]]]:
     """(variant, score) -> seed -> architecture -> value, more being better."""
     scores: dict[tuple[str, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for line in results("fashion", "supernets").lines:
+    for line in results(setting, "supernets").lines:
         for name, (_, sign) in SCORES.items():
             if name in line:
                 # One supernet for each patch size.
@@ -93,8 +93,10 @@ def supernet_scores() -> dict[tuple[str, str], dict[int, dict[str, float]]]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    table = Table()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("setting", nargs="?", default="fashion_1M", help="images and scale")
+    setting = parser.parse_args().setting
+    table = Table(setting)
     groups = table.groups()
     values = np.array(list(table.truth.values()))
     print(
@@ -117,7 +119,7 @@ def main() -> None:
         telling = [of if len({floor[text] for text in of}) > 1 else [] for of in groups.values()]
         shown = [of and f"{tau(floor, table.truth, of):.2f} ({interval([floor], table.truth, of)})" for of in telling]
         row(name, [cell or "" for cell in shown])
-    for (variant, score), seeds in sorted(supernet_scores().items()):
+    for (variant, score), seeds in sorted(supernet_scores(setting).items()):
         cells, counts = [], []
         for of in groups.values():
             # Those that every seed's supernet has scored.

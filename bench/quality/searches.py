@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python bench/quality/searches.py FOLDER [--variant NAME] [--seeds 0 1 2 3 4] [--methods NAME ...]
 
 For each supernet of a variant (`supernets.py` trains it if need be) and each method of `METHODS`, a line goes to
-`results/IMAGES/searches.jsonl`: the architecture that was found, the best score after each evaluation, and the
+`results/SETTING/searches.jsonl`: the architecture that was found, the best score after each evaluation, and the
 hypervolume of loss and multiply-adds. `compare.py` retrains what was found and sets it beside the baselines.
 """
 
@@ -16,7 +16,7 @@ from multiprocessing import get_context
 
 import numpy as np
 from pymoo.indicators.hv import HV
-from setting import BUDGET, Setting, argument_parser
+from setting import Scale, Setting, argument_parser
 from supernets import DEFAULT, config_of
 
 from search.operators import BlockMutation
@@ -37,9 +37,9 @@ EVALUATIONS = 300
 FINALISTS = {"count": 20, "images": 0.75}
 EVOLUTION = {
     "objectives": ["loss"],
-    "initial_population": 60,
-    "population": 20,
-    "generations": 12,
+    "initial_population": 30,
+    "population": 10,
+    "generations": 27,
     "sample_num": 1,
     "finalists": FINALISTS,
 }
@@ -80,7 +80,7 @@ def regularised_evolution(config: RunConfig, score: Callable[[np.ndarray], float
 METHODS: dict[str, dict | Callable[[RunConfig, Callable[[np.ndarray], float], np.random.Generator], None]] = {
     "evolution": {},
     "evolution, front": {"objectives": ["loss", "macs"]},
-    "evolution, population 10": {"initial_population": 30, "population": 10, "generations": 27},
+    "evolution, population 20": {"initial_population": 60, "population": 20, "generations": 12},
     "evolution, prescreen": {"prescreen": {"scored": 60}},
     "evolution, prior": {"prior": 5},
     "evolution, race": {"race": {}},
@@ -89,11 +89,11 @@ METHODS: dict[str, dict | Callable[[RunConfig, Callable[[np.ndarray], float], np
 }
 
 
-def hypervolumes(points: np.ndarray) -> dict[int, float]:
+def hypervolumes(points: np.ndarray, scale: Scale) -> dict[int, float]:
     """Of points (loss, MACs) [n, 2], after every 50 of them: the share that they dominate of a loss of 0.6 to 1.2 and
     the budget.
     """
-    low, high = np.array([0.6, BUDGET["minimum"]]), np.array([1.2, BUDGET["maximum"]])
+    low, high = np.array([0.6, scale.minimum]), np.array([1.2, scale.maximum])
     volume = HV(ref_point=np.ones(2))
     return {n: round(float(volume(((points - low) / (high - low))[:n])), 5) for n in range(50, len(points) + 1, 50)}
 
@@ -129,7 +129,7 @@ def find(setting: Setting, variant: str, seed: int, method: str) -> dict:
     scored = [record for record in records if record.get("rung", "supernet") == "supernet"]
     best = np.minimum.accumulate([record["loss"] for record in scored])
     line = {"variant": variant, "seed": seed, "method": method, "architecture": found, "scores": len(records)}
-    volumes = hypervolumes(np.array([(record["loss"], record["macs"]) for record in scored]))
+    volumes = hypervolumes(np.array([(record["loss"], record["macs"]) for record in scored]), setting.scale)
     return line | {"best": [round(float(value), 5) for value in best], "hypervolume": volumes}
 
 

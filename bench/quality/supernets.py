@@ -4,7 +4,7 @@
 
 Trains a supernet for each variant and seed with the `search` stage, and scores the architectures of the table with it:
 loss and top-1 on the val images, of the mean over the sides and of the sum of their logits; the losses of their choices
-in training; and, with --adapt, loss and top-1 after brief adaptation. Scores go to `results/IMAGES/supernets.jsonl`;
+in training; and, with --adapt, loss and top-1 after brief adaptation. Scores go to `results/SETTING/supernets.jsonl`;
 killed and started again, it goes on. `ranking.py` reads them.
 """
 
@@ -33,8 +33,8 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.sharing import SCHEMES
 
-# A DeiT for the size of the images and the budget, trained alone: what one has before any search.
-TEACHER = "p7-e32-token-h2q96m128x12"
+# DeiT-shaped networks of the budgets, trained alone: what one has before any search.
+TEACHERS = {"1M": "p7-e32-token-h2q96m128x4", "2.7M": "p7-e32-token-h2q96m128x12"}
 # What the other experiments take.
 DEFAULT = "ordinal, in_budget, 12 epochs, bias 1.5"
 # What the words of a variant change: keys of the `search` section, of the model, or of the space. A bilateral step has
@@ -50,7 +50,7 @@ WORDS: dict[str, dict] = {
         "distillation": {"teacher": "largest", "weight": 1.0},
     },
     "EMA": {"ema_decay": 0.999},
-    "teacher": {"distillation": {"teacher": TEACHER, "weight": 0.5}},
+    "teacher": {"distillation": {"teacher": "DeiT-shaped", "weight": 0.5}},
 }
 # Words with a number.
 NUMBERS: dict[str, Callable[[str], dict]] = {
@@ -101,17 +101,17 @@ def config_of(setting: Setting, variant: str, seed: int, **sample: object) -> Ru
     changes = changes_of(variant)
     search = {key: value for key, value in changes.items() if "." not in key}
     search["subnets"] = _below(changes, "subnets.")
-    if search.get("distillation", {}).get("teacher") == TEACHER:
+    if search.get("distillation", {}).get("teacher") == "DeiT-shaped":
         search["distillation"] = search["distillation"] | {"teacher": str(teacher_of(setting))}
     name = variant.replace(", ", "-").replace(" ", "_")
-    config = setting.run_config(f"supernets/{setting.images}-{name}-seed{seed}", seed, search=search, sample=sample)
+    config = setting.run_config(f"supernets/{name}-seed{seed}", seed, search=search, sample=sample)
     model = _below(changes, "model.") | {"space": replace(config.space, **_below(changes, "space."))}
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 
 def teacher_of(setting: Setting) -> Path:
     """The checkpoint of the teacher, trained by the recipe of the table if it is not there."""
-    config = setting.run_config(f"teacher-{setting.images}", 0, retrain={"architecture": TEACHER})
+    config = setting.run_config("teacher", 0, retrain={"architecture": TEACHERS[setting.scale_name]})
     retrain(config, World())
     return CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
 

@@ -4,7 +4,7 @@
 
 Draws `ARCHITECTURES` members of the space (`setting.py`) as the search draws its first ones, spread over patch sizes,
 depths and embedding dims, trains each with the `retrain` stage, and measures it on the val and the test images. One
-line a training goes to `results/IMAGES/table.jsonl`. Killed and started again, it goes on; trainings run side by side,
+line a training goes to `results/SETTING/table.jsonl`. Killed and started again, it goes on; trainings run side by side,
 in processes of one thread.
 """
 
@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 import numpy as np
-from setting import BUDGET, SPACE, Setting, argument_parser
+from setting import Scale, Setting, argument_parser
 
 from inference.test import test
 from retrain.retrain import retrain
@@ -28,13 +28,13 @@ from vitas.in_budget import InBudget
 ARCHITECTURES = 60
 
 
-def draw_architectures(count: int = ARCHITECTURES, seed: int = 0) -> list[Architecture]:
+def draw_architectures(scale: Scale, count: int = ARCHITECTURES, seed: int = 0) -> list[Architecture]:
     """So many members of the space inside the budget, drawn as the search draws its first ones.
 
     Of those that differ in their numbers of heads alone, the first: where a
     depth leaves room for one choice of widths only, they would be most of it.
     """
-    space, budget = SearchSpace(**SPACE), Budget(**BUDGET)
+    space, budget = SearchSpace(**scale.space), Budget(**scale.budget)
     genomes = InBudget(MacsModel(space, 28, 10, budget.convention), budget)
     drawn: dict[tuple, Architecture] = {}
     for genome in genomes.draw_different(np.random.default_rng(seed), 4 * count):
@@ -65,7 +65,9 @@ def main() -> None:
     setting = Setting.of_arguments(arguments)
     journal = setting.journal("table")
     known = {(line["architecture"], line["seed"]) for line in journal.lines}
-    wanted = [(a, seed) for a in draw_architectures() for seed in arguments.seeds if (str(a), seed) not in known]
+    wanted = [
+        (a, seed) for a in draw_architectures(setting.scale) for seed in arguments.seeds if (str(a), seed) not in known
+    ]
     print(f"{len(known)} trainings are known, {len(wanted)} are left", flush=True)
     # Spawned: torch's threads do not survive a fork.
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
