@@ -26,7 +26,7 @@ class SharingScheme(ABC):
     """Decides which channels a width uses, and with which sides a subnet is trained and scored."""
 
     name: str
-    # The sides that a score is the mean over, and the default of `SuperNet`.
+    # The sides of a score; the first is the one that `SuperNet` takes by default.
     scoring_sides: tuple[Side, ...]
 
     def training_sides(self, step: int) -> tuple[Side, ...]:

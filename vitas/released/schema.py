@@ -187,6 +187,9 @@ def _carry_model(old: _Released) -> None:
         old.new.put("model.sharing", SHARING[scheme[1]], scheme[0])
     if section is None:
         return
+    if not scheme:
+        # What the released programs do.
+        old.new.put("model.sharing", "bilateral", "model")
     old.given("model.backbone")
     old.carry("model.qkv", "model.qkv_mode")
     old.ignore("model.depth", "the positions are those of the row Block")
