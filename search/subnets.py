@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,10 @@ Step: TypeAlias = tuple[tuple[Architecture, ...], ...]
 
 class Draw(ABC):
     """A rule that draws genomes."""
+
+    # Whether it reads `sample.budget`, which must then be there, and `search.identity_probability`.
+    needs_budget: ClassVar[bool] = False
+    reads_identity_probability: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -60,6 +64,8 @@ class Published(Draw):
 
     identity_probability: of each position; None makes an identity as likely as any head count.
     """
+
+    reads_identity_probability = True
 
     space: SearchSpace
     identity_probability: float | None
@@ -87,6 +93,8 @@ class Published(Draw):
 class Uniform(Published):
     """Every choice equally likely, identities too."""
 
+    reads_identity_probability = False
+
     @classmethod
     def of(cls, config: RunConfig, cost_model: CostModel | None) -> Uniform:
         return cls(config.space, None)
@@ -95,6 +103,8 @@ class Uniform(Published):
 @dataclass(frozen=True)
 class NearBudget(Draw):
     """Subnets whose cost is in a budget, as `vitas.in_budget.InBudget` draws them."""
+
+    needs_budget = True
 
     budget: Budget
     drawn: InBudget

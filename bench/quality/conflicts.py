@@ -28,7 +28,9 @@ from vitas.in_budget import InBudget
 IMAGES = 250
 
 
-def gradient(supernet: SuperNet, architecture: Architecture, images: torch.Tensor, labels: torch.Tensor):
+def gradient(
+    supernet: SuperNet, architecture: Architecture, images: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """The gradient of the loss of all sides' summed logits, over all weights [n]; 0 where the subnet has none."""
     supernet.zero_grad(set_to_none=True)
     logits = sum(supernet(images, architecture, side) for side in supernet.scheme.training_sides(0))

@@ -99,8 +99,10 @@ def plot_found(path: Path) -> None:
     searched = {line["architecture"] for line in found}
     groups: dict[str, list[float]] = {"the table": list(Table(SEARCHED).truth.values())}
     # A scale's first budget was another, and what was found in it is none of these.
-    equal_blocks = {text for text in trained.keys() - searched if len(set(Architecture.parse(text).blocks)) == 1}
-    groups["DeiT-shaped"] = [float(np.mean(list(trained[text].values()))) for text in sorted(equal_blocks)]
+    parsed = {text: Architecture.parse(text) for text in sorted(trained.keys() - searched)}
+    for patch in PATCHES:
+        deits = [text for text, a in parsed.items() if a.patch_size == patch and len(set(a.blocks)) == 1]
+        groups[f"DeiT-shaped, patch {patch}"] = [float(np.mean(list(trained[text].values()))) for text in deits]
     for method in METHODS:
         means = []
         for line in found:

@@ -121,15 +121,18 @@ def _trains_largest(search: Search) -> bool:
 
 def _check_subnets(config: RunConfig):
     search, subnets = config.search, config.search.subnets
-    if subnets.draw == "in_budget" and config.sample is None:
+    draws = offered_by("search.subnets.draw")
+    if draws[subnets.draw].needs_budget and config.sample is None:
+        others = " or ".join(name for name, draw in draws.items() if not draw.needs_budget)
         yield (
-            "search.subnets.draw: found 'in_budget', but the budget is missing (sample.budget); "
-            "without one, take published or uniform"
+            f"search.subnets.draw: found {subnets.draw!r}, but the budget is missing (sample.budget); "
+            f"without one, take {others}"
         )
-    if subnets.draw != "published" and search.identity_probability is not None:
+    if search.identity_probability is not None and not draws[subnets.draw].reads_identity_probability:
+        readers = " or ".join(repr(name) for name, draw in draws.items() if draw.reads_identity_probability)
         yield (
             f"search.identity_probability: found {search.identity_probability}; "
-            f"search.subnets.draw is {subnets.draw!r}, and only 'published' has such a probability"
+            f"search.subnets.draw is {subnets.draw!r}, and only {readers} reads it"
         )
     if search.panel is not None and config.sample is None:
         yield "search.panel: its budget and images are missing (section sample)"
