@@ -13,8 +13,9 @@ alone, and compared by test images.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -74,12 +75,25 @@ class Trainings:
                 self._journal.append(future.result())
 
 
-def best_of(count: int, table: list[dict]) -> float:
+def best_of(count: int, table: list[dict], seed: int = 0) -> float:
     """The expected test top-1 of the best by val images among so many random networks of the table."""
     val, test = (np.array([line[f"{part}_top1"] for line in table]) for part in ("val", "test"))
-    rng = np.random.default_rng(0)
-    drawn = np.array([rng.choice(len(val), count, replace=False) for _ in range(5000)])
+    rng = np.random.default_rng(seed)
+    drawn = rng.permuted(np.tile(np.arange(len(val)), (2000, 1)), axis=1)[:, :count]
     return float(test[drawn[np.arange(len(drawn)), val[drawn].argmax(axis=1)]].mean())
+
+
+def median(table: list[dict], seed: int = 0) -> float:
+    """The median test top-1 of the table."""
+    return float(np.median([line["test_top1"] for line in table]))
+
+
+def half_interval(statistic: Callable[..., float], table: list[dict]) -> float:
+    """Half of the 95% interval of a statistic of the table, by drawing its networks with replacement."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic([table[i] for i in rng.integers(0, len(table), len(table))], seed=n) for n in range(200)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(high - low) / 2
 
 
 def report(found: Mapping[str, Mapping[int, str]], deit: str, lines: Mapping[Unit, dict], table: list[dict]) -> None:
@@ -105,12 +119,14 @@ def report(found: Mapping[str, Mapping[int, str]], deit: str, lines: Mapping[Uni
         print(f"| {name} | {mean:.2f} | " + " | ".join(cells) + " |")
     if not table:
         return
-    of_table = {f"best of {count} of the table": best_of(count, table) for count in BEST_OF if count <= len(table)}
-    of_table = {"median of the table": float(np.median([line["test_top1"] for line in table]))} | of_table
-    for name, value in of_table.items():
+    statistics: dict[str, Callable[..., float]] = {"median of the table": median}
+    statistics |= {f"best of {count} of the table": partial(best_of, count) for count in BEST_OF if count <= len(table)}
+    for name, statistic in statistics.items():
+        # Taken for a fixed number in the differences; its own interval stands beside it.
+        value = statistic(table)
         constant = {supernet: dict.fromkeys(seeds_of(supernet), value) for supernet in supernets}
         cells = [difference(trained[method], constant) for method in found]
-        print(f"| {name} | {value:.2f} | " + " | ".join(cells) + " |")
+        print(f"| {name} | {value:.2f} ± {half_interval(statistic, table):.2f} | " + " | ".join(cells) + " |")
 
 
 def difference(own: Mapping[int, Mapping[int, float]], other: Mapping[int, Mapping[int, float]]) -> str:
@@ -164,8 +180,9 @@ def main() -> None:
         mean = np.mean(
             [trainings.lines[text, seed]["test_top1"] for n, text in by_seed.items() for seed in seeds_of(n)]
         )
-        truth = Table(setting.name).truth.values()
-        print(f"{method}: {sum(top1 > mean for top1 in truth)} of the table's {len(truth)} networks are above its mean")
+        if truth := Table(setting.name).truth.values():
+            above = sum(top1 > mean for top1 in truth)
+            print(f"{method}: {above} of the table's {len(truth)} networks are above its mean")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python bench/quality/plots.py
 
-Rewrites `docs/search_ranking.png` (what a supernet says of the table's networks against what they reach alone),
+Rewrites `docs/search_ranking_SCALE.png` (what supernets say of the table's networks against what they reach alone),
 `docs/search_evaluations.png` (the best score over the evaluations) and `docs/search_found.png` (what was found, beside
 its baselines).
 """
@@ -22,8 +22,8 @@ from supernets import DEFAULT
 
 from vitas import Architecture
 
-# Of which setting a figure is.
-RANKED, SEARCHED = "fashion_2.7M", "fashion_1M"
+# Of which settings a figure is.
+RANKED, SEARCHED = ("fashion_2.7M", "fashion_1M"), "fashion_1M"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Told apart by colour-blind readers too (Okabe and Ito), and by their markers.
 PATCHES = {4: ("#0072B2", "o"), 7: ("#D55E00", "^")}
@@ -38,9 +38,9 @@ METHODS = {
 }
 
 
-def plot_ranking(path: Path) -> None:
-    """Top-1 of every network of the table over its parameters, and over its score by two supernets."""
-    table, scores = Table(RANKED), supernet_scores(RANKED)
+def plot_ranking(setting: str, path: Path) -> None:
+    """Top-1 of every network of the table over its parameters, and over its mean score by supernets of two variants."""
+    table, scores = Table(setting), supernet_scores(setting)
     published = "ordinal, published, 12 epochs"
     panels = {"parameters, thousands": {text: 1e-3 * n for text, n in table.floors()["parameters"].items()}}
     for label, variant in (("published draw", published), ("default draw", DEFAULT)):
@@ -55,8 +55,11 @@ def plot_ranking(path: Path) -> None:
             of = [text for text in values if Architecture.parse(text).patch_size == patch]
             x, y = [values[text] for text in of], [table.truth[text] for text in of]
             panel.scatter(x, y, s=22, color=color, marker=marker, label=f"patch {patch}")
-        rank = tau(values, table.truth, list(values))
-        panel.set_title(f"Kendall's tau {abs(rank):.2f}", fontsize=10)
+        # More parameters, but less loss, should be better.
+        sign = -1 if "loss" in label else 1
+        better = {text: sign * value for text, value in values.items()}
+        taus = [f"{name} {tau(better, table.truth, of):.2f}" for name, of in table.groups().items()]
+        panel.set_title(f"Kendall's tau: {', '.join(taus[:2])},\n{', '.join(taus[2:])}", fontsize=9)
         panel.set_xlabel(label)
         if "loss" in label:
             # The better, the further right.
@@ -97,6 +100,7 @@ def plot_found(path: Path) -> None:
         trained[line["architecture"]][line["seed"]] = line["test_top1"]
     found = [line for line in results(SEARCHED, "searches").lines if line["variant"] == DEFAULT]
     searched = {line["architecture"] for line in found}
+    supernets = {line["seed"] for line in found}
     groups: dict[str, list[float]] = {"the table": list(Table(SEARCHED).truth.values())}
     # A scale's first budget was another, and what was found in it is none of these.
     parsed = {text: Architecture.parse(text) for text in sorted(trained.keys() - searched)}
@@ -109,7 +113,8 @@ def plot_found(path: Path) -> None:
             own = trained[line["architecture"]]
             if line["method"] == method and (top1s := [own[seed] for seed in seeds_of(line["seed"]) if seed in own]):
                 means.append(float(np.mean(top1s)))
-        if means:
+        # Methods that were compared find some networks that others find too.
+        if len(means) == len(supernets):
             groups[f"found by {method}"] = means
     groups = {name: values for name, values in groups.items() if values}
     figure = Figure(figsize=(7, 0.6 + 0.5 * len(groups)), layout="constrained")
@@ -126,7 +131,8 @@ def plot_found(path: Path) -> None:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    plot_ranking(DOCS / "search_ranking.png")
+    for setting in RANKED:
+        plot_ranking(setting, DOCS / f"search_ranking_{setting.removeprefix('fashion_')}.png")
     plot_evaluations(DOCS / "search_evaluations.png")
     plot_found(DOCS / "search_found.png")
 

@@ -1,12 +1,17 @@
 """How well supernets rank the table of truth, from `results/SETTING/`: Kendall's tau, with floors and ceiling.
 
-    python bench/quality/ranking.py [SETTING]
+    python bench/quality/ranking.py [SETTING] [--places VARIANT]
 
 The truth is an architecture's mean top-1 over its seeds, on the test images; supernets were scored on the val images.
 A cell holds the mean tau over the supernets' seeds, their deviation, and the 95% interval of that mean by drawing
 architectures with replacement. Beside taus over all architectures and over those of a patch size there is the tau over
 the better half of the table, which a search has to tell apart, and what would be picked: the truth of the architecture
 that is ranked first, as a mean over the seeds.
+
+The ceiling is between two single trainings; the truth is their mean, so a tau with it may be a little higher.
+
+With --places, it shows instead where a variant's supernets misplace networks: mean places by patch size and embedding
+dim, 1 being the best.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 from setting import results
 
 from vitas import Architecture
@@ -96,11 +101,36 @@ def supernet_scores(setting: str) -> dict[tuple[str, str], dict[int, dict[str, f
     return scores
 
 
+def show_places(table: Table, rankings: Sequence[Mapping[str, float]]) -> None:
+    """Print mean places by patch size and embedding dim: by the truth, and by the mean of the supernets' scores."""
+    texts = sorted(table.truth)
+    means = {text: float(np.mean([ranking[text] for ranking in rankings])) for text in texts}
+    places = [dict(zip(texts, rankdata([-by[text] for text in texts]), strict=True)) for by in (table.truth, means)]
+    members: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for text in texts:
+        architecture = Architecture.parse(text)
+        members[architecture.patch_size, architecture.embed_dim].append(text)
+    print("| patch size | embedding dim | networks | top-1 | place by it | place by the supernets |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    for (patch, dim), of in sorted(members.items()):
+        true, scored = (np.mean([by[text] for text in of]) for by in places)
+        top1 = np.mean([table.truth[text] for text in of])
+        print(f"| {patch} | {dim} | {len(of)} | {top1:.2f} | {true:.0f} | {scored:.0f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("setting", nargs="?", default="fashion_1M", help="images and scale")
-    setting = parser.parse_args().setting
+    parser.add_argument("--places", metavar="VARIANT", help="of supernets.py, which has scored the whole table")
+    arguments = parser.parse_args()
+    setting = arguments.setting
     table = Table(setting)
+    if arguments.places is not None:
+        rankings = supernet_scores(setting).get((arguments.places, "loss"))
+        if rankings is None:
+            parser.error(f"--places: found {arguments.places!r}, which supernets.py has not scored at {setting}")
+        show_places(table, list(rankings.values()))
+        return
     groups = table.groups()
     values = np.array(list(table.truth.values()))
     print(

@@ -4,12 +4,15 @@
 
 For each supernet of a variant (`supernets.py` trains it if need be) and each method of `METHODS`, a line goes to
 `results/SETTING/searches.jsonl`: the architecture that was found, the best score after each evaluation, and the
-hypervolume of loss and multiply-adds. `compare.py` retrains what was found and sets it beside the baselines.
+hypervolume of loss and multiply-adds. Then prints for each method, over the supernets, the best loss, after how many
+scores it has the loss that random search ends with, and the hypervolume. `compare.py` retrains what was found and sets
+it beside the baselines.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -137,6 +140,28 @@ def find_with_each(setting: Setting, variant: str, seed: int, methods: list[str]
     return [find(setting, variant, seed, method) for method in methods]
 
 
+def report(lines: list[dict]) -> None:
+    """Print a row for each method, from the lines of one variant."""
+    of_method: dict[str, dict[int, dict]] = defaultdict(dict)
+    for line in lines:
+        of_method[line["method"]][line["seed"]] = line
+    goals = {seed: line["best"][-1] for seed, line in of_method["random"].items()}
+    print("| | best loss | scores to the loss that random search ends with, of | hypervolume |")
+    print("|---|--:|---|--:|")
+    for method, by_seed in sorted(of_method.items()):
+        needed = []
+        for seed, line in sorted(by_seed.items()):
+            if seed in goals:
+                reached = [count for count, loss in enumerate(line["best"], start=1) if loss <= goals[seed]]
+                needed.append(str(reached[0]) if reached else "never")
+        # Scores on all images of the search; a race has some on a part of them before.
+        length = max(len(line["best"]) for line in by_seed.values())
+        volumes = [list(line["hypervolume"].values())[-1] for line in by_seed.values()]
+        best = np.mean([line["best"][-1] for line in by_seed.values()])
+        cells = f"{best:.4f} | {', '.join(needed)}, of {length} | {np.mean(volumes):.3f} ± {np.std(volumes):.3f}"
+        print(f"| {method} | {cells} |")
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--variant", default=DEFAULT, metavar="TEXT", help="of supernets.py")
@@ -157,6 +182,7 @@ def main() -> None:
             for line in future.result():
                 journal.append(line)
                 print(f"{line['method']}, seed {line['seed']}: {line['architecture']}, {line['best'][-1]}", flush=True)
+    report([line for line in journal.lines if line["variant"] == arguments.variant])
 
 
 if __name__ == "__main__":
