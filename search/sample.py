@@ -168,17 +168,17 @@ def _evolution(config: RunConfig, cost_model: CostModel, prior: ChoiceLosses | N
 
 
 def _first_population(config: RunConfig, cost_model: CostModel, prior: ChoiceLosses | None) -> np.ndarray:
-    settings = config.sample
+    settings, count = config.sample, config.sample.initial_population
     rng = np.random.default_rng(stream_seed(config.seed, "initial population"))
     try:
-        drawn = InBudget(cost_model, settings.budget).draw_different(rng, settings.initial_population * settings.prior)
+        drawn = InBudget(cost_model, settings.budget).draw_different(rng, count * settings.prior)
     except UserError as error:
         raise UserError(f"sample.budget: {error}") from None
     if prior is None:
         return drawn
     # The best of each small group, not the best of all, which would resemble each other.
     worth = prior.predict(drawn)
-    groups = np.array_split(np.arange(len(drawn)), -(-len(drawn) // settings.prior))
+    groups = np.array_split(np.arange(len(drawn)), min(count, len(drawn)))
     return drawn[[group[np.argmin(worth[group])] for group in groups]]
 
 

@@ -36,7 +36,7 @@ from vitas.sharing import SCHEMES
 # DeiT-shaped networks of the budgets, trained alone: what one has before any search.
 TEACHERS = {"1M": "p7-e32-token-h2q96m128x4", "2.7M": "p7-e32-token-h2q96m128x12"}
 # What the other experiments take.
-DEFAULT = "ordinal, in_budget, 12 epochs, bias 1.5"
+DEFAULT = "ordinal, in_budget, 12 epochs, bias 1.5, complementary"
 # What the words of a variant change: keys of the `search` section, of the model, or of the space. A bilateral step has
 # two passes, so N epochs of it cost as much as 2 N of another sharing.
 WORDS: dict[str, dict] = {
@@ -83,7 +83,7 @@ VARIANTS = (
 
 def changes_of(variant: str) -> dict:
     """What a variant changes, by dotted key. Raises `ValueError` for a word that means nothing."""
-    changes: dict = {}
+    changes: dict = {"subnets.together": "one"}
     for word in variant.split(", "):
         numbers = [make(found[1]) for form, make in NUMBERS.items() if (found := re.fullmatch(form, word))]
         if word not in WORDS and not numbers:

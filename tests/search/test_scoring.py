@@ -193,6 +193,14 @@ def test_the_prior_chooses_the_best_of_each_group_by_the_losses_in_training(trai
     assert worth(proposed[5]) < worth(proposed[1])
 
 
+def test_where_the_budget_holds_few_the_prior_makes_no_population_smaller(trained) -> None:
+    # Fewer than the 10,000 that are asked for.
+    narrow = "sample.budget={minimum: 400_000, maximum: 410_000}"
+    config = trained(narrow, "sample.prior=1000", "sample.initial_population=10", "sample.generations=0")
+    sample(config, World())
+    assert len(records(config)) == 10
+
+
 def test_a_supernet_without_losses_of_choices_has_no_prior(trained) -> None:
     config = trained("sample.prior=3")
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve()

@@ -85,7 +85,7 @@ def test_an_identity_probability_that_nothing_would_read_is_refused(make_config,
 
 
 def test_in_budget_draws_inside_the_widened_budget(make_config) -> None:
-    config = configuration.load(make_config(), ["search.subnets.draw=in_budget", "search.subnets.widen=0.1"])
+    config = configuration.load(make_config(), ["search.subnets={draw: in_budget, widen: 0.1, together: one}"])
     plan, model, budget = plan_of(config), config.macs_model, config.sample.budget
     costs = model.predict(np.concatenate([plan.genomes(step)[0] for step in range(300)]))
     assert (budget.widened(0.1).distance(costs) == 0).all()

@@ -119,7 +119,7 @@ class Subnets(Section):
     draw: DrawName = "in_budget"
     widen: Fraction = 0.25
     size_bias: NonNegative = 1.5
-    together: TogetherName = "one"
+    together: TogetherName = "complementary"
     randoms: Positive = 2
     parts: Positive = 1
 

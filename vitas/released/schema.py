@@ -107,6 +107,7 @@ def convert(data: Mapping) -> Converted:
     if old.given("search") is not None:
         _carry_training(old, "search")
         old.new.put("search.subnets.draw", "published", "search")
+        old.new.put("search.subnets.together", "one", "search")
         _carry_identity_probability(old)
     if old.given("sample.flag") is True or old.given("sample.sampler") is not None:
         _carry_sample(old)
