@@ -1,6 +1,6 @@
 """Are the networks that the search found better than those one would have picked without it?
 
-    OMP_NUM_THREADS=1 python bench/quality/compare.py FOLDER [--variant TEXT] [--methods NAME ...]
+    OMP_NUM_THREADS=1 python bench/quality/compare.py FOLDER [--variants TEXT ...] [--methods NAME ...]
 
 Trains what `searches.py` found alone, by the recipe of the table, with three seeds for each seed of a supernet, and
 with the same seeds the best DeiT-shaped network at the same budget: of every patch size and four depths, the best by
@@ -148,7 +148,7 @@ def difference(own: Mapping[int, Mapping[int, float]], other: Mapping[int, Mappi
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--variant", default=DEFAULT, metavar="TEXT", help="of supernets.py")
+    parser.add_argument("--variants", nargs="+", default=[DEFAULT], metavar="TEXT", help="of supernets.py")
     parser.add_argument("--methods", nargs="+", default=["evolution", "random"], choices=METHODS, metavar="NAME")
     arguments = parser.parse_args()
     setting = Setting.of_arguments(arguments)
@@ -164,8 +164,10 @@ def main() -> None:
 
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for line in setting.journal("searches").lines:
-        if line["variant"] == arguments.variant and line["method"] in arguments.methods:
-            found[line["method"]][line["seed"]] = line["architecture"]
+        if line["variant"] in arguments.variants and line["method"] in arguments.methods:
+            several = len(arguments.variants) > 1
+            name = f"{line['method']} ({line['variant']})" if several else line["method"]
+            found[name][line["seed"]] = line["architecture"]
     # The first training of everything, then the second: a part of them is a whole comparison.
     trainings.train(
         (architecture, seeds_of(seed)[i])
