@@ -186,7 +186,7 @@ def test_a_chain_whose_every_job_is_requeued_takes_a_yaml_from_nothing_to_an_und
 
     rows = results_of(save_path)
     assert len(rows) == 6
-    assert rows[-1]["top1"] > 30
+    assert rows[-1]["top1"] > 20
     starts = sorted(save_path.glob("*/log/*/environment.json"))
     assert [path.parent.name.split("-")[0] for path in starts] == ["inference", "retrain", "search", "search"]
     for path in starts:
