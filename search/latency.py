@@ -36,7 +36,7 @@ Part = tuple[str | int, ...]
 
 def parts_of(architecture: Architecture, image_size: int) -> list[Part]:
     """The parts of an architecture; their times add up to its own."""
-    tokens, dim = (image_size // architecture.patch_size) ** 2 + 1, architecture.embed_dim
+    tokens, dim = (image_size // architecture.patch_size) ** 2 + architecture.prefix_tokens, architecture.embed_dim
     parts: list[Part] = [("ends", architecture.patch_size, dim)]
     for block in architecture.active_blocks:
         parts += [("attention", tokens, dim, block.heads, block.attention_dim), ("mlp", tokens, dim, block.mlp_dim)]
@@ -102,7 +102,8 @@ class LatencyTable:
         kind, first, dim, *dims = part
         with self._world.device:
             if kind == "ends":
-                architecture = Architecture(first, dim, (), self._config.space.classifier)
+                space = self._config.space
+                architecture = Architecture(first, dim, (), space.classifier, space.family)
                 module: nn.Module = VisionTransformer(architecture, model.num_classes, model.image_size)
                 inputs = torch.randn(batch_size, 3, model.image_size, model.image_size)
             else:
@@ -123,5 +124,6 @@ class _Half(nn.Module):
 
 def _half(kind: str, dim: int, *dims: int) -> nn.Module:
     heads, attention_dim, mlp_dim = (*dims, 1) if kind == "attention" else (1, 1, *dims)
-    block = TransformerBlock(dim, Block(heads, 3 * attention_dim, mlp_dim), 0.0)
+    # The scale of attention takes no time.
+    block = TransformerBlock(dim, Block(heads, 3 * attention_dim, mlp_dim), 1.0, 0.0)
     return _Half(block.norm1, block.attn) if kind == "attention" else _Half(block.norm2, block.mlp)

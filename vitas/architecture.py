@@ -16,6 +16,8 @@ from vitas.costs import count_macs, count_parameters
 from vitas.errors import UserError, require_integer
 
 CLASSIFIERS = ("token", "mean")
+# ViTAS's networks, and the plain ones that timm calls ViT and DeiT. What differs is in `Architecture.family`.
+FAMILIES = ("vitas", "vit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Block:
 
 IDENTITY = Block(0, 0, 0)
 
-_TEXT_HEAD = re.compile(r"p(\d+)-e(\d+)-(token|mean)$")
+_TEXT_HEAD = re.compile(r"(p|vit)(\d+)-e(\d+)-(token|mean)$")
+_PREFIXES = {"p": "vitas", "vit": "vit"}
 _TEXT_BLOCK = re.compile(r"(?:h(\d+)q(\d+)m(\d+)|(id))(?:x(\d+))?$")
 TEXT_FORM = "p16-e230-token-h3q432m720x12-idx4"
 
@@ -67,25 +70,42 @@ class Architecture:
     blocks: one entry per position, identities included: stochastic depth and
         the key names of released files count positions.
     classifier: what the classifier reads, `token` (the class token) or `mean`
-        (the mean of the patch tokens). The class token takes part in attention
-        either way, as in the released networks.
+        (the mean of the patch tokens). In a `vitas` network the class token
+        takes part in attention either way, as in the released ones; a `vit`
+        network with `mean` has none.
+    family: `vitas`, whose attention has the scale of embedding dim / heads and
+        whose last norm an eps of 1e-5, or `vit`, with the scale of a head's dim
+        and 1e-6, as timm's ViT and DeiT.
     """
 
     patch_size: int
     embed_dim: int
     blocks: tuple[Block, ...]
     classifier: str = "token"
+    family: str = "vitas"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
+        if self.family not in FAMILIES:
+            raise UserError(f"family is {self.family!r}; it must be {' or '.join(FAMILIES)}")
         if self.patch_size < 1 or self.embed_dim < 1:
             raise UserError(f"patch size {self.patch_size} and embedding dim {self.embed_dim} must be positive")
         if self.classifier not in CLASSIFIERS:
             raise UserError(f"classifier is {self.classifier!r}; it must be {' or '.join(CLASSIFIERS)}")
         for block in self.active_blocks:
-            if block.heads > self.embed_dim:
+            if self.family == "vitas" and block.heads > self.embed_dim:
                 # The attention scale is (embed_dim // heads) ** -0.5.
                 raise UserError(f"{block.heads} heads are more than the embedding dim {self.embed_dim}")
+
+    @property
+    def prefix_tokens(self) -> int:
+        """1 with a class token in the sequence, 0 without."""
+        return 0 if self.family == "vit" and self.classifier == "mean" else 1
+
+    def attention_scale(self, block: Block) -> float:
+        """What attention logits of a block are multiplied by."""
+        dim = block.attention_dim if self.family == "vit" else self.embed_dim
+        return (dim // block.heads) ** -0.5
 
     def check_image_size(self, image_size: int) -> None:
         """Raise `UserError` unless the patches tile the image."""
@@ -127,11 +147,13 @@ class Architecture:
         self.check_token_reduction(image_size, reduce)
         # The size of an image with as many patches.
         size = self.patch_size * self.tokens_per_side(image_size, reduce)
-        return count_macs(self.patch_size, self.embed_dim, *self._totals(), size, num_classes, convention)
+        sizes = self.patch_size, self.embed_dim, *self._totals(), size, num_classes
+        return count_macs(*sizes, convention, self.prefix_tokens)
 
     def parameters(self, image_size: int = 224, num_classes: int = 1000) -> int:
         """Parameters of the dense network, class token and position embedding included."""
-        return count_parameters(self.patch_size, self.embed_dim, *self._totals(), self.depth, image_size, num_classes)
+        sizes = self.patch_size, self.embed_dim, *self._totals(), self.depth, image_size, num_classes
+        return count_parameters(*sizes, self.prefix_tokens)
 
     def costs(self, image_size: int = 224, num_classes: int = 1000) -> dict[str, int | None]:
         """`macs`, `macs_released` and `parameters`, as plain data."""
@@ -146,7 +168,8 @@ class Architecture:
 
     def __str__(self) -> str:
         """The canonical text: one word, usable in file names, keys and command lines."""
-        return "-".join([f"p{self.patch_size}", f"e{self.embed_dim}", self.classifier, *_runs(self.blocks)])
+        prefix = next(prefix for prefix, family in _PREFIXES.items() if family == self.family)
+        return "-".join([f"{prefix}{self.patch_size}", f"e{self.embed_dim}", self.classifier, *_runs(self.blocks)])
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
@@ -169,11 +192,12 @@ class Architecture:
                 )
             block = IDENTITY if identity else Block(int(heads), int(qkv_dim), int(mlp_dim))
             blocks += [block] * int(repeat or 1)
-        return cls(int(head[1]), int(head[2]), tuple(blocks), head[3])
+        return cls(int(head[2]), int(head[3]), tuple(blocks), head[4], _PREFIXES[head[1]])
 
     def to_dict(self) -> dict:
         """The YAML form: plain numbers, strings and lists."""
         return {
+            **({} if self.family == FAMILIES[0] else {"family": self.family}),
             "patch_size": self.patch_size,
             "embed_dim": self.embed_dim,
             "classifier": self.classifier,
@@ -186,11 +210,11 @@ class Architecture:
     @classmethod
     def from_dict(cls, data: Mapping) -> Architecture:
         """The architecture of a YAML form. A block may carry `repeat: n`."""
-        unknown = sorted(set(data) - {"patch_size", "embed_dim", "classifier", "blocks"}, key=str)
+        unknown = sorted(set(data) - {"patch_size", "embed_dim", "classifier", "blocks", "family"}, key=str)
         missing = [key for key in ("patch_size", "embed_dim", "blocks") if key not in data]
         if unknown or missing:
             fault = f"unknown key {unknown[0]!r}" if unknown else f"no key {missing[0]!r}"
-            raise UserError(f"architecture: {fault}; its keys are patch_size, embed_dim, blocks and classifier")
+            raise UserError(f"architecture: {fault}; its keys are patch_size, embed_dim, blocks, classifier and family")
         if not isinstance(data["blocks"], list):
             raise UserError(f"architecture.blocks is {data['blocks']!r}; it must be a list of blocks")
         blocks: list[Block] = []
@@ -214,6 +238,7 @@ class Architecture:
             require_integer(data["embed_dim"], "architecture.embed_dim"),
             tuple(blocks),
             data.get("classifier", "token"),
+            data.get("family", FAMILIES[0]),
         )
 
 

@@ -174,16 +174,16 @@ def load_state(model: nn.Module, state: Mapping, path: Path | str, weights: str 
     model.load_state_dict(named)
 
 
-def interpolate_positions(pos_embed_1ND: Tensor, patches: int) -> Tensor:
-    """Interpolate position embeddings [1, 1 + n, D] to [1, 1 + patches, D]: bicubic; the class token's stays."""
+def interpolate_positions(pos_embed_1ND: Tensor, patches: int, prefix_tokens: int = 1) -> Tensor:
+    """Interpolate position embeddings [1, prefix + n, D] to [1, prefix + patches, D]: bicubic; the prefix stays."""
     side = math.isqrt(patches)
-    return resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=1)
+    return resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=prefix_tokens)
 
 
 def start_from(model: nn.Module, path: Path | str) -> list[str]:
     """Load a checkpoint of possibly another class count and image size into a model (fine-tuning).
 
-    model: has the parameters `pos_embed` [1, 1 + patches, D], `head.weight` and
+    model: has the parameters `pos_embed` [1, tokens, D], `head.weight` and
         `head.bias`. Position embeddings are interpolated to the model's grid;
         a classifier of another class count keeps its fresh weights.
     path: see `load_weights`.
@@ -193,9 +193,10 @@ def start_from(model: nn.Module, path: Path | str) -> list[str]:
     state, wanted, changes = _weights_in(read(path), path), model.state_dict(), []
     differing = {key for key in state if key in wanted and state[key].shape != wanted[key].shape}
     if "pos_embed" in differing and state["pos_embed"].shape[-1] == wanted["pos_embed"].shape[-1]:
-        side = math.isqrt(wanted["pos_embed"].shape[1] - 1)
-        before = math.isqrt(state["pos_embed"].shape[1] - 1)
-        state["pos_embed"] = interpolate_positions(state["pos_embed"], side**2)
+        prefix = 1 if "cls_token" in wanted else 0
+        side = math.isqrt(wanted["pos_embed"].shape[1] - prefix)
+        before = math.isqrt(state["pos_embed"].shape[1] - prefix)
+        state["pos_embed"] = interpolate_positions(state["pos_embed"], side**2, prefix)
         changes.append(f"position embeddings are interpolated from {before} x {before} to {side} x {side} patches")
     if "head.weight" in differing and state["head.weight"].shape[1:] == wanted["head.weight"].shape[1:]:
         classes = [len(part["head.weight"]) for part in (state, wanted)]

@@ -20,18 +20,19 @@ def count_macs(
     image_size: int,
     num_classes: int,
     convention: str = "true",
+    prefix_tokens: int = 1,
 ):
     """MACs (multiply-adds) of the forward pass of one image.
 
     `true` counts what is computed: the class token takes part in every block
     and the classifier runs once. `released` is the count of ViTAS's budgets
     and published table: no class token in the blocks, and the classifier once
-    per patch token.
+    per patch token. prefix_tokens: 1 with a class token, 0 without.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")
     patches = (image_size // patch_size) ** 2
-    tokens = patches + 1 if convention == "true" else patches
+    tokens = patches + prefix_tokens if convention == "true" else patches
     classifier_reads = 1 if convention == "true" else patches
     return (
         3 * embed_dim * patch_size**2 * patches
@@ -59,10 +60,11 @@ def count_parameters(
     blocks,
     image_size: int,
     num_classes: int,
+    prefix_tokens: int = 1,
 ):
     """Parameters: patch projection, class token, position embedding, `blocks` blocks, last norm and classifier."""
     patches = (image_size // patch_size) ** 2
-    stem = 3 * embed_dim * patch_size**2 + embed_dim + embed_dim + (patches + 1) * embed_dim
+    stem = 3 * embed_dim * patch_size**2 + embed_dim + (patches + 2 * prefix_tokens) * embed_dim
     # 6 d per block, whatever its widths: two norms (4 d), the biases of the projection and of fc2 (2 d).
     body = (4 * embed_dim + 3) * attention_total + (2 * embed_dim + 1) * mlp_total + 6 * embed_dim * blocks
     head = 2 * embed_dim + embed_dim * num_classes + num_classes

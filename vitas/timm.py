@@ -4,7 +4,7 @@ timm's tools ask more of a vision transformer than training does (features of
 single blocks, another pooling, a classifier that is taken away). What they ask
 is here; `vitas.VisionTransformer` is the network alone.
 
-Shape suffixes: B images, N tokens (patches + 1), D embedding dim.
+Shape suffixes: B images, N tokens, D embedding dim.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ class TimmVisionTransformer(VisionTransformer):
     The names of the weights are the same. Raises `UserError` for another pooling.
     """
 
-    num_prefix_tokens = 1
-
     def __init__(
         self,
         architecture: Architecture,
@@ -65,6 +63,7 @@ class TimmVisionTransformer(VisionTransformer):
         self.in_chans = in_chans
         self.global_pool = POOL_OF_CLASSIFIER[architecture.classifier] if global_pool is None else _pool(global_pool)
         self.grad_checkpointing = False
+        self.num_prefix_tokens = architecture.prefix_tokens
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.feature_info = [
             {"module": f"blocks.{i}", "num_chs": dim, "reduction": patch_size} for i in range(len(self.blocks))
@@ -80,11 +79,13 @@ class TimmVisionTransformer(VisionTransformer):
         """What this network is an instance of; None where no `Architecture` says it.
 
         That is so while nothing is pooled (`global_pool` is "") or the last
-        norm is pruned away. Pooling and blocks changed later are in it.
+        norm is pruned away, and of the family `vit` with another pooling than
+        its own. Pooling and blocks changed later are in it.
         """
         if not self.global_pool or isinstance(self.norm, nn.Identity):
             return None
-        return replace(self._architecture, classifier=CLASSIFIER_OF_POOL[self.global_pool])
+        pooled = replace(self._architecture, classifier=CLASSIFIER_OF_POOL[self.global_pool])
+        return pooled if pooled.prefix_tokens == self._architecture.prefix_tokens else None
 
     @architecture.setter
     def architecture(self, architecture: Architecture) -> None:
@@ -105,7 +106,9 @@ class TimmVisionTransformer(VisionTransformer):
 
         Where nothing is pooled, both are of every token: [B, N, C] and [B, N, D].
         """
-        x = self.head_drop(read_out(x_BND, CLASSIFIER_OF_POOL[self.global_pool]) if self.global_pool else x_BND)
+        prefix = self.num_prefix_tokens
+        pooled = read_out(x_BND, CLASSIFIER_OF_POOL[self.global_pool], prefix) if self.global_pool else x_BND
+        x = self.head_drop(pooled)
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
@@ -138,7 +141,7 @@ class TimmVisionTransformer(VisionTransformer):
             x_BND = self._run(block, x_BND)
             if i in taken:
                 tokens = self.norm(x_BND) if norm else x_BND
-                class_token, patches = tokens[:, :1], tokens[:, 1:]
+                class_token, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
                 if output_fmt == "NCHW":
                     side = coarser_side(self.patch_embed.grid_size[0], self.token_reduction)
                     patches = patches.transpose(1, 2).unflatten(-1, (side, side)).contiguous()
@@ -190,7 +193,7 @@ class TimmVisionTransformer(VisionTransformer):
             self.global_pool = _pool(global_pool)
         self.num_classes = num_classes
         if num_classes:
-            like = self.cls_token
+            like = self.pos_embed
             self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
             init_weights(self.head)
         else:
@@ -390,7 +393,8 @@ def checkpoint_filter_fn(state_dict: Mapping, model: TimmVisionTransformer) -> d
     weights = _under_our_names(state_dict.get("model", state_dict))
     positions = weights.get("pos_embed")
     if positions is not None and positions.shape[1] != model.pos_embed.shape[1]:
-        weights["pos_embed"] = interpolate_positions(positions, model.patch_embed.num_patches)
+        patches = model.patch_embed.num_patches
+        weights["pos_embed"] = interpolate_positions(positions, patches, model.num_prefix_tokens)
     return weights
 
 

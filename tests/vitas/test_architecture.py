@@ -60,6 +60,22 @@ def test_text_is_canonical(one, other):
     assert (str(one) == str(other)) == (one == other)
 
 
+def test_the_family_is_in_every_form_and_decides_class_token_scale_and_costs():
+    ours, theirs = Architecture.parse("p8-e32-mean-h2q48m64"), Architecture.parse("vit8-e32-mean-h2q48m64")
+    assert (ours.family, theirs.family) == ("vitas", "vit")
+    assert (ours.prefix_tokens, theirs.prefix_tokens) == (1, 0)
+    assert theirs.to_dict()["family"] == "vit"
+    assert "family" not in ours.to_dict()
+    assert ours.attention_scale(ours.blocks[0]) == 16**-0.5
+    assert theirs.attention_scale(theirs.blocks[0]) == 8**-0.5
+    # 16 patches: without a class token, a seventeenth of the tokens' multiply-adds are saved, and 2 x 32 parameters.
+    assert theirs.macs(32, 10) < ours.macs(32, 10)
+    assert theirs.macs(32, 10, "released") == ours.macs(32, 10, "released")
+    assert ours.parameters(32, 10) - theirs.parameters(32, 10) == 64
+    with pytest.raises(UserError, match="family is 'deit'; it must be vitas or vit"):
+        Architecture.from_dict(theirs.to_dict() | {"family": "deit"})
+
+
 def test_text_of_a_known_architecture():
     architecture = Architecture(16, 230, (Block(3, 432, 720),) * 2 + (IDENTITY,) * 2 + (Block(3, 432, 720),))
     assert str(architecture) == "p16-e230-token-h3q432m720x2-idx2-h3q432m720"

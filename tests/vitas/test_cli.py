@@ -82,8 +82,8 @@ def test_describe_shows_every_number_of_every_block_whole(vitas, name):
         assert row[:-3] == [i, *dims]
 
 
-def test_the_rows_of_a_description_add_up_to_its_total(vitas):
-    text = "p8-e32-token-h2q96m64-id-h4q48m32"
+@pytest.mark.parametrize("text", ["p8-e32-token-h2q96m64-id-h4q48m32", "vit8-e32-mean-h2q96m64-id-h4q48m32"])
+def test_the_rows_of_a_description_add_up_to_its_total(vitas, text):
     _, out, _ = vitas("describe", text, "--image-size", "32", "--num-classes", "10")
     *parts, total = rows_of(out).values()
     assert len(parts) == 1 + 3 + 2

@@ -219,6 +219,26 @@ def test_the_head_reads_the_features(classifier):
         assert torch.equal(network(images), network.head(read))
 
 
+@pytest.mark.parametrize("classifier", ["token", "mean"])
+@torch.inference_mode()
+def test_a_plain_network_has_a_class_token_only_where_it_is_read(classifier):
+    text = f"vit8-e20-{classifier}-h2q24m30x3"
+    network, images = small(text), random_images(3, 32)
+    prefix = 1 if classifier == "token" else 0
+    again = VisionTransformer(Architecture.parse(text), 10, 32).eval()
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(network(images), again(images))
+    assert network.num_prefix_tokens == prefix
+    assert network.forward_features(images).shape == (3, 16 + prefix, 20)
+    patches, class_token = network.forward_intermediates(images, 1, return_prefix_tokens=True)[1][0]
+    assert (patches.shape, class_token.shape) == ((3, 20, 4, 4), (3, prefix, 20))
+    network.set_token_reduction(2)
+    assert network.forward_features(images).shape == (3, 4 + prefix, 20)
+    # Another pooling would be another network: no architecture says a class token that is not read.
+    network.reset_classifier(5, "avg")
+    assert network.architecture == (None if prefix else Architecture.parse(text))
+
+
 @torch.inference_mode()
 def test_a_reset_classifier_is_fresh_and_the_architecture_stays_true():
     network = small().double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -147,14 +148,16 @@ def _table(name: str, architecture: Architecture, image_size: int, num_classes: 
         f"{patches} patches {patch}x{patch}, dim {dim}",
         nothing,
         3 * dim * patch**2 * patches,
-        count_parameters(patch, dim, 0, 0, 0, image_size, num_classes) - head_parameters - 2 * dim,
+        count_parameters(patch, dim, 0, 0, 0, image_size, num_classes, architecture.prefix_tokens)
+        - head_parameters
+        - 2 * dim,
     )
     for i, block in enumerate(architecture.blocks, start=1):
         if block.is_identity:
             row(f"block {i}: identity", nothing, 0, 0)
             continue
-        alone = Architecture(patch, dim, (block,))
-        empty = Architecture(patch, dim, ())
+        alone = replace(architecture, blocks=(block,))
+        empty = replace(architecture, blocks=())
         row(
             f"block {i}",
             (block.heads, block.qkv_dim, block.mlp_dim),

@@ -1,6 +1,6 @@
 """Coarser tokens from the same weights: As-ViT's progressive tokenisation (Chen et al., ICLR 2022, arXiv 2202.11921).
 
-Shape suffixes: B images, N tokens (patches + 1), D embedding dim.
+Shape suffixes: B images, N tokens, D embedding dim.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def coarser_images(images: Tensor, reduce: int, stride: int) -> Tensor:
     return F.pad(pixels, (0, missing, 0, missing)) if missing else pixels
 
 
-def coarser_positions(pos_embed_1ND: Tensor, reduce: int) -> Tensor:
+def coarser_positions(pos_embed_1ND: Tensor, reduce: int, prefix_tokens: int = 1) -> Tensor:
     """Position embeddings [1, n, D] of coarser tokens: each is the mean over the positions that it covers.
 
-    The first, the class token's, stays. A mean gives every position a gradient,
+    The first `prefix_tokens`, the class token's, stay. A mean gives every position a gradient,
     and its backward pass is deterministic, which that of an interpolation need
     not be on a GPU.
     """
-    class_token, patches = pos_embed_1ND[:, :1], pos_embed_1ND[:, 1:]
+    prefix, patches = pos_embed_1ND[:, :prefix_tokens], pos_embed_1ND[:, prefix_tokens:]
     side = math.isqrt(patches.shape[1])
     # With ceil_mode, a window at the edge is the mean over its part inside.
     means = F.avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), reduce, ceil_mode=True)
-    return torch.cat([class_token, means.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([prefix, means.flatten(2).transpose(1, 2)], dim=1)

@@ -1,7 +1,7 @@
 """The dense vision transformer of an `Architecture`, as ViTAS retrains it.
 
-Shape suffixes: B images, N tokens (patches + 1), D embedding dim, H heads,
-d dims of a head.
+Shape suffixes: B images, N tokens (patches, and the class token if there is
+one), D embedding dim, H heads, d dims of a head.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ from vitas.architecture import Architecture, Block, check_patch_size, check_toke
 from vitas.models.token_reduction import coarser_images, coarser_positions
 
 BLOCK_NORM_EPS = 1e-6
-LAST_NORM_EPS = 1e-5
-
-
-def attention_scale(embed_dim: int, heads: int) -> float:
-    """The scale of attention: the released networks use embedding dim / heads, not the dims of a head."""
-    return (embed_dim // heads) ** -0.5
+# Of the last norm, by family.
+LAST_NORM_EPS = {"vitas": 1e-5, "vit": 1e-6}
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose attention dim may differ from the embedding dim."""
+    """Multi-head self-attention whose attention dim may differ from the embedding dim; `scale` is of its logits."""
 
-    def __init__(self, embed_dim: int, attention_dim: int, heads: int) -> None:
+    def __init__(self, embed_dim: int, attention_dim: int, heads: int, scale: float) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = attention_scale(embed_dim, heads)
+        self.scale = scale
         self.qkv = nn.Linear(embed_dim, 3 * attention_dim)
         self.proj = nn.Linear(attention_dim, embed_dim)
 
@@ -42,10 +38,10 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm attention and MLP, each on the residual stream with stochastic depth."""
 
-    def __init__(self, embed_dim: int, block: Block, drop_path_rate: float) -> None:
+    def __init__(self, embed_dim: int, block: Block, scale: float, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=BLOCK_NORM_EPS)
-        self.attn = Attention(embed_dim, block.attention_dim, block.heads)
+        self.attn = Attention(embed_dim, block.attention_dim, block.heads, scale)
         self.norm2 = nn.LayerNorm(embed_dim, eps=BLOCK_NORM_EPS)
         self.mlp = Mlp(embed_dim, block.mlp_dim)
         self.drop_path = DropPath(drop_path_rate)
@@ -83,23 +79,26 @@ class VisionTransformer(nn.Module):
         self.token_reduction = 1
         dim = architecture.embed_dim
         self.patch_embed = PatchEmbed(image_size, architecture.patch_size, embed_dim=dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, dim))
+        # None, as in timm, where there is no class token.
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if architecture.prefix_tokens else None
+        positions = self.patch_embed.num_patches + architecture.prefix_tokens
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim))
         rates = torch.linspace(0, drop_path_rate, max(len(architecture.blocks), 1), device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            TransformerBlock(dim, block, rate)
+            TransformerBlock(dim, block, architecture.attention_scale(block), rate)
             for block, rate in zip(architecture.blocks, rates, strict=False)
             if not block.is_identity
         )
-        self.norm = nn.LayerNorm(dim, eps=LAST_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=LAST_NORM_EPS[architecture.family])
         self.head = nn.Linear(dim, num_classes)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(read_out(self.forward_features(images), self.architecture.classifier))
+        architecture = self.architecture
+        return self.head(read_out(self.forward_features(images), architecture.classifier, architecture.prefix_tokens))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, image_size, image_size] -> normalised tokens [B, N, D], the class token first."""
+        """Images [B, 3, image_size, image_size] -> normalised tokens [B, N, D], a class token first."""
         x_BND = self.embed(images)
         for block in self.blocks:
             x_BND = block(x_BND)
@@ -113,9 +112,11 @@ class VisionTransformer(nn.Module):
         else:
             images = coarser_images(images, reduce, self.patch_embed.patch_size[0])
             x_BND = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
-        x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+        prefix = 0
+        if self.cls_token is not None:
+            x_BND, prefix = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1), 1
         # Computed last, so that gradients are ready in one order at any reduction, as DistributedDataParallel needs.
-        return x_BND + (self.pos_embed if reduce == 1 else coarser_positions(self.pos_embed, reduce))
+        return x_BND + (self.pos_embed if reduce == 1 else coarser_positions(self.pos_embed, reduce, prefix))
 
     def set_token_reduction(self, reduce: int = 1) -> None:
         """Use coarser tokens from now on, with the same weights; 1 is full tokens again.
@@ -135,9 +136,12 @@ class VisionTransformer(nn.Module):
         return {"cls_token", "pos_embed"}
 
 
-def read_out(x_BND: Tensor, classifier: str) -> Tensor:
-    """Normalised tokens [B, N, D] -> the input of the classifier [B, D]: the class token, or the mean of the others."""
-    return x_BND[:, 0] if classifier == "token" else x_BND[:, 1:].mean(dim=1)
+def read_out(x_BND: Tensor, classifier: str, prefix_tokens: int = 1) -> Tensor:
+    """Normalised tokens [B, N, D] -> the input of the classifier [B, D]: the class token, or the mean of the patches.
+
+    prefix_tokens: class tokens before the patches.
+    """
+    return x_BND[:, 0] if classifier == "token" else x_BND[:, prefix_tokens:].mean(dim=1)
 
 
 def init_weights(model: nn.Module) -> None:
