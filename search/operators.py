@@ -14,8 +14,8 @@ from pymoo.core.repair import Repair
 from pymoo.operators.crossover.ux import UniformCrossover
 
 from vitas.budget import Budget, CostModel
+from vitas.elastic_space import AnySpace
 from vitas.in_budget import move_into_budget
-from vitas.space import SearchSpace
 
 __all__ = ["BlockCrossover", "BlockMutation", "DrawGenesAnew", "DropKnown", "MoveIntoBudget", "UniformCrossover"]
 
@@ -30,7 +30,7 @@ class BlockCrossover(Crossover):
     by one.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: AnySpace) -> None:
         super().__init__(n_parents=2, n_offsprings=2)
         self._space = space
 
@@ -56,15 +56,17 @@ class BlockMutation(Mutation):
 
     probability: of each gene to be drawn anew. Each block is left out, and each
         is doubled, with `probability` / (head counts + 1): as often as a gene
-        that is drawn anew becomes an identity.
+        that is drawn anew becomes an identity. Of a pretrained network the depth is drawn anew instead.
     """
 
-    def __init__(self, space: SearchSpace, probability: float) -> None:
+    def __init__(self, space: AnySpace, probability: float) -> None:
         super().__init__()
         self._space, self._probability = space, probability
 
     def _do(self, problem, X, *args, random_state=None, **kwargs):
         space, probability = self._space, self._probability
+        if not space.blocks_move:
+            return self._with_blocks_in_place(X.astype(np.int64), random_state)
         limits = space.gene_counts.copy()
         if not space.shared_blocks:
             limits[1 : 1 + space.depth] = len(space.heads)
@@ -86,6 +88,12 @@ class BlockMutation(Mutation):
             if len(blocks):
                 genomes[row] = space.rearranged(genome, blocks)
         return genomes
+
+    def _with_blocks_in_place(self, genomes: np.ndarray, random_state) -> np.ndarray:
+        """Where a block has its position, and the depth says which there are; one that comes back is drawn anew."""
+        drawn = random_state.integers(0, self._space.gene_counts, size=genomes.shape)
+        anew = random_state.random(genomes.shape) < self._probability
+        return self._space.canonical(np.where(anew, drawn, self._space.filled(genomes, drawn)))
 
 
 class DrawGenesAnew(Mutation):

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitas.space import SearchSpace
+from vitas.elastic_space import AnySpace
 
 
 class Choices:
     """The choices of a space, numbered. Every network makes 3 + 3 * depth of them, the last of them 0 for no block."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: AnySpace) -> None:
         self._space = space
-        kinds = (len(space.heads), len(space.widths), len(space.widths))
+        limits = space.gene_limits
         # For each position, and in it for each kind of choice, a block of numbers that begins here.
-        counts = [len(space.patch_sizes), space.depth, len(space.widths), *(kinds * space.depth)]
+        of_blocks = np.stack([limits.choice[0], limits.qkv[0], limits.mlp[0]], axis=1).ravel()
+        counts = [int(limits.patch[0]), space.depth, int(limits.embed[0]), *of_blocks.tolist()]
         self._starts = np.concatenate([[1], 1 + np.cumsum(counts)])
         self.count = int(self._starts[-1])
 
@@ -49,7 +50,7 @@ class Predictor:
 
     STRENGTHS = np.logspace(-2, 4, 13)
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: AnySpace) -> None:
         self._choices = Choices(space)
         self._weights: np.ndarray | None = None
 
@@ -86,7 +87,7 @@ class ChoiceLosses:
     its loss.
     """
 
-    def __init__(self, space: SearchSpace, memory: int) -> None:
+    def __init__(self, space: AnySpace, memory: int) -> None:
         self._choices, self._decay = Choices(space), 1 - 1 / memory
         # Sums of relative losses and of weights for each choice; and the running mean loss, with its weight.
         self._sums = np.zeros((2, self._choices.count))
@@ -94,7 +95,7 @@ class ChoiceLosses:
         self._pending: list[tuple[np.ndarray, Tensor]] = []
 
     @classmethod
-    def recorded(cls, space: SearchSpace, state: dict[str, Tensor]) -> ChoiceLosses:
+    def recorded(cls, space: AnySpace, state: dict[str, Tensor]) -> ChoiceLosses:
         """What a training has recorded, to predict with: the state of its checkpoint."""
         losses = cls(space, memory=1)
         losses.load_state_dict(state)

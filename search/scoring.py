@@ -247,7 +247,7 @@ class SupernetScorer:
 def describe_candidate(architecture: Architecture, config: RunConfig) -> dict:
     """An architecture's costs, and its `net_id` if the space has them, to write beside its scores."""
     costs = architecture.costs(config.model.image_size, config.model.num_classes)
-    return costs if config.space.shared_blocks else costs | {"net_id": config.space.to_net_id(architecture)}
+    return costs | {"net_id": config.space.to_net_id(architecture)} if config.space.has_net_ids else costs
 
 
 def _digest(supernet: SuperNet) -> str:

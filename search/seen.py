@@ -5,6 +5,8 @@ Nothing of it is stored with a checkpoint: the plan says what any step trained.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from search.subnets import TrainingPlan
@@ -43,16 +45,21 @@ def describe_seen(
     genomes = np.concatenate(groups)
     columns, costs = space.columns(genomes), cost_model.predict(genomes)
 
-    def channels(genes: np.ndarray, dims: tuple[int, ...], used: np.ndarray) -> list[float]:
-        """The share of the uses of a layer that updated each of its channels; genes and used are [passes, layers]."""
-        updates = np.zeros(dims[-1])
+    def channels(genes: np.ndarray, used: np.ndarray, dims: tuple[tuple[int, ...], ...]) -> list[float]:
+        """The share of the uses of a layer that updated each of its channels; genes and used are [passes, layers].
+
+        dims: what the genes of each layer stand for. Layers of another size count in shares of their channels.
+        """
+        widest = max(of_layer[-1] for of_layer in dims)
+        updates = np.zeros(widest)
         for row, of_pass in enumerate(sides):
-            for gene, times in zip(*np.unique(genes[row][used[row]], return_counts=True), strict=True):
-                updated = np.zeros(dims[-1], dtype=bool)
+            chosen = [(dims[layer], genes[row, layer]) for layer in np.flatnonzero(used[row])]
+            for (of_layer, gene), times in Counter(chosen).items():
+                updated = np.zeros(of_layer[-1], dtype=bool)
                 for side in of_pass:
-                    for start, stop in scheme.channels(dims[gene], dims[-1], side):
+                    for start, stop in scheme.channels(of_layer[gene], of_layer[-1], side):
                         updated[start:stop] = True
-                updates += times * updated
+                updates += times * updated[np.arange(widest) * of_layer[-1] // widest]
         return (updates / used.sum()).round(4).tolist()
 
     counts, edges = np.histogram(costs, bins=20)
@@ -64,8 +71,6 @@ def describe_seen(
         "depths": {str(d): round(float(n / len(costs)), 4) for d, n in zip(depths, of_depth, strict=True)},
         "updated": {
             "blocks": columns.active.mean(0).round(4).tolist(),
-            "embed": channels(columns.embed[:, None], space.embed_dims, np.ones((len(genomes), 1), dtype=bool)),
-            "attention": channels(columns.qkv, space.attention_dims, columns.active),
-            "mlp": channels(columns.mlp, space.mlp_dims, columns.active),
+            **{name: channels(*of_kind) for name, of_kind in space.width_genes(columns).items()},
         },
     }

@@ -17,10 +17,10 @@ import numpy as np
 
 from vitas.architecture import Architecture
 from vitas.budget import Budget, CostModel, identity_probability
+from vitas.elastic_space import AnySpace
 from vitas.errors import UserError
 from vitas.in_budget import InBudget
 from vitas.seeds import stream_seed
-from vitas.space import SearchSpace
 
 if TYPE_CHECKING:
     # The configuration asks this module for the names of the rules.
@@ -67,7 +67,7 @@ class Published(Draw):
 
     reads_identity_probability = True
 
-    space: SearchSpace
+    space: AnySpace
     identity_probability: float | None
 
     @classmethod
@@ -141,27 +141,13 @@ class Together:
     ends: subnets that are not random, before and after those that are; the first of all is the largest.
     """
 
-    make: Callable[[SearchSpace, np.ndarray, int], np.ndarray]
+    make: Callable[[AnySpace, np.ndarray, int], np.ndarray]
     draws: Callable[[int], int] = lambda randoms: 1
     turns: int = 1
     ends: int = 0
 
 
-def complementary(space: SearchSpace, genome: np.ndarray) -> np.ndarray:
-    """The canonical genome with the complementary widths: the last ratio where it had the first, and so on."""
-    result = genome.copy()
-    last = len(space.widths) - 1
-    if space.shared_blocks:
-        result[2:5] = last - result[2:5]
-        return result
-    columns = space.columns(result)
-    columns.embed[:] = last - columns.embed
-    columns.qkv[:] = np.where(columns.active, last - columns.qkv, 0)
-    columns.mlp[:] = np.where(columns.active, last - columns.mlp, 0)
-    return result
-
-
-def _sandwich(space: SearchSpace, drawn: np.ndarray, turn: int) -> np.ndarray:
+def _sandwich(space: AnySpace, drawn: np.ndarray, turn: int) -> np.ndarray:
     # Of the first random one's patch size, so that every stem meets the largest and the smallest.
     largest, smallest = (space.extreme(drawn[0], widest) for widest in (True, False))
     return np.concatenate([largest[None], drawn, smallest[None]])
@@ -173,7 +159,7 @@ TOGETHER: dict[str, Together] = {
     # BCNet: of two steps, the second trains the complementary widths of the first one's subnet. So, over both, every
     # channel is used about equally often.
     "complementary": Together(
-        lambda space, drawn, turn: complementary(space, drawn[0])[None] if turn else drawn, turns=2
+        lambda space, drawn, turn: space.complementary(drawn[0])[None] if turn else drawn, turns=2
     ),
     # BigNAS: the largest, random ones, and the smallest.
     "sandwich": Together(_sandwich, draws=lambda randoms: randoms, ends=1),
@@ -187,7 +173,7 @@ class TrainingPlan:
     parts: of the batch, each with subnets of its own.
     """
 
-    def __init__(self, space: SearchSpace, draw: Draw, seed: int, together: Together, randoms: int, parts: int) -> None:
+    def __init__(self, space: AnySpace, draw: Draw, seed: int, together: Together, randoms: int, parts: int) -> None:
         self._space, self._draw, self._seed = space, draw, seed
         self._together, self._draws, self._parts = together, together.draws(randoms), parts
         # A resumed run starts anywhere, and parts of a step may lie in two chunks.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -15,8 +16,8 @@ from pydantic import BeforeValidator, ConfigDict
 
 from vitas.config_section import DATACLASS_SECTION, Count, Positive
 from vitas.costs import attention_macs_per_dim, count_macs, mlp_macs_per_dim
+from vitas.elastic_space import AnySpace
 from vitas.errors import UserError
-from vitas.space import SearchSpace
 
 IMAGES_PER_SECOND = "images_per_second"
 # YAML reads a bare `true` as a boolean.
@@ -84,7 +85,7 @@ class CostModel:
         The mean is then the harmonic one: the speed at which the networks run one after another.
     """
 
-    space: SearchSpace
+    space: AnySpace
     less_is_dearer = False
 
     def predict(self, genomes: np.ndarray) -> np.ndarray:
@@ -120,7 +121,7 @@ class CostModel:
 class MacsModel(CostModel):
     """Counts the MACs of genomes of one space at one image size and class count."""
 
-    space: SearchSpace
+    space: AnySpace
     image_size: int
     num_classes: int
     convention: str = "released"
@@ -128,16 +129,16 @@ class MacsModel(CostModel):
     def predict(self, genomes: np.ndarray) -> np.ndarray:
         """MACs [population] of genomes [population, genes], as int64."""
         columns = self.space.columns(genomes)
-        attention = np.where(columns.active, np.array(self.space.attention_dims)[columns.qkv], 0)
-        mlp = np.where(columns.active, np.array(self.space.mlp_dims)[columns.mlp], 0)
+        dims = self.space.dims(columns)
         return count_macs(
             np.array(self.space.patch_sizes)[columns.patch],
             np.array(self.space.embed_dims)[columns.embed],
-            attention.sum(axis=1),
-            mlp.sum(axis=1),
+            dims.attention.sum(axis=1),
+            dims.mlp.sum(axis=1),
             self.image_size,
             self.num_classes,
             self.convention,
+            self.space.prefix_tokens,
         )
 
     def nearest(self, budget: Budget) -> int:
@@ -148,15 +149,14 @@ class MacsModel(CostModel):
         there are few different sums.
         """
         space = self.space
-        depths = range(1, space.depth + 1) if space.identity else range(space.depth, space.depth + 1)
-        attention_sums = _sums_by_depth(space.attention_dims, space.depth, space.shared_blocks)
-        mlp_sums = _sums_by_depth(space.mlp_dims, space.depth, space.shared_blocks)
+        attention_sums, mlp_sums = _sums_by_depth(space)
         best: int | None = None
         for patch_size in space.patch_sizes:
-            tokens = (self.image_size // patch_size) ** 2 + (self.convention == "true")
+            tokens = (self.image_size // patch_size) ** 2 + space.prefix_tokens * (self.convention == "true")
             for embed_dim in space.embed_dims:
-                fixed = count_macs(patch_size, embed_dim, 0, 0, self.image_size, self.num_classes, self.convention)
-                for depth in depths:
+                sizes = patch_size, embed_dim, 0, 0, self.image_size, self.num_classes, self.convention
+                fixed = count_macs(*sizes, space.prefix_tokens)
+                for depth in space.depths:
                     attention = fixed + attention_macs_per_dim(embed_dim, tokens) * attention_sums[depth]
                     mlp = mlp_macs_per_dim(embed_dim, tokens) * mlp_sums[depth]
                     # For each attention sum, the first total at or above the minimum, and the one below it.
@@ -180,15 +180,19 @@ class MacsModel(CostModel):
             )
 
 
-def _sums_by_depth(dims: tuple[int, ...], depth: int, equal: bool) -> list[np.ndarray]:
-    """Entry k holds the ascending sums of k widths; of k equal widths where all blocks are equal."""
-    widths = np.array(dims, dtype=np.int64)
-    if equal:
-        return [widths * k for k in range(depth + 1)]
-    sums = [np.zeros(1, dtype=np.int64)]
-    for _ in range(depth):
-        sums.append(np.unique(sums[-1][:, None] + widths))
-    return sums
+def _sums_by_depth(space: AnySpace) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """For each depth, the ascending sums that the attention dims of its blocks can have, and those of the MLP dims."""
+
+    @cache
+    def sums(dims: tuple[tuple[int, ...], ...]) -> np.ndarray:
+        if not dims:
+            return np.zeros(1, dtype=np.int64)
+        if space.shared_blocks:
+            return np.array(dims[0], dtype=np.int64) * len(dims)
+        return np.unique(sums(dims[:-1])[:, None] + np.array(dims[-1], dtype=np.int64))
+
+    by_depth = {depth: space.dims_of_blocks(depth) for depth in space.depths}
+    return tuple({depth: sums(tuple(dims[i])) for depth, dims in by_depth.items()} for i in range(2))
 
 
 @dataclass(frozen=True)
@@ -202,14 +206,14 @@ class SpeedModel(CostModel):
     prices: seconds per unit of each feature, none negative.
     """
 
-    space: SearchSpace
+    space: AnySpace
     image_size: int
     prices: tuple[float, ...]
     less_is_dearer = True
 
     @classmethod
     def fit(
-        cls, space: SearchSpace, image_size: int, genomes: np.ndarray, images_per_second: Sequence[float]
+        cls, space: AnySpace, image_size: int, genomes: np.ndarray, images_per_second: Sequence[float]
     ) -> SpeedModel:
         """The model with the least squared relative error over measured genomes [population, genes]."""
         # Imported here: it takes half a second, and few runs need it.
@@ -226,24 +230,20 @@ class SpeedModel(CostModel):
         return 1 / (_speed_features(self.space, self.image_size, genomes) @ np.array(self.prices))
 
 
-def _speed_features(space: SearchSpace, image_size: int, genomes: np.ndarray) -> np.ndarray:
+def _speed_features(space: AnySpace, image_size: int, genomes: np.ndarray) -> np.ndarray:
     """Features [population, 9] that the time of an image's forward pass depends on."""
     columns = space.columns(genomes)
     patch = np.array(space.patch_sizes)[columns.patch].astype(float)
     embed = np.array(space.embed_dims)[columns.embed].astype(float)
-
-    def total(values: Sequence[int], choices: np.ndarray) -> np.ndarray:
-        return np.where(columns.active, np.array([*values, 0])[choices], 0).sum(axis=1)
-
-    attention = total(space.attention_dims, columns.qkv)
-    mlp = total(space.mlp_dims, columns.mlp)
-    heads = total(space.heads, columns.choice)
+    dims = space.dims(columns)
+    attention, mlp, heads = (part.sum(axis=1) for part in (dims.attention, dims.mlp, dims.heads))
     depth = columns.active.sum(axis=1)
-    tokens = (image_size // patch) ** 2 + 1
+    patches = (image_size // patch) ** 2
+    tokens = patches + space.prefix_tokens
     return np.stack(
         [
             np.ones_like(patch),
-            3 * patch**2 * embed * (tokens - 1),
+            3 * patch**2 * embed * patches,
             depth,
             depth * tokens * embed,
             4 * embed * tokens * attention,

@@ -8,7 +8,6 @@ import numpy as np
 
 from vitas.budget import Budget, CostModel
 from vitas.errors import UserError
-from vitas.space import SearchSpace
 
 # Draws that decide whether anything of a cell is in the budget; the second number is tried if the first finds nothing.
 _TRIALS = (256, 8192)
@@ -18,19 +17,37 @@ _TRIALS = (256, 8192)
 class _Cells:
     """The (patch size, depth, embedding dim) that are drawn from, as arrays [cells].
 
-    patch, embed: gene values. depth: blocks. fixed: the cost of all but the blocks.
-    costs, chances: of each kind of block [cells, kinds]; a kind is (heads, qkv width, MLP width) as one number.
+    patch, embed: gene values. depth: blocks. fixed: the cost with blocks of the first kind alone.
+    blocks: how many blocks each row of `SearchSpace.block_kinds` stands for [cells, rows].
+    costs: what each kind costs more than the first [cells, rows, kinds]; chances: of each kind, 0 where there is none.
     """
 
     patch: np.ndarray
     depth: np.ndarray
     embed: np.ndarray
     fixed: np.ndarray
+    blocks: np.ndarray
     costs: np.ndarray
     chances: np.ndarray
 
     def take(self, which: np.ndarray) -> _Cells:
         return _Cells(*(part[which] for part in vars(self).values()))
+
+    @property
+    def _exists(self) -> np.ndarray:
+        return self.chances > 0
+
+    def least(self) -> np.ndarray:
+        """What the cheapest kind of each row costs [cells, rows]."""
+        return np.where(self._exists, self.costs, np.inf).min(axis=2)
+
+    def most(self) -> np.ndarray:
+        """What the dearest kind of each row costs [cells, rows]."""
+        return np.where(self._exists, self.costs, -np.inf).max(axis=2)
+
+    def total(self, of_rows: np.ndarray) -> np.ndarray:
+        """The cost of each cell [cells] where a block of each row costs so much [cells, rows]."""
+        return self.fixed + (self.blocks * of_rows).sum(axis=1)
 
 
 class InBudget:
@@ -79,7 +96,7 @@ class InBudget:
         for cell in np.unique(of_cell):
             rows = np.flatnonzero(of_cell == cell)
             kinds[rows, : cells.depth[cell]] = self._draw_inside(cell, len(rows), rng)
-        genomes = _genomes(self._space, cells.patch[of_cell], cells.embed[of_cell], cells.depth[of_cell], kinds)
+        genomes = self._space.with_blocks(cells.patch[of_cell], cells.embed[of_cell], cells.depth[of_cell], kinds)
         return rng.permutation(genomes)
 
     def draw_different(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -109,50 +126,83 @@ class InBudget:
         """Kinds of block [count, depth], and which rows are inside the budget [count]."""
         depth = cells.depth[cell]
         points = rng.random((count, 1 if self._space.shared_blocks else depth))
-        ends = np.cumsum(cells.chances[cell])
-        kinds = np.broadcast_to(np.searchsorted(ends[:-1], points * ends[-1], side="right"), (count, depth))
-        cost = cells.fixed[cell] + cells.costs[cell][kinds].sum(axis=1)
+        ends = np.cumsum(cells.chances[cell], axis=1)
+        if len(ends) == 1:
+            rows = np.zeros(depth, dtype=int)
+            kinds = np.broadcast_to(np.searchsorted(ends[0, :-1], points * ends[0, -1], side="right"), (count, depth))
+        else:
+            rows = np.array(self._space.block_positions(depth), dtype=int)
+            kinds = np.stack(
+                [np.searchsorted(ends[r, :-1], points[:, i] * ends[r, -1], side="right") for i, r in enumerate(rows)],
+                axis=1,
+            )
+        cost = cells.fixed[cell] + cells.costs[cell][rows, kinds].sum(axis=1)
         return kinds, (self._low <= cost) & (cost <= self._high)
 
 
 def _cells(model: CostModel) -> _Cells:
     """All cells of the space; every kind of block has the same chance."""
     space = model.space
-    kinds = np.arange(len(space.heads) * len(space.widths) ** 2)
-    depths = np.arange(1 if space.identity else space.depth, space.depth + 1)
+    exists = space.block_kinds
+    chances = exists / exists.sum(axis=1, keepdims=True)
+    depths = np.array(space.depths)
+    positions = [np.array(space.block_positions(depth)) for depth in depths]
+    blocks = np.array(
+        [
+            [np.isin(row, used).sum() if len(exists) > 1 else len(used) for row in range(len(exists))]
+            for used in positions
+        ]
+    )
     rows: list[tuple] = []
     for patch in range(len(space.patch_sizes)):
-        for embed in range(len(space.widths)):
-            # The cost of d equal blocks is fixed + d * one block: two depths tell the two apart. One depth alone
-            # needs no telling apart.
-            totals = [
-                model.additive(_genomes(space, patch, embed, depth, np.tile(kinds[:, None], space.depth)))
-                for depth in depths[:2]
-            ]
-            costs = totals[1] - totals[0] if len(totals) > 1 else totals[0] / depths[0]
-            fixed = totals[0][0] - depths[0] * costs[0]
-            rows += [(patch, depth, embed, fixed, costs, np.full(len(kinds), 1 / len(kinds))) for depth in depths]
+        for embed in range(len(space.embed_dims)):
+            first = np.zeros((len(depths), space.depth), dtype=np.int64)
+            fixed = model.additive(space.with_blocks(patch, embed, depths, first))
+            costs = _costs_of_kinds(model, patch, embed)
+            rows += [(patch, depth, embed, fixed[i], blocks[i], costs, chances) for i, depth in enumerate(depths)]
     return _Cells(*map(np.array, zip(*rows, strict=True)))
+
+
+def _costs_of_kinds(model: CostModel, patch: int, embed: int) -> np.ndarray:
+    """What a block of each kind costs more than one of the first kind [rows, kinds]; 0 for kinds that there are not."""
+    space, exists = model.space, model.space.block_kinds
+    if len(exists) == 1:
+        # All blocks of one network have the kind, so that this holds where blocks are equal too.
+        depth = space.depths[0]
+        kinds = np.arange(exists.shape[1])
+        totals = model.additive(space.with_blocks(patch, embed, depth, np.tile(kinds[:, None], space.depth)))
+        return ((totals - totals[0]) / depth)[None]
+    costs = np.zeros(exists.shape)
+    positions = space.block_positions(space.depths[-1])
+    for place, row in enumerate(positions):
+        kinds = np.flatnonzero(exists[row])
+        genomes = np.zeros((len(kinds), space.depth), dtype=np.int64)
+        genomes[:, place] = kinds
+        totals = model.additive(space.with_blocks(patch, embed, space.depths[-1], genomes))
+        costs[row, kinds] = totals - totals[0]
+    return costs
 
 
 def _reachable_cells(model: CostModel, low: float, high: float) -> _Cells:
     """The cells that can cost `low` to `high`, with the chances that give the middle of what they can, on average."""
     cells = _cells(model)
-    least, most = cells.costs.min(axis=1), cells.costs.max(axis=1)
-    cells = cells.take((cells.fixed + cells.depth * least <= high) & (cells.fixed + cells.depth * most >= low))
-    fixed, depth = cells.fixed[:, None], cells.depth[:, None]
-    least, most = cells.costs.min(axis=1, keepdims=True), cells.costs.max(axis=1, keepdims=True)
-    middle = (np.maximum(low, fixed + depth * least) + np.minimum(high, fixed + depth * most)) / 2
-    # From 0 for the cheapest kind of block to 1 for the dearest.
-    scale = np.where(most > least, most - least, 1)
-    relative = (cells.costs - least) / scale
-    wanted = ((middle - fixed) / depth - least) / scale
+    cells = cells.take((cells.total(cells.least()) <= high) & (cells.total(cells.most()) >= low))
+    least, most = cells.least(), cells.most()
+    middle = (np.maximum(low, cells.total(least)) + np.minimum(high, cells.total(most))) / 2
+    # From 0 for the cheapest kind of a row; one unit costs the same in all rows of a cell.
+    range_of_rows = (most - least).max(axis=1, initial=0)
+    scale = np.where(range_of_rows > 0, range_of_rows, 1)
+    relative = (cells.costs - least[:, :, None]) / scale[:, None, None]
+    wanted = (middle - cells.total(least)) / scale
+    exists = cells.chances > 0
     below, above = np.full_like(wanted, -100.0), np.full_like(wanted, 100.0)
     for _ in range(40):
         rates = (below + above) / 2
-        chances = np.exp(rates * relative - np.max(rates * relative, axis=1, keepdims=True))
-        chances /= chances.sum(axis=1, keepdims=True)
-        too_dear = (chances * relative).sum(axis=1, keepdims=True) > wanted
+        exponents = np.where(exists, rates[:, None, None] * relative, -np.inf)
+        chances = np.exp(exponents - exponents.max(axis=2, keepdims=True))
+        chances /= chances.sum(axis=2, keepdims=True)
+        means = (chances * relative).sum(axis=2)
+        too_dear = (cells.blocks * means).sum(axis=1) > wanted
         below, above = np.where(too_dear, below, rates), np.where(too_dear, rates, above)
     return replace(cells, chances=chances)
 
@@ -170,31 +220,10 @@ def _weights(cells: _Cells, favour: np.ndarray) -> np.ndarray:
     return weights / np.bincount(of_patch, weights)[of_patch] / len(depths)
 
 
-def _genomes(space: SearchSpace, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:
-    """Canonical genomes [count, genes] from gene values or arrays [count], and kinds of block [count, positions]."""
-    count, widths = len(kinds), len(space.widths)
-    heads, qkv, mlp = kinds // widths**2, kinds // widths % widths, kinds % widths
-    genomes = np.empty((count, space.gene_counts.size), dtype=np.int64)
-    genomes[:, 0] = patch
-    depth = np.broadcast_to(depth, count)
-    if space.shared_blocks:
-        genomes[:, 1], genomes[:, 2], genomes[:, 3], genomes[:, 4] = heads[:, 0], embed, qkv[:, 0], mlp[:, 0]
-        if space.identity:
-            genomes[:, 5] = space.depth - depth
-        return genomes
-    genomes[:, 1 + space.depth] = embed
-    columns = space.columns(genomes)
-    active = np.arange(space.depth) < depth[:, None]
-    columns.choice[:] = np.where(active, heads, len(space.heads))
-    columns.qkv[:] = np.where(active, qkv, 0)
-    columns.mlp[:] = np.where(active, mlp, 0)
-    return genomes
-
-
 def move_into_budget(genomes: np.ndarray, model: CostModel, budget: Budget, rng: np.random.Generator) -> np.ndarray:
     """Bring genomes [population, genes] into the budget by the fewest single changes that are found.
 
-    A change (see `single_changes`) that leads inside is taken, a random one of
+    A change (see `SearchSpace.single_changes`) that leads inside is taken, a random one of
     those that do; while there is none, the change that comes nearest. The patch
     size changes only where no network of that patch size is inside. Rows inside
     stay as they are, and so do those that would come no nearer; the caller must
@@ -210,7 +239,7 @@ def move_into_budget(genomes: np.ndarray, model: CostModel, budget: Budget, rng:
             genome = np.concatenate([[rng.choice(fitting)], genome[1:]])
         distance = _distance(genome[None], model, budget)[0]
         while distance > 0:
-            changes = single_changes(space, genome)
+            changes = space.single_changes(genome)
             nearby = _distance(changes, model, budget)
             if not len(changes) or nearby.min() >= distance:
                 break
@@ -226,35 +255,6 @@ def _fitting_patch_sizes(model: CostModel, budget: Budget) -> np.ndarray:
     """The values of the patch gene whose networks reach into the budget."""
     low, high = model.additive_range(budget)
     return np.unique(_reachable_cells(model, low, high).patch)
-
-
-def single_changes(space: SearchSpace, genome: np.ndarray) -> np.ndarray:
-    """All canonical genomes [changes, genes] that are one change away from a canonical genome, with its patch size.
-
-    A change is another value of a gene, a block that is left out, or a block
-    that is doubled: the copy stands next to it.
-    """
-    counts = space.gene_counts
-    changed = []
-    if space.shared_blocks:
-        genes = range(1, counts.size)
-    else:
-        depth = int(space.columns(genome).active.sum())
-        # The genes of blocks that are there, and the embedding dim.
-        widths = range(2 + space.depth, 2 + space.depth + 2 * depth)
-        genes = [*range(1, 1 + depth), 1 + space.depth, *widths]
-        if space.identity and depth > 1:
-            changed += [space.rearranged(genome, np.delete(np.arange(depth), i)) for i in range(depth)]
-        if depth < space.depth:
-            changed += [space.rearranged(genome, np.insert(np.arange(depth), i, i)) for i in range(depth)]
-    for gene in genes:
-        # Leaving a block out is above.
-        values = len(space.heads) if 1 <= gene <= space.depth and not space.shared_blocks else counts[gene]
-        for value in range(values):
-            if value != genome[gene]:
-                changed.append(genome.copy())
-                changed[-1][gene] = value
-    return np.array(changed, dtype=np.int64).reshape(-1, counts.size)
 
 
 def _distance(genomes: np.ndarray, model: CostModel, budget: Budget) -> np.ndarray:

@@ -28,6 +28,8 @@ class SharingScheme(ABC):
     name: str
     # The sides of a score; the first is the one that `SuperNet` takes by default.
     scoring_sides: tuple[Side, ...]
+    # Whether whole heads stay whole, where widths are multiples of a head's dims.
+    keeps_heads = True
 
     def training_sides(self, step: int) -> tuple[Side, ...]:
         """The sides of a training step, one pass each; their logits are summed for one loss."""
@@ -76,6 +78,7 @@ class Cyclic(SharingScheme):
     """
 
     name = "cyclic"
+    keeps_heads = False
     # All starts are trained equally often, so one of them is enough for a score.
     scoring_sides = (0,)
 

@@ -10,6 +10,8 @@ where the space has identities. In the block-level ("cell") space, where all
 blocks are equal, it is
 
     patch index, heads index, embedding width, qkv width, MLP width[, identities]
+
+`vitas.elastic_space` has the space of a pretrained network, with the same methods.
 """
 
 from __future__ import annotations
@@ -48,6 +50,12 @@ class SearchSpace:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = DATACLASS_SECTION
+    # Tells it from the shares of a pretrained network, which may stand in the same place of the YAML.
+    tag: ClassVar[str] = "searched"
+    family: ClassVar[str] = "vitas"
+    prefix_tokens: ClassVar[int] = 1
+    # A block may stand at any position, so blocks can be doubled and left out.
+    blocks_move: ClassVar[bool] = True
 
     patch_sizes: Annotated[tuple[Positive, ...], as_tuple]
     embed_dim: Positive
@@ -62,7 +70,7 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for name in ("patch_sizes", "heads", "widths"):
-            object.__setattr__(self, name, _ascending(name, getattr(self, name)))
+            object.__setattr__(self, name, ascending(name, getattr(self, name)))
         for name in ("embed_dim", "depth", "qkv_dim", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}; it must be at least 1")
@@ -116,10 +124,36 @@ class SearchSpace:
         return self._dims(self.mlp_dim)
 
     @property
+    def depths(self) -> range:
+        """How many blocks a member may have, ascending."""
+        return range(1 if self.identity else self.depth, self.depth + 1)
+
+    @property
+    def has_net_ids(self) -> bool:
+        """Whether its architectures have a `net_id` in released files."""
+        return not self.shared_blocks
+
+    @property
+    def block_kinds(self) -> np.ndarray:
+        """Which kinds of block there are [rows, kinds], true or false. One row speaks for all positions.
+
+        A kind is (heads, qkv width, MLP width) as one number.
+        """
+        return np.ones((1, len(self.heads) * len(self.widths) ** 2), dtype=bool)
+
+    def block_positions(self, depth: int) -> tuple[int, ...]:
+        """The positions of the supernet's blocks that the blocks of a member of this depth use."""
+        return tuple(range(depth))
+
+    def dims_of_blocks(self, depth: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """The attention dims and the MLP dims that each block of a member of this depth may have."""
+        return [self.attention_dims] * depth, [self.mlp_dims] * depth
+
+    @property
     def size(self) -> int:
         """The number of different networks; genomes that differ only in the places of identities count once."""
         block_kinds = len(self.heads) * len(self.widths) ** 2
-        depths = range(1, self.depth + 1) if self.identity else (self.depth,)
+        depths = self.depths
         bodies = len(depths) * block_kinds if self.shared_blocks else sum(block_kinds**depth for depth in depths)
         return len(self.patch_sizes) * len(self.widths) * bodies
 
@@ -131,6 +165,13 @@ class SearchSpace:
             return np.array([patches, heads, widths, widths, widths] + [self.depth] * self.identity)
         choices = heads + self.identity
         return np.array([patches] + [choices] * self.depth + [widths] * (1 + 2 * self.depth))
+
+    @property
+    def gene_limits(self) -> GenomeColumns:
+        """The number of values of each gene, by name; of a choice, without the identity."""
+        of_blocks = [np.full((1, self.depth), len(values)) for values in (self.heads, self.widths, self.widths)]
+        firsts = (np.array([len(values)]) for values in (self.patch_sizes, self.widths))
+        return GenomeColumns(*firsts, *of_blocks, np.ones((1, self.depth), dtype=bool))
 
     def columns(self, genomes: np.ndarray) -> GenomeColumns:
         """Named views of genomes [population, genes]."""
@@ -150,6 +191,26 @@ class SearchSpace:
             widths[:, 1::2],
             choice < len(self.heads),
         )
+
+    def dims(self, columns: GenomeColumns) -> BlockDims:
+        """Heads, attention dims and MLP dims of genomes' blocks [population, depth]; 0 where there is none."""
+
+        def chosen(values: Sequence[int], choices: np.ndarray) -> np.ndarray:
+            return np.where(columns.active, np.array([*values, 0])[choices], 0)
+
+        return BlockDims(
+            chosen(self.heads, columns.choice),
+            chosen(self.attention_dims, columns.qkv),
+            chosen(self.mlp_dims, columns.mlp),
+        )
+
+    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[int, ...]]]:
+        """For each kind of width: its genes, where they are used, and the dims that they stand for, by position."""
+        return {
+            "embed": (columns.embed[:, None], np.ones((len(columns.embed), 1), dtype=bool), (self.embed_dims,)),
+            "attention": (columns.qkv, columns.active, (self.attention_dims,) * self.depth),
+            "mlp": (columns.mlp, columns.active, (self.mlp_dims,) * self.depth),
+        }
 
     def decode(self, genome: Sequence[int] | np.ndarray) -> Architecture:
         """The architecture of a genome. Raises `UserError` for a wrong length or a gene out of range."""
@@ -178,6 +239,8 @@ class SearchSpace:
             architecture = replace(architecture, blocks=architecture.blocks + (IDENTITY,) * missing)
         patch = self._index("patch size", self.patch_sizes, architecture.patch_size)
         embed = self._index("embedding dim", self.embed_dims, architecture.embed_dim)
+        if architecture.family != self.family:
+            raise UserError(f"{architecture}: a space of the family {self.family} has none of {architecture.family}")
         if architecture.classifier != self.classifier:
             raise UserError(f"{architecture}: this space's classifier is {self.classifier}")
         if len(architecture.blocks) != self.depth:
@@ -242,6 +305,70 @@ class SearchSpace:
             part[:count] = getattr(old, name)[0, list(blocks)]
             part[count:] = unused
         return result
+
+    def with_blocks(self, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:
+        """Canonical genomes [count, genes] from gene values or arrays [count], and kinds of block [count, depth].
+
+        Where all blocks are equal, the kind of the first is that of all.
+        """
+        count, widths = len(kinds), len(self.widths)
+        heads, qkv, mlp = kinds // widths**2, kinds // widths % widths, kinds % widths
+        genomes = np.empty((count, self.gene_counts.size), dtype=np.int64)
+        genomes[:, 0] = patch
+        depth = np.broadcast_to(depth, count)
+        if self.shared_blocks:
+            genomes[:, 1], genomes[:, 2], genomes[:, 3], genomes[:, 4] = heads[:, 0], embed, qkv[:, 0], mlp[:, 0]
+            if self.identity:
+                genomes[:, 5] = self.depth - depth
+            return genomes
+        genomes[:, 1 + self.depth] = embed
+        columns = self.columns(genomes)
+        active = np.arange(self.depth) < depth[:, None]
+        columns.choice[:] = np.where(active, heads, len(self.heads))
+        columns.qkv[:] = np.where(active, qkv, 0)
+        columns.mlp[:] = np.where(active, mlp, 0)
+        return genomes
+
+    def complementary(self, genome: np.ndarray) -> np.ndarray:
+        """The canonical genome with the complementary widths: the last ratio where it had the first, and so on."""
+        result = genome.copy()
+        last = len(self.widths) - 1
+        if self.shared_blocks:
+            result[2:5] = last - result[2:5]
+            return result
+        columns = self.columns(result)
+        columns.embed[:] = last - columns.embed
+        columns.qkv[:] = np.where(columns.active, last - columns.qkv, 0)
+        columns.mlp[:] = np.where(columns.active, last - columns.mlp, 0)
+        return result
+
+    def single_changes(self, genome: np.ndarray) -> np.ndarray:
+        """All canonical genomes [changes, genes] that are one change away from a canonical genome, with its patch size.
+
+        A change is another value of a gene, a block that is left out, or a block
+        that is doubled: the copy stands next to it.
+        """
+        counts = self.gene_counts
+        changed = []
+        if self.shared_blocks:
+            genes = range(1, counts.size)
+        else:
+            depth = int(self.columns(genome).active.sum())
+            # The genes of blocks that are there, and the embedding dim.
+            widths = range(2 + self.depth, 2 + self.depth + 2 * depth)
+            genes = [*range(1, 1 + depth), 1 + self.depth, *widths]
+            if self.identity and depth > 1:
+                changed += [self.rearranged(genome, np.delete(np.arange(depth), i)) for i in range(depth)]
+            if depth < self.depth:
+                changed += [self.rearranged(genome, np.insert(np.arange(depth), i, i)) for i in range(depth)]
+        for gene in genes:
+            # Leaving a block out is above.
+            values = len(self.heads) if 1 <= gene <= self.depth and not self.shared_blocks else counts[gene]
+            for value in range(values):
+                if value != genome[gene]:
+                    changed.append(genome.copy())
+                    changed[-1][gene] = value
+        return np.array(changed, dtype=np.int64).reshape(-1, counts.size)
 
     def extreme(self, genome: np.ndarray, widest: bool) -> np.ndarray:
         """The canonical genome [genes] of the largest network, or the smallest, with a genome's patch size.
@@ -326,6 +453,15 @@ class SearchSpace:
 
 
 @dataclass(frozen=True)
+class BlockDims:
+    """Of the blocks of genomes: arrays [population, depth]; 0 where there is no block."""
+
+    heads: np.ndarray
+    attention: np.ndarray
+    mlp: np.ndarray
+
+
+@dataclass(frozen=True)
 class GenomeColumns:
     """Parts of genomes: patch and embed [population]; choice, qkv, mlp, active [population, depth]."""
 
@@ -337,7 +473,8 @@ class GenomeColumns:
     active: np.ndarray
 
 
-def _ascending(name: str, values: Sequence) -> tuple:
+def ascending(name: str, values: Sequence) -> tuple:
+    """The values as a tuple. Raises `UserError`, beginning with the name, unless they are ascending and above 0."""
     values = tuple(values)
     rising = all(a < b for a, b in pairwise(values))
     if not values or not rising or not all(math.isfinite(v) for v in values) or values[0] <= 0:

@@ -8,7 +8,7 @@ import yaml
 from search.sample import sample
 from search.search import budget_model, build_supernet, search
 from search.seen import describe_seen, seen_by
-from search.subnets import TOGETHER, NearBudget, Published, TrainingPlan, complementary, training_plan
+from search.subnets import TOGETHER, NearBudget, Published, TrainingPlan, training_plan
 from tests.conftest import largest
 from tests.search.test_operators import PER_BLOCK, SHARED
 from tests.test_resume import assert_equal
@@ -108,8 +108,8 @@ def test_every_second_step_trains_the_complementary_widths(space) -> None:
     plan = plan_over(space, "complementary")
     for step in range(0, 40, 2):
         ((first,),), ((second,),) = plan.genomes(step), plan.genomes(step + 1)
-        assert np.array_equal(complementary(space, first), second)
-        assert np.array_equal(complementary(space, second), first)
+        assert np.array_equal(space.complementary(first), second)
+        assert np.array_equal(space.complementary(second), first)
         (a,), (b,) = plan.at(step)[0], plan.at(step + 1)[0]
         assert (a.patch_size, a.depth, [k.heads for k in a.blocks]) == (
             b.patch_size,

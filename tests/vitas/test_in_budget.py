@@ -12,7 +12,7 @@ from tests.vitas.test_budget import distances, model_and_members
 from vitas import SearchSpace, zoo
 from vitas.budget import Budget, MacsModel, SpeedModel
 from vitas.errors import UserError
-from vitas.in_budget import InBudget, move_into_budget, single_changes
+from vitas.in_budget import InBudget, move_into_budget
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 
@@ -178,7 +178,7 @@ def test_single_changes_are_all_there_are(tiny_spaces):
     rng = np.random.default_rng(0)
     for genome in space.sample_genomes(rng, 20, 0.3):
         depth = int(space.columns(genome).active.sum())
-        changes = single_changes(space, genome)
+        changes = space.single_changes(genome)
         expected = (widths - 1) * (1 + 2 * depth) + (heads - 1) * depth
         expected += depth * (depth > 1) + depth * (depth < space.depth)
         assert len(changes) == expected
@@ -193,7 +193,7 @@ def test_a_doubled_block_is_a_copy_of_its_neighbour_and_a_missing_one_moves_the_
     genome = space.encode(space.decode(space.sample_genomes(np.random.default_rng(1), 1, 0.4)[0]))
     blocks = space.decode(genome).active_blocks
     assert 1 < len(blocks) < space.depth
-    reached = {space.decode(changed).active_blocks for changed in single_changes(space, genome)}
+    reached = {space.decode(changed).active_blocks for changed in space.single_changes(genome)}
     for i in range(len(blocks)):
         assert blocks[:i] + blocks[i + 1 :] in reached
         assert blocks[: i + 1] + blocks[i:] in reached
@@ -222,10 +222,10 @@ def test_what_one_change_can_bring_in_is_brought_in_by_one_change_any_of_them():
     (member,) = InBudget(model, budget).draw(rng, 1)
 
     def ways_in(genome: np.ndarray) -> set[bytes]:
-        return {g.tobytes() for g in single_changes(space, genome) if model.predict(g[None])[0] in budget}
+        return {g.tobytes() for g in space.single_changes(genome) if model.predict(g[None])[0] in budget}
 
     outside = max(
-        (g for g in single_changes(space, member) if model.predict(g[None])[0] not in budget),
+        (g for g in space.single_changes(member) if model.predict(g[None])[0] not in budget),
         key=lambda g: len(ways_in(g)),
     )
     possible = ways_in(outside)

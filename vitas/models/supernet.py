@@ -2,11 +2,11 @@
 
 A forward pass uses views of the widest weights; it copies only if the sharing
 scheme (`vitas.sharing`, which decides the channels of a width) wraps round.
-Identities are skipped: the i-th block of a subnet uses the i-th block here, so
-all subnets of one depth use the same blocks.
+Identities are skipped: all subnets of one depth use the same blocks, the first
+ones, or of a pretrained network the most important ones.
 
-Shape suffixes: B images, N tokens (patches + 1), D embedding dim in use,
-H heads, d dims of a head.
+Shape suffixes: B images, N tokens, D embedding dim in use, H heads, d dims of a
+head.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from vitas.architecture import Architecture, Block, check_patch_size
 from vitas.config import RunConfig
+from vitas.elastic_space import AnySpace, ElasticSpace
 from vitas.errors import UserError
 from vitas.models.vision_transformer import (
     BLOCK_NORM_EPS,
     LAST_NORM_EPS,
     VisionTransformer,
-    attention_scale,
     init_weights,
     read_out,
 )
@@ -76,9 +76,11 @@ class Part(NamedTuple):
 class SuperNet(nn.Module):
     """All architectures of a search space in one set of weights.
 
+    space: a `SearchSpace`, or the `ElasticSpace` of a pretrained network, whose weights `adopt` takes over.
     num_classes, image_size: see `VisionTransformer`.
     sharing: a name in `vitas.sharing.SCHEMES`.
-    qkv_mode: which weights each head count has of its own: 2 q and k, 1 v, 0 none.
+    qkv_mode: which weights each head count has of its own: 2 q and k, 1 v, 0 none. A pretrained network has one head
+        count, so with its space this has no effect.
 
     Each patch size has its own class token, position embedding and patch
     projection. Raises `UserError` for an unknown scheme or mode, and for
@@ -87,7 +89,7 @@ class SuperNet(nn.Module):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: AnySpace,
         num_classes: int = 1000,
         image_size: int = 224,
         sharing: str = "ordinal",
@@ -98,13 +100,18 @@ class SuperNet(nn.Module):
             raise UserError(f"sharing: found {sharing!r}; it must be {' or '.join(SCHEMES)}")
         if qkv_mode not in QKV_MODES:
             raise UserError(f"qkv_mode: found {qkv_mode!r}; it must be 0, 1 or 2")
+        if isinstance(space, ElasticSpace) and not SCHEMES[sharing].keeps_heads:
+            raise UserError(f"sharing: found {sharing!r}, which would cut the heads of a pretrained network apart")
         self.space = space
         self.num_classes = num_classes
         self.image_size = image_size
         self.scheme = SCHEMES[sharing]
         self.qkv_mode = qkv_mode
-        self.stems = nn.ModuleDict({str(p): PatchStem(p, image_size, space.embed_dims[-1]) for p in space.patch_sizes})
-        self.blocks = nn.ModuleList(SuperBlock(space, qkv_mode) for _ in range(space.depth))
+        prefix = space.prefix_tokens
+        self.stems = nn.ModuleDict(
+            {str(p): PatchStem(p, image_size, space.embed_dims[-1], prefix) for p in space.patch_sizes}
+        )
+        self.blocks = nn.ModuleList(_blocks(space, qkv_mode))
         self.norm = nn.LayerNorm(space.embed_dims[-1])
         self.head = nn.Linear(space.embed_dims[-1], num_classes)
         init_weights(self)
@@ -139,20 +146,22 @@ class SuperNet(nn.Module):
             weights["patch_embed.proj.bias"],
             stride=architecture.patch_size,
         )
-        class_token = weights["cls_token"].expand(images.shape[0], -1, -1)
-        x_BND = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1) + weights["pos_embed"]
+        x_BND = patches.flatten(2).transpose(1, 2)
+        if architecture.prefix_tokens:
+            x_BND = torch.cat([weights["cls_token"].expand(images.shape[0], -1, -1), x_BND], dim=1)
+        x_BND = x_BND + weights["pos_embed"]
         for i, block in enumerate(architecture.active_blocks):
             name = f"blocks.{i}"
             y_BND = layer_norm(x_BND, f"{name}.norm1", BLOCK_NORM_EPS)
             q, k, v = (
                 linear(y_BND, f"{name}.attn.{part}").unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in "qkv"
             )
-            out_BHNd = F.scaled_dot_product_attention(q, k, v, scale=attention_scale(dim, block.heads))
+            out_BHNd = F.scaled_dot_product_attention(q, k, v, scale=architecture.attention_scale(block))
             x_BND = x_BND + linear(out_BHNd.transpose(1, 2).flatten(2), f"{name}.attn.proj")
             y_BND = layer_norm(x_BND, f"{name}.norm2", BLOCK_NORM_EPS)
             x_BND = x_BND + linear(F.gelu(linear(y_BND, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
-        x_BND = layer_norm(x_BND, "norm", LAST_NORM_EPS)
-        return linear(read_out(x_BND, architecture.classifier), "head")
+        x_BND = layer_norm(x_BND, "norm", LAST_NORM_EPS[architecture.family])
+        return linear(read_out(x_BND, architecture.classifier, architecture.prefix_tokens), "head")
 
     def parts(self, architecture: Architecture, side: Side | None = None) -> dict[str, Part]:
         """The parts of the weights that a subnet uses, by their names in the dense network.
@@ -168,11 +177,13 @@ class SuperNet(nn.Module):
     def _parts(self, architecture: Architecture, cut: Cut) -> Iterator[tuple[str, Part]]:
         embed = cut(architecture.embed_dim, self.space.embed_dims[-1])
         stem = self.stems[str(architecture.patch_size)]
-        yield "cls_token", Part(stem.cls_token, (None, None, embed))
+        if architecture.prefix_tokens:
+            yield "cls_token", Part(stem.cls_token, (None, None, embed))
         yield "pos_embed", Part(stem.pos_embed, (None, None, embed))
         yield from _layer_parts("patch_embed.proj", stem.patch_embed, embed)
-        for i, block in enumerate(architecture.active_blocks):
-            for name, part in self.blocks[i].parts(block, embed, cut):
+        positions = self.space.block_positions(architecture.depth)
+        for i, (position, block) in enumerate(zip(positions, architecture.active_blocks, strict=True)):
+            for name, part in self.blocks[position].parts(block, embed, cut):
                 yield f"blocks.{i}.{name}", part
         yield from _layer_parts("norm", self.norm, embed)
         yield from _layer_parts("head", self.head, None, embed)
@@ -200,6 +211,23 @@ class SuperNet(nn.Module):
         return views
 
     @torch.no_grad()
+    def adopt(self, network: VisionTransformer) -> None:
+        """Take over the weights of the network that is the widest member of the space.
+
+        Raises `UserError` for another network.
+        """
+        architecture = network.architecture
+        if not isinstance(self.space, ElasticSpace) or architecture != self.space.network:
+            raise UserError(f"{architecture} is not the network that this supernet's space is of")
+        state = dict(network.state_dict())
+        for i in range(architecture.depth):
+            for kind in ("weight", "bias"):
+                rows = state.pop(f"blocks.{i}.attn.qkv.{kind}").chunk(3)
+                state |= {f"blocks.{i}.attn.{part}.{kind}": row for part, row in zip("qkv", rows, strict=True)}
+        for name, part in self.parts(architecture).items():
+            part.parameter.copy_(state[name])
+
+    @torch.no_grad()
     def extract(self, architecture: Architecture, side: Side | None = None) -> VisionTransformer:
         """The dense network of an architecture with the supernet's weights: its logits are equal up to rounding."""
         dense = VisionTransformer(architecture, self.num_classes, self.image_size)
@@ -215,26 +243,37 @@ class SuperNet(nn.Module):
 class PatchStem(nn.Module):
     """A patch size's own projection, class token and position embedding, at full width."""
 
-    def __init__(self, patch_size: int, image_size: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: int, image_size: int, embed_dim: int, prefix_tokens: int) -> None:
         super().__init__()
         check_patch_size(patch_size, image_size)
         patches = (image_size // patch_size) ** 2
         self.patch_embed = nn.Conv2d(3, embed_dim, patch_size, patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, embed_dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if prefix_tokens else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + prefix_tokens, embed_dim))
+
+
+def _blocks(space: AnySpace, qkv_mode: int) -> Iterator[SuperBlock]:
+    """The blocks of a supernet, at full width."""
+    if isinstance(space, SearchSpace):
+        for _ in range(space.depth):
+            yield SuperBlock(space.embed_dims[-1], space.attention_dims[-1], space.mlp_dims[-1], space.heads, qkv_mode)
+    else:
+        for block in space.network.blocks:
+            yield SuperBlock(space.embed_dims[-1], block.attention_dim, block.mlp_dim, (), 0)
 
 
 class SuperBlock(nn.Module):
-    """The weights of one block at full width. q, k and v are separate, so that a row means the same at every width."""
+    """The weights of one block at full width. q, k and v are separate, so that a row means the same at every width.
 
-    def __init__(self, space: SearchSpace, qkv_mode: int) -> None:
+    heads: the head counts that have weights of their own, as `qkv_mode` says.
+    """
+
+    def __init__(self, embed_dim: int, attention_dim: int, mlp_dim: int, heads: tuple[int, ...], qkv_mode: int) -> None:
         super().__init__()
-        self.embed_dim = space.embed_dims[-1]
-        self.attention_dim = space.attention_dims[-1]
-        self.mlp_dim = space.mlp_dims[-1]
+        self.embed_dim, self.attention_dim, self.mlp_dim = embed_dim, attention_dim, mlp_dim
 
         def projections(private: bool) -> nn.ModuleDict:
-            keys = [str(heads) for heads in space.heads] if private else [_SHARED]
+            keys = list(map(str, heads)) if private else [_SHARED]
             return nn.ModuleDict({key: nn.Linear(self.embed_dim, self.attention_dim) for key in keys})
 
         private_qk, private_v = QKV_MODES[qkv_mode]
@@ -266,6 +305,6 @@ def _layer_parts(name: str, layer: nn.Module, *channels: Channels | None) -> Ite
 
 
 @lru_cache(maxsize=1024)
-def _require_member(space: SearchSpace, architecture: Architecture) -> None:
+def _require_member(space: AnySpace, architecture: Architecture) -> None:
     """Raise `UserError` for an architecture outside the space. Cached, as each pass of a step asks."""
     space.encode(architecture)
