@@ -1,6 +1,6 @@
 """The command `vitas`: everything that is no stage, as subcommands.
 
-torch is loaded by `zoo --measure`, and by a `launch` whose first stage reads a checkpoint.
+torch is loaded by `zoo --measure`, by `prune`, and by a `launch` whose first stage reads a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from vitas import config
-from vitas.cli import launch
+from vitas.cli import launch, prune
 from vitas.cli.describe import compare, describe, show_zoo
 from vitas.data.example_images import FASHION_FOLDER, write_digits, write_fashion
 from vitas.errors import UserError, exit_on_user_error
@@ -70,6 +70,10 @@ def main() -> None:
     compare_parser = commands.add_parser("compare", help="show the results of runs side by side")
     compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
     compare_parser.set_defaults(run=lambda args: compare(args.save_paths))
+
+    prune_parser = commands.add_parser("prune", help="cut a pretrained network to a budget, ready to be fine-tuned")
+    prune.add_arguments(prune_parser)
+    prune_parser.set_defaults(run=prune.prune)
 
     launch_parser = commands.add_parser("launch", help="run a stage, or all of them, as Slurm jobs")
     launch.add_arguments(launch_parser)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
@@ -102,6 +104,30 @@ def spread_images(data_dir: str, count: int, image_size: int, crop_fraction: flo
     for path, reason in batch.refused.items():
         raise UserError(f"{path} {reason}")
     return batch.images
+
+
+def draw_images(
+    data_dir: str, count: int, image_size: int, crop_fraction: float, seed: int, workers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Up to `count` random images of an image folder, uint8 [n, 3, image_size, image_size], and their labels [n].
+
+    As many of each class as there are, to one. Raises `UserError` as `spread_images` does.
+    """
+    samples = open_image_folder(data_dir).samples
+    order = np.random.default_rng(seed).permutation(len(samples))
+    # The first of every class, the second of every class, and so on.
+    seen: Counter = Counter()
+    turns = []
+    for index in order:
+        seen[samples[index][1]] += 1
+        turns.append(seen[samples[index][1]])
+    chosen = order[np.argsort(turns, kind="stable")][:count]
+    paths = [Path(samples[index][0]) for index in chosen]
+    batches = list(decode(paths, image_size, crop_fraction, 64, workers))
+    for batch in batches:
+        for path, reason in batch.refused.items():
+            raise UserError(f"{path} {reason}")
+    return torch.cat([batch.images for batch in batches]), torch.tensor([samples[index][1] for index in chosen])
 
 
 class _Pictures(Dataset):
