@@ -14,6 +14,7 @@ from search.passes import Passes
 from search.predictor import ChoiceLosses
 from search.seen import describe_seen, seen_by
 from search.subnets import training_plan
+from vitas import elastic
 from vitas.budget import CostModel
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
@@ -32,14 +33,18 @@ def search(config: RunConfig, world: World) -> None:
     settings, model = config.search, config.model
     report = Report("search", config.folder, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"), settings.keep)
+    if model.from_pretrained is not None:
+        elastic.prepare(config, report, world)
     cost_model = budget_model(config, report, world)
     plan, draw = training_plan(config, cost_model)
     supernet = build_supernet(config, world)
+    if model.from_pretrained is not None and checkpoints.newest() is None:
+        supernet.adopt(elastic.pretrained_network(config))
     teacher = load_teacher(config, "search", report, world)
     loader = TrainingLoader.for_stage(settings, config, world)
     weights = sum(p.numel() for p in supernet.parameters())
     report.line(
-        f"{model.sharing} supernet of {config.space.size:.3g} architectures, {weights:,} weights, "
+        f"{model.sharing} supernet of {_power(config.space.size)} architectures, {weights:,} weights, "
         f"{world.size} process(es) on {world.device.type}"
     )
     report.line(f"trains {draw}")
@@ -78,6 +83,11 @@ def budget_model(config: RunConfig, report: Report, world: World) -> CostModel |
     if config.sample is None:
         return None
     return SpeedMeter(config, report, world).fit_model() if config.sample.budget.is_speed else config.macs_model
+
+
+def _power(count: int) -> str:
+    """A number of architectures, which may be beyond what a float holds."""
+    return f"{count:.3g}" if count < 1e300 else f"1e{len(str(count)) - 1}"
 
 
 def build_supernet(config: RunConfig, world: World) -> SuperNet:

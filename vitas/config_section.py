@@ -124,9 +124,9 @@ def _locate(root: type, location: tuple) -> tuple[list, list[type], list[type], 
 
 
 def _tag(section: type) -> object:
-    """The value that selects a section in a union: its `method`."""
+    """The value that selects a section in a union: its `method`, or the `tag` that it has for this."""
     annotation = fields_of(section).get("method")
-    return get_args(annotation)[0] if annotation else None
+    return get_args(annotation)[0] if annotation else getattr(section, "tag", None)
 
 
 def _with_article(allowed: str) -> str:

@@ -108,6 +108,16 @@ class RunFolder:
         make_folder(self.root, "save_path")
 
     @property
+    def pretrained(self) -> Path:
+        """What the pretrained network is that the supernet starts from."""
+        return self.root / "search" / "pretrained.yaml"
+
+    @property
+    def pretrained_weights(self) -> Path:
+        """That network's weights, in the order of importance."""
+        return self.root / "search" / "pretrained.pth.tar"
+
+    @property
     def exports(self) -> Path:
         return self.root / "export"
 

@@ -15,12 +15,15 @@ from vitas.catalog import parse_architecture
 from vitas.config import Model, RunConfig
 from vitas.data.images import channels
 from vitas.distributed import World
+from vitas.elastic import pretrained_network
 from vitas.errors import UserError
 from vitas.models import create_model
 from vitas.report import Report
 
 # The teacher that `search` trains itself: the largest subnet of a step.
 LARGEST = "largest"
+# The network of `model.from_pretrained`.
+PRETRAINED = "pretrained"
 
 
 def load_teacher(config: RunConfig, stage: str, report: Report, world: World) -> Callable[[Tensor], Tensor] | None:
@@ -37,7 +40,7 @@ def load_teacher(config: RunConfig, stage: str, report: Report, world: World) ->
     if distillation is None or distillation.teacher == LARGEST:
         return None
     try:
-        network = _find(distillation.teacher, config.model)
+        network = _find(distillation.teacher, config)
     except UserError as error:
         raise UserError(f"{stage}.distillation.teacher: {error}") from None
     report.line(f"learns from {distillation.teacher}")
@@ -54,8 +57,10 @@ def load_teacher(config: RunConfig, stage: str, report: Report, world: World) ->
     return logits
 
 
-def _find(reference: str, model: Model) -> nn.Module:
-    path = Path(reference)
+def _find(reference: str, config: RunConfig) -> nn.Module:
+    if reference == PRETRAINED:
+        return pretrained_network(config)
+    path, model = Path(reference), config.model
     if path.exists():
         return _from_checkpoint(path, model)
     if timm.is_model(reference):

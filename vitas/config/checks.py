@@ -14,8 +14,11 @@ from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
 from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
 from vitas.data.folders import check_image_folder, class_names, common_image
+from vitas.elastic_space import Shares
 from vitas.errors import UserError
 from vitas.run import STAGES, offered_by
+from vitas.sharing import SCHEMES
+from vitas.space import SearchSpace
 
 
 def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
@@ -24,10 +27,16 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     flagged = config.flagged(stages)
     # Only a run that searches needs its space to fit the images.
     searches = bool(config.flagged(("search", "sample")))
-    if model.space is not None and searches:
+    # What a pretrained network allows is known when it has been read: `search` checks it then.
+    is_known = model.from_pretrained is None or config.folder.pretrained.exists()
+    if model.from_pretrained is not None:
+        yield from _check_pretrained(config, flagged)
+    elif isinstance(model.space, Shares):
+        yield "model.from_pretrained: is missing; model.space says shares of a pretrained network, and not of which"
+    if isinstance(model.space, SearchSpace) and searches:
         for patch_size in model.space.patch_sizes:
             yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
-    elif "sample" in flagged or ("search" in flagged and isinstance(config.search, Search)):
+    elif model.space is None and model.from_pretrained is None and _needs_space(config, flagged):
         yield "model.space: is missing; it says what may be searched"
     if isinstance(config.search, AsvitSearch):
         yield from _check_asvit(config)
@@ -39,11 +48,15 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         if config.sample.adapt is not None and not isinstance(config.search, Search):
             yield "sample.adapt: its images and its loss are missing (section search)"
         budget = config.sample.budget
-        if model.space is not None and searches and not budget.is_speed:
+        has_space = isinstance(model.space, SearchSpace) or model.from_pretrained is not None
+        if has_space and is_known and searches and not budget.is_speed:
             yield from _attempt("sample.budget: ", lambda: config.macs_model.require(budget))
     for name, section in (("search", config.search), ("retrain", config.retrain)):
         if not isinstance(section, Training):
             continue
+        teacher = section.distillation.teacher if section.distillation is not None else None
+        if teacher == "pretrained" and model.from_pretrained is None:
+            yield f"{name}.distillation.teacher: found 'pretrained', but model.from_pretrained is missing"
         has_largest = isinstance(section, Search) and _trains_largest(section)
         if section.distillation is not None and section.distillation.teacher == "largest" and not has_largest:
             yield (
@@ -67,6 +80,15 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
             yield f"test.start: found {test.start}; it must be at most test.end, {test.end}"
         if test.start is not None and test.load_name is not None:
             yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
+        if test.from_supernet:
+            for key in ("start", "end", "load_name"):
+                if getattr(test, key) is not None:
+                    yield f"test.{key}: found {getattr(test, key)!r} beside from_supernet, which has no checkpoints"
+            if len(SCHEMES[model.sharing].scoring_sides) > 1:
+                yield (
+                    f"test.from_supernet: found true, but with {model.sharing} sharing a subnet is several networks "
+                    "whose logits are summed; retrain it (retrain.from_supernet)"
+                )
         if test.wait and test.start is None:
             yield "test.wait: found true without a range; it waits for the epochs of test.start to test.end"
         if test.wait and test.start is not None and config.retrain is not None:
@@ -77,12 +99,18 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         reference = _known_reference(config, name, flagged)
         if reference is not None:
             yield from _attempt(f"{name}.architecture: ", lambda r=reference: config.architecture(r))
-    if "retrain" in flagged and config.retrain.from_supernet:
+    if "retrain" in flagged and config.retrain.from_supernet and is_known:
         reference = config.retrain.architecture or BEST
         if not _will_be_found(config, reference, flagged):
             yield from _attempt(
                 "retrain.from_supernet: ",
                 lambda: config.space.encode(_inheritable(config.architecture(reference))),
+            )
+    if "test" in flagged and config.test.from_supernet and is_known:
+        reference = config.test.architecture or BEST
+        if not _will_be_found(config, reference, flagged):
+            yield from _attempt(
+                "test.from_supernet: ", lambda: config.space.encode(_inheritable(config.architecture(reference)))
             )
     if config.retrain is not None:
         yield from _check_tokens(config, flagged)
@@ -113,6 +141,27 @@ def doubts(config: RunConfig) -> str | None:
         f"sample.data.data_dir {val!r} and test.data.data_dir {test!r} have images in common: "
         "what the search chose by these images is flattered by a test on them"
     )
+
+
+def _needs_space(config: RunConfig, flagged: Sequence[str]) -> bool:
+    return "sample" in flagged or ("search" in flagged and isinstance(config.search, Search))
+
+
+def _check_pretrained(config: RunConfig, flagged: Sequence[str]):
+    model = config.model
+    if isinstance(model.space, SearchSpace):
+        yield (
+            "model.space: found dims; beside model.from_pretrained it says shares of that network "
+            "(embed, heads, mlp, depth, keep)"
+        )
+    if isinstance(config.search, AsvitSearch):
+        yield "model.from_pretrained: As-ViT scores untrained networks; take search.method: supernet"
+    if not SCHEMES[model.sharing].keeps_heads:
+        yield f"model.sharing: found {model.sharing!r}, which would cut the heads of a pretrained network apart"
+    if "search" in flagged and config.search.subnets.draw == "published":
+        yield "search.subnets.draw: found 'published', which is of ViTAS's spaces; take in_budget or uniform"
+    if "sample" in flagged and "search" not in flagged and not config.folder.pretrained.exists():
+        yield f"model.from_pretrained: {config.folder.pretrained} is not there: `search` writes it; run it first"
 
 
 def _trains_largest(search: Search) -> bool:
@@ -220,6 +269,8 @@ def _known_reference(config: RunConfig, stage: str, flagged: Sequence[str]) -> s
     if stage not in flagged:
         return None
     reference = getattr(config, stage).architecture
+    if stage == "test" and config.test.from_supernet and reference is None:
+        reference = BEST
     if stage == "retrain" and reference is None and config.retrain.from_checkpoint is None:
         reference = BEST
     return None if _will_be_found(config, reference, flagged) else reference

@@ -10,8 +10,19 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag
 
 from vitas.budget import Budget, MacsModel
 from vitas.catalog import BEST, AnyArchitecture, find_architecture, read_found
-from vitas.config_section import AboveZero, Count, Fraction, NonNegative, Positive, Probability, Section, Share
+from vitas.config_section import (
+    AboveZero,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    Share,
+    fields_of,
+)
 from vitas.data.folders import EvaluationData, TrainingData, WeakAugmentation
+from vitas.elastic_space import SCORES, AnySpace, Shares, read_elastic_space
 from vitas.errors import UserError
 from vitas.run import RunFolder, offered_by
 from vitas.sharing import SCHEMES
@@ -22,6 +33,31 @@ SharingName = Literal[tuple(SCHEMES)]
 ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
 DrawName = Literal[tuple(offered_by("search.subnets.draw"))]
 TogetherName = Literal[tuple(offered_by("search.subnets.together"))]
+ScoreName = Literal[tuple(SCORES)]
+
+
+def _kind_of_space(section: object) -> str:
+    if isinstance(section, Mapping):
+        # `depth` is a number of the one and a list of the other.
+        own = set(fields_of(SearchSpace)) - set(fields_of(Shares))
+        return SearchSpace.tag if own & section.keys() else Shares.tag
+    return Shares.tag if isinstance(section, Shares) else SearchSpace.tag
+
+
+# The section `model.space`: of networks from scratch, or beside `model.from_pretrained`.
+AnySpaceSection = Annotated[
+    Annotated[SearchSpace, Tag(SearchSpace.tag)] | Annotated[Shares, Tag(Shares.tag)], Discriminator(_kind_of_space)
+]
+
+
+class Importance(Section):
+    """By what the channels, heads, MLP units and blocks of a pretrained network are ordered (see `vitas.importance`).
+
+    score: the rule. images: train images that it looks at, without augmentation.
+    """
+
+    score: ScoreName = "taylor"
+    images: Positive = 512
 
 
 class Model(Section):
@@ -29,6 +65,8 @@ class Model(Section):
 
     image_size: side of the images, in pixels. mean, std: their normalisation, by default ImageNet's.
     space: needed by `search` and `sample`, and by a `retrain.architecture` that is a net_id.
+    from_pretrained: a network that the supernet starts from, a model of timm or a file: `space` then says shares of it.
+    importance: how that network is ordered.
     sharing, qkv_mode: see `vitas.SuperNet`.
     """
 
@@ -36,7 +74,9 @@ class Model(Section):
     num_classes: Positive = 1000
     mean: Channels = [0.485, 0.456, 0.406]
     std: Annotated[list[AboveZero], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
-    space: SearchSpace | None = None
+    space: AnySpaceSection | None = None
+    from_pretrained: str | None = None
+    importance: Importance = Importance()
     sharing: SharingName = "ordinal"
     qkv_mode: Literal[0, 1, 2] = 2
 
@@ -44,8 +84,9 @@ class Model(Section):
 class Distillation(Section):
     """Learning from a teacher's logits beside the labels.
 
-    teacher: a checkpoint of `retrain`, or the name of one of timm's models. In `search` also `largest`: where a step
-        trains several subnets, the others learn from the first, which learns from the labels alone.
+    teacher: a checkpoint of `retrain`, or the name of one of timm's models; `pretrained` is that of
+        `model.from_pretrained`. In `search` also `largest`: where a step trains several subnets, the others learn from
+        the first, which learns from the labels alone.
     weight: of the teacher's targets; the labels have the rest.
     temperature: of the softmax of both logits.
     hard: the teacher's top-1 class instead of its probabilities, as in DeiT.
@@ -334,6 +375,7 @@ class Test(Section):
     weights: the trained ones, or their average (`retrain.ema_decay`).
     load_name: one checkpoint, in retrain's checkpoint folder or a path; by
         default, and without a range, the newest.
+    from_supernet: measure `architecture` (by default the best) with the weights that the supernet has for it.
     start, end, strip: a range of epochs, both ends included, and its stride.
     wait: wait for epochs of the range that `retrain` has not written yet, instead of failing.
     architecture: as in `retrain`; needed only if the checkpoint does not hold it.
@@ -345,6 +387,7 @@ class Test(Section):
     amp: bool = True
     weights: Literal["model", "ema"] = "model"
     load_name: str | None = None
+    from_supernet: bool = False
     start: Positive | None = None
     end: Positive | None = None
     strip: Positive = 1
@@ -379,8 +422,10 @@ class RunConfig(Section):
         return RunFolder(Path(self.save_path))
 
     @property
-    def space(self) -> SearchSpace:
-        """The search space. Raises `UserError` where there is none."""
+    def space(self) -> AnySpace:
+        """The search space. Raises `UserError` where there is none, and before a pretrained network has been read."""
+        if self.model.from_pretrained is not None:
+            return read_elastic_space(self.folder.pretrained, self.model.space or Shares())
         if self.model.space is None:
             raise UserError("model.space: is missing; it says what may be searched")
         return self.model.space
@@ -407,6 +452,7 @@ class RunConfig(Section):
         listed = read_found(path) if isinstance(reference, str) and path.exists() else {}
         if reference == BEST and not listed:
             raise UserError(f"found {BEST!r}, but {path} does not exist; run `sample` first")
-        found = find_architecture(reference, listed, self.model.space)
+        space = self.model.space if isinstance(self.model.space, SearchSpace) else None
+        found = find_architecture(reference, listed, space)
         found.check_image_size(self.model.image_size)
         return found

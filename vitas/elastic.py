@@ -1,0 +1,131 @@
+"""What `search` does first where `model.from_pretrained` is set: it reads the network and orders it by importance.
+
+The result is in `search/pretrained.yaml`, which says what the network is, and
+`search/pretrained.pth.tar`, its weights in that order; all that follows reads
+these alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import yaml
+
+from vitas import checkpoint
+from vitas.architecture import Architecture
+from vitas.config import RunConfig
+from vitas.data.images import channels, draw_images, normalize
+from vitas.distributed import World, barrier, broadcast
+from vitas.errors import UserError
+from vitas.files import read_yaml, write_atomically, write_text
+from vitas.importance import fit_classifier, order_blocks, reordered, score_parts
+from vitas.models import VisionTransformer
+from vitas.pretrained import Images, load_pretrained
+from vitas.report import Report, shown_path
+from vitas.seeds import stream_seed
+
+# Blocks are compared n^2 / 2 times, so by fewer images.
+_IMAGES_FOR_BLOCKS = 128
+# A classifier that is fitted needs some of each class.
+_IMAGES_OF_A_CLASS = 32
+
+
+def prepare(config: RunConfig, report: Report, world: World) -> None:
+    """Write the run's pretrained network in the order of importance, if it is not there.
+
+    Rank 0 does it, and the others wait. Raises `UserError`, on every rank, as
+    `load_pretrained` does, where what is there was made otherwise, and where the
+    network's space does not meet the budget.
+    """
+    mistake = None
+    if world.is_main:
+        try:
+            _prepare(config, report, world)
+        except UserError as error:
+            mistake = str(error)
+    mistake = broadcast(mistake, world)
+    if mistake:
+        raise UserError(mistake)
+    barrier(world)
+    budget = config.sample.budget if config.sample else None
+    if budget and not budget.is_speed:
+        try:
+            config.macs_model.require(budget)
+        except UserError as error:
+            raise UserError(f"sample.budget: {error}") from None
+
+
+def _origin(config: RunConfig) -> dict:
+    """What the files depend on, as plain data."""
+    model = config.model
+    images = {"image_size": model.image_size, "num_classes": model.num_classes, "mean": model.mean, "std": model.std}
+    return {"source": model.from_pretrained, "seed": config.seed, **images, **model.importance.model_dump()}
+
+
+def _prepare(config: RunConfig, report: Report, world: World) -> None:
+    path, weights, origin = config.folder.pretrained, config.folder.pretrained_weights, _origin(config)
+    if path.exists() and weights.exists():
+        found = read_yaml(path)
+        there = found.get("origin", {}) if isinstance(found, dict) else {}
+        differing = [key for key, value in origin.items() if there.get(key) != value]
+        if differing:
+            raise UserError(
+                f"{path} was made with {differing[0]} {there.get(differing[0])!r}, and now it is "
+                f"{origin[differing[0]]!r}; set it back, or choose another save_path"
+            )
+        report.line(f"starts from {origin['source']}: {found['architecture']} in {shown_path(weights)}")
+        return
+    model, settings = config.model, config.model.importance
+    try:
+        pretrained = load_pretrained(
+            model.from_pretrained, Images(model.image_size, model.num_classes, model.mean, model.std)
+        )
+    except UserError as error:
+        raise UserError(f"model.from_pretrained: {error}") from None
+    network, architecture = pretrained.network.to(world.device), pretrained.network.architecture
+    macs = architecture.macs(model.image_size, model.num_classes)
+    report.line(f"starts from {pretrained.source}: {architecture}, {macs:,} MACs")
+    count = settings.images
+    if not pretrained.has_classifier:
+        count = max(count, _IMAGES_OF_A_CLASS * model.num_classes)
+    crop = config.sample.data.crop_fraction if config.sample else 1.0
+    data = config.search.data
+    pixels, labels = draw_images(
+        data.data_dir, count, model.image_size, crop, stream_seed(config.seed, "importance"), data.workers
+    )
+    images = normalize(pixels, channels(model.mean), channels(model.std))
+    if not pretrained.has_classifier:
+        top1 = fit_classifier(network, images, labels)
+        report.line(
+            f"it has no classifier of {model.num_classes} classes; one is fitted to {len(images)} train images "
+            f"(top-1 {top1:.1f}% on these)"
+        )
+    images, labels = images[: settings.images], labels[: settings.images]
+    scores = score_parts(network, images, labels, settings.score)
+    block_order = order_blocks(network, images[:_IMAGES_FOR_BLOCKS])
+    report.line(
+        f"ordered by {settings.score} on {len(images)} train images; its blocks, the most important first: "
+        f"{', '.join(map(str, block_order))}"
+    )
+    state = {
+        "model": {name: value.cpu() for name, value in reordered(network, scores).state_dict().items()},
+        "architecture": str(architecture),
+        "num_classes": model.num_classes,
+        "image_size": model.image_size,
+        "mean": model.mean,
+        "std": model.std,
+    }
+    write_atomically(weights, lambda file: torch.save(state, file))
+    # Last: what is there is whole.
+    about = {"architecture": str(architecture), "block_order": block_order, "origin": origin}
+    write_text(path, yaml.safe_dump(about, sort_keys=False, width=120))
+
+
+def pretrained_network(config: RunConfig) -> VisionTransformer:
+    """The run's pretrained network, in the order of importance. Raises `UserError` before `search` has written it."""
+    path = config.folder.pretrained_weights
+    state = checkpoint.read(path)
+    network = VisionTransformer(
+        Architecture.parse(state["architecture"]), config.model.num_classes, config.model.image_size
+    )
+    checkpoint.load_state(network, state, path)
+    return network
