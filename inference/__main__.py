@@ -19,6 +19,7 @@ A trained network can also be taken elsewhere, and tried on pictures:
 
   python -m inference export CONFIG --format onnx|safetensors|pt2|hf [--output PATH] [key=value ...]
   python -m inference export CONFIG --released [--output PATH] [key=value ...]
+  python -m inference export CONFIG --supernet [--output FOLDER] [key=value ...]
   python -m inference predict CONFIG IMAGE_OR_FOLDER... [--csv FILE] [--top K] [key=value ...]
 
 Each has a --help of its own."""
@@ -26,6 +27,7 @@ Each has a --help of its own."""
 # The names of the formats of `inference.export`, which loads torch.
 FORMATS = ("onnx", "safetensors", "pt2", "hf")
 RELEASED = "released"
+SUPERNET = "supernet"
 _OVERRIDE = re.compile(r"\w+(\.\w+)*=")
 _CHOICE = "The test section of CONFIG says which network, as for the stage: test.load_name=FILE, test.weights=ema, ..."
 
@@ -47,6 +49,13 @@ def run_export(arguments: list[str]) -> None:
     kind.add_argument(
         "--released", dest="format", action="store_const", const=RELEASED, help="the layout of the released ViTAS files"
     )
+    kind.add_argument(
+        "--supernet",
+        dest="format",
+        action="store_const",
+        const=SUPERNET,
+        help="a folder with the supernet and its measured front, for vitas.load_supernet",
+    )
     parser.add_argument("--output", type=Path, metavar="PATH", help="default: SAVE_PATH/export/CHECKPOINT.FORMAT")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     parsed = parser.parse_intermixed_args(arguments)
@@ -54,7 +63,11 @@ def run_export(arguments: list[str]) -> None:
         config = configuration.load(parsed.config, parsed.overrides)
         with quick_imports():
             from inference.export import export
+            from inference.supernet import export_supernet
 
+        if parsed.format == SUPERNET:
+            print(export_supernet(config, parsed.output, parsed.overwrite))
+            return
         print(export(config, parsed.format, parsed.output, parsed.overwrite))
 
 

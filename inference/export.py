@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from inference.network import TrainedNetwork, trained_network
+from inference.supernet import name_of_subnet
 from vitas import checkpoint, released
 from vitas.architecture import Architecture
 from vitas.config import RunConfig
@@ -145,8 +146,11 @@ def export(config: RunConfig, format_name: str, output: Path | None = None, over
     if file_format:
         file_format.require()
     trained = trained_network(config)
-    if format_name in VITAS_ONLY and not isinstance(trained.network.architecture, Architecture):
+    architecture = trained.network.architecture
+    if format_name in VITAS_ONLY and not isinstance(architecture, Architecture):
         raise UserError(f"{format_name}: a genotype's network cannot be written so; choose another format")
+    if format_name == "released" and architecture.family != "vitas":
+        raise UserError(f"released: {architecture} is a plain vision transformer, which that code has not")
     ending = file_format.ending if file_format else f"_{FOLDER}"
     path = output or config.folder.exports / default_name(trained, ending)
     _check_free(path, trained.path, overwrite, is_folder=file_format is None)
@@ -164,6 +168,8 @@ def export(config: RunConfig, format_name: str, output: Path | None = None, over
 
 def default_name(trained: TrainedNetwork, ending: str) -> str:
     """The checkpoint's name without what says that it is one: `epoch_300_ckpt.pth.tar` -> `epoch_300.onnx`."""
+    if trained.config.test.from_supernet:
+        return f"{name_of_subnet(trained.config)}_inherited{ending}"
     stem = trained.path.name
     for suffix in (".tar", ".pth", ".pt", ".safetensors", "_ckpt"):
         stem = stem.removesuffix(suffix)

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 import vitas
+from inference.supernet import inherited_network, supernet_checkpoint
 from vitas import checkpoint
 from vitas.catalog import AnyArchitecture, parse_architecture
 from vitas.checkpoint import CheckpointFolder
@@ -27,6 +28,8 @@ def checkpoints_to_test(config: RunConfig) -> list[Path]:
     `UserError` for what is not there, and will not be.
     """
     settings = config.test
+    if settings.from_supernet:
+        return [supernet_checkpoint(config)]
     folder = CheckpointFolder(config.folder.checkpoints("retrain"))
     if settings.start is None:
         return [folder.resolve(settings.load_name)]
@@ -51,6 +54,8 @@ def load_network(path: Path, config: RunConfig) -> nn.Module:
 
     The file is read once. Raises `UserError` if it is broken, or does not fit its architecture.
     """
+    if config.test.from_supernet:
+        return inherited_network(config)[0]
     return _network_of(checkpoint.read(path), path, config)
 
 
@@ -107,6 +112,7 @@ class TrainedNetwork:
             "crop_fraction": self.config.test.data.crop_fraction,
             "checkpoint": self.path.name,
             "weights": self.config.test.weights,
+            **({"from_supernet": True} if self.config.test.from_supernet else {}),
             "vitas_version": vitas.__version__,
         }
 
@@ -128,8 +134,11 @@ def trained_network(config: RunConfig) -> TrainedNetwork:
     path = checkpoints_to_test(config)[-1]
     if not path.exists():
         raise UserError(f"test.end: {path} is not written yet")
-    state = checkpoint.read(path)
-    network = _network_of(state, path, config)
+    if test.from_supernet:
+        network, state = inherited_network(config)
+    else:
+        state = checkpoint.read(path)
+        network = _network_of(state, path, config)
     named = Path(test.data.data_dir).is_dir()
     if named:
         try:

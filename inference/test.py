@@ -26,7 +26,11 @@ def test(config: RunConfig, world: World) -> None:
     report = Report("test", config.folder, world)
     paths = checkpoints_to_test(config)
     folder = CheckpointFolder(config.folder.checkpoints("retrain"))
-    by_preference = settings.load_name is None and (settings.start is None or folder.epoch_of(paths[0]) is None)
+    by_preference = (
+        settings.load_name is None
+        and not settings.from_supernet
+        and (settings.start is None or folder.epoch_of(paths[0]) is None)
+    )
     others = ", ".join(path.name for path in folder.candidates()[1:]) if by_preference else ""
     if others:
         report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
@@ -42,6 +46,7 @@ def test(config: RunConfig, world: World) -> None:
         row = {
             "checkpoint": str(path),
             "weights": settings.weights,
+            **({"from_supernet": True} if settings.from_supernet else {}),
             "architecture": str(architecture),
             "top1": score.top1,
             "top5": score.top5,
@@ -52,8 +57,9 @@ def test(config: RunConfig, world: World) -> None:
             "device": str(world.device.type),
         }
         rows.append(row)
+        subnet = f"{architecture} with the weights of " if settings.from_supernet else ""
         report.line(
-            f"{shown_path(path)}: top-1 {score.top1:.2f}%  top-5 {score.top5:.2f}%  loss {score.loss:.4f}  "
+            f"{subnet}{shown_path(path)}: top-1 {score.top1:.2f}%  top-5 {score.top5:.2f}%  loss {score.loss:.4f}  "
             f"{row['macs']:,} MACs{_released(row)}  {row['parameters']:,} parameters  "
             f"{score.images_per_second:,.0f} images/s"
         )

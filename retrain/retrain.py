@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from vitas import checkpoint
 from vitas.catalog import AnyArchitecture
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig, check_token_phases
+from vitas.data.evaluation import EvaluationSet
 from vitas.data.training import TrainingLoader
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.evaluate import autocast
+from vitas.evaluate import autocast, evaluate
 from vitas.models import SuperNet, VisionTransformer, create_model
 from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed
@@ -93,6 +95,8 @@ def retrain(config: RunConfig, world: World) -> None:
         },
     )
     train(task, settings, loader, checkpoints, report, world, config.seed)
+    if settings.from_supernet:
+        report_gain(network, config, report, world)
     if world.is_main:
         report.line(f"the network is in {shown_path(checkpoints.newest())}")
     report.close()
@@ -113,7 +117,26 @@ def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> AnyArch
 def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:
     """Load the weights that the run's trained supernet has for a network."""
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
+    network.load_state_dict(_inherited(network, config, path).state_dict())
+    report.line(f"starts from the weights of {shown_path(path)}")
+
+
+def _inherited(network: VisionTransformer, config: RunConfig, path: Path) -> VisionTransformer:
     supernet = SuperNet.of(config)
     checkpoint.load_weights(supernet, path)
-    network.load_state_dict(supernet.extract(network.architecture).state_dict())
-    report.line(f"starts from the weights of {shown_path(path)}")
+    return supernet.extract(network.architecture)
+
+
+def report_gain(network: VisionTransformer, config: RunConfig, report: Report, world: World) -> None:
+    """Say what training gained over the supernet's weights, by the val images of `sample`, if the run has them."""
+    path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
+    settings, model = config.sample, config.model
+    if settings is None or not Path(settings.data.data_dir).is_dir():
+        return
+    before = _inherited(network, config, path).to(world.device).eval()
+    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
+    was, now = (evaluate(each, images, settings.batch_size, settings.amp, world) for each in (before, network.eval()))
+    report.line(
+        f"on {images.total:,} val images top-1 is {now.top1:.2f}%, and {was.top1:.2f}% with the supernet's weights: "
+        f"this training gained {now.top1 - was.top1:+.2f}"
+    )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vitas.checkpoint import load_weights
     from vitas.models import StagedTransformer, SuperNet, VisionTransformer, create_model
     from vitas.space import SearchSpace
+    from vitas.supernet_folder import load_supernet
     from vitas.timm import register
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "SuperNet",
     "VisionTransformer",
     "create_model",
+    "load_supernet",
     "load_weights",
     "register",
     "zoo",
@@ -42,6 +44,7 @@ _HOMES = {
     "vitas.checkpoint": ("load_weights",),
     "vitas.models": ("StagedTransformer", "SuperNet", "VisionTransformer", "create_model"),
     "vitas.space": ("SearchSpace",),
+    "vitas.supernet_folder": ("load_supernet",),
     "vitas.timm": ("register",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -252,6 +252,13 @@ def test_a_chain_is_of_the_flagged_stages(cluster, make_config, capsys):
     assert "wckey" not in output
 
 
+def test_a_test_with_the_supernets_weights_reads_its_checkpoint(cluster, make_config, capsys, tmp_path):
+    changes = {"model.sharing": "ordinal", "test.architecture": "p8-e32-token-h2q96m64x3", "test.from_supernet": True}
+    code, _, error = launched(capsys, "test", make_config(changes), "--dry-run")
+    assert code == 2
+    assert error.startswith(f"error: {tmp_path / 'run' / 'search' / 'checkpoint'} holds no checkpoint")
+
+
 @pytest.mark.parametrize(("stage", "home"), [("sample", "search"), ("test", "retrain")])
 def test_a_first_stage_without_the_checkpoint_that_it_reads_is_refused(
     cluster, make_config, capsys, tmp_path, stage, home

@@ -127,7 +127,9 @@ def _require_checkpoint(config: configuration.RunConfig, stage: str) -> None:
         # It loads torch.
         from vitas.checkpoint import CheckpointFolder
 
-        CheckpointFolder(config.folder.checkpoints(reads[stage])).resolve(getattr(config, stage).load_name)
+        inherited = stage == "test" and config.test.from_supernet
+        read = "search" if inherited else reads[stage]
+        CheckpointFolder(config.folder.checkpoints(read)).resolve(getattr(config, stage).load_name)
 
 
 def _submit(jobs: list[StageJob], follows: bool) -> int:
