@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from vitas import Architecture, Block, SearchSpace
 from vitas.data.example_images import write_digits
+from vitas.elastic_space import AnySpace, ElasticSpace
 
 # The same examples in every run, and no clock: a failure is the code's, not the machine's.
 hypothesis.settings.register_profile("vitas", derandomize=True, deadline=None, max_examples=50, database=None)
@@ -35,8 +36,10 @@ SMALL_SPACE = {
 }
 
 
-def largest(space: SearchSpace) -> Architecture:
+def largest(space: AnySpace) -> Architecture:
     """The widest, deepest member with the smallest patches: the shape of the supernet."""
+    if isinstance(space, ElasticSpace):
+        return space.network
     block = Block(space.heads[-1], space.qkv_dims[-1], space.mlp_dims[-1])
     return Architecture(space.patch_sizes[0], space.embed_dims[-1], (block,) * space.depth, space.classifier)
 

@@ -32,12 +32,12 @@ def run(program: str, config: Path, *overrides: str, processes: int = 1) -> str:
     return run_module(program, config, *overrides, processes=processes)
 
 
-def run_module(module: str, *arguments: object, processes: int = 1) -> str:
-    """The same for any module."""
+def run_module(module: str, *arguments: object, processes: int = 1, folder: Path = REPOSITORY) -> str:
+    """The same for any module, in a folder."""
     done = subprocess.run(
         command(module, *arguments, processes=processes),
         env=ENVIRONMENT,
-        cwd=REPOSITORY,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -19,6 +19,7 @@ from vitas.budget import Budget
 from vitas.config import AsvitSearch, Growth, Model, Retrain, RunConfig, Sample, Search, TokenPhase, Training
 from vitas.config_section import Section, defaults_of, fields_of, sections_in
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation
+from vitas.elastic_space import Shares
 from vitas.files import parse_yaml
 from vitas.slurm.cluster import Cluster, load_cluster
 from vitas.space import SearchSpace
@@ -28,6 +29,8 @@ SECTIONS = {
     "Top level": RunConfig,
     "`model`": Model,
     "`model.space`": SearchSpace,
+    "`model.space` of a pretrained network": Shares,
+    "`model.importance`": config.Importance,
     "`search` and `retrain`: the recipe": Training,
     "`distillation`": config.Distillation,
     "`search` only": Search,
@@ -129,6 +132,7 @@ def test_every_key_is_documented_with_its_default(heading):
                 assert isinstance(default, Section)
             else:
                 written = parse_yaml(row[column].strip("`"), name)
+                default = list(default) if isinstance(default, tuple) else default
                 wanted = pytest.approx(default, rel=1e-4) if name == "ratio" else default
                 assert written == wanted, f"{heading}: {name} has another default"
 
@@ -228,6 +232,7 @@ def test_architecture_forms_of_the_page_parse(repository):
         "CHANGELOG.md",
         "docs/configuration.md",
         "docs/design.md",
+        "docs/elastic.md",
         "docs/export.md",
         "docs/slurm.md",
     ],

@@ -44,10 +44,29 @@ def test_evaluation_images_stay_in_gpu_memory(make_config, world) -> None:
 
 def test_an_extracted_subnet_has_the_supernets_logits(world) -> None:
     space = SearchSpace((8,), 64, 3, (2, 4), 192, 128, (0.5, 1.0))
-    supernet = SuperNet(space, 10, 32).to(world.device).eval()
+    supernet = SuperNet(space, 10, 32, "bilateral").to(world.device).eval()
     images = torch.randn(4, 3, 32, 32, device=world.device)
     dense = supernet.extract(largest(space), "right")
     assert torch.allclose(supernet(images, largest(space), "right"), dense(images), atol=1e-3)
+
+
+def test_a_pretrained_network_is_ordered_searched_and_served_on_the_gpu(make_config, world, tmp_path) -> None:
+    first = {"model.sharing": "ordinal", "model.space": None, "retrain.architecture": "vit8-e32-token-h4q96m64x3"}
+    source = configuration.load(make_config(first | {"save_path": str(tmp_path / "source")}), stages=("retrain",))
+    retrain(source, world)
+    changes = {
+        "model.sharing": "ordinal",
+        "model.space": {"embed": [0.5], "heads": [0.5], "mlp": [0.5], "depth": [0.67]},
+        "model.from_pretrained": str(source.folder.checkpoints("retrain") / "epoch_2_ckpt.pth.tar"),
+        "search.distillation": {"teacher": "pretrained", "weight": 1.0},
+        "sample.budget": {"minimum": 150_000, "maximum": 450_000},
+        "test.from_supernet": True,
+    }
+    config = configuration.load(make_config(changes, "elastic.yaml"))
+    search(config, world)
+    sample(config, world)
+    measure(config, world)
+    assert json.loads(config.folder.results.read_text())["from_supernet"]
 
 
 def test_gradients_are_averaged_over_nccl(monkeypatch) -> None:

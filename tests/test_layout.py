@@ -19,6 +19,7 @@ LAYERS = (
     ("errors", "config_section", "costs", "seeds"),
     ("architecture", "files", "sharing", "data.folders", "data.example_images", "slurm.queries"),
     ("space", "asvit.genotype", "run", "slurm.signals", "slurm.lock"),
+    ("elastic_space",),
     ("budget", "catalog", "released"),
     ("config", "in_budget"),
     ("slurm.cluster", "slurm.local"),
@@ -26,7 +27,9 @@ LAYERS = (
     ("slurm.submission",),
     ("distributed", "models"),
     ("asvit.scores", "data", "checkpoint", "report", "provenance"),
-    ("evaluate", "teacher", "timm"),
+    ("evaluate", "timm", "pretrained", "importance"),
+    ("pruning", "elastic", "supernet_folder"),
+    ("teacher",),
     ("train", "huggingface"),
     ("program",),
     ("cli",),
@@ -35,7 +38,8 @@ LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 # All other rooms answer before torch could be loaded, which takes seconds: a wrong YAML, --help, `vitas describe`.
 WITH_TORCH = (
     "distributed", "models", "asvit.scores", "data", "checkpoint", "report", "provenance", "evaluate", "teacher",
-    "timm", "huggingface", "train",
+    "timm", "huggingface", "train", "pretrained", "importance", "pruning", "elastic",
+    "supernet_folder",
 )  # fmt: skip
 FRAMEWORKS = ("torch", "torchvision", "timm")
 

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 SAME = ["retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
 
 
-RUNS = ("plain", "vit", "again", "staged", "asvit", "cyclic", "sandwich", "parts", "uneven", "program")
+RUNS = ("plain", "vit", "again", "staged", "asvit", "cyclic", "sandwich", "parts", "uneven", "elastic", "program")
 
 
 def newest(config: RunConfig, stage: str) -> Path:
@@ -84,6 +84,14 @@ def folder(tmp_path_factory, digits) -> Path:
     add("parts", "search.subnets={parts: 4, together: complementary}", "search.panel={size: 3, epochs: 1}")
     # On two processes, images 0 to 9 and 10 to 19; on five parts, the third is in both.
     add("uneven", "search.subnets={parts: 5}", "model.sharing=ordinal")
+    add(
+        "elastic",
+        f"model.from_pretrained={folder / 'plain' / 'retrain' / 'checkpoint' / 'epoch_2_ckpt.pth.tar'}",
+        "model.space={embed: [0.5], heads: [0.5], mlp: [0.5], depth: [0.5]}",
+        "model.importance.images=32",
+        "search.distillation={teacher: pretrained}",
+        "sample.budget={minimum: 100_000, maximum: 400_000}",
+    )
     return folder
 
 
@@ -133,7 +141,7 @@ def test_one_network_is_measured_alike(rescored, by_two) -> None:
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["program", "cyclic", "sandwich", "parts", "uneven"])
+@pytest.mark.parametrize("name", ["program", "cyclic", "sandwich", "parts", "uneven", "elastic"])
 def test_a_supernets_training_gives_the_same_network(by_one, by_two, images, name) -> None:
     one = by_one(name)
     search(one, World())

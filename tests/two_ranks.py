@@ -32,6 +32,8 @@ STAGES = {
     "sandwich": (search,),
     "parts": (search,),
     "uneven": (search,),
+    # From the network of `plain`.
+    "elastic": (search,),
 }
 
 

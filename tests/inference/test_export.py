@@ -369,7 +369,7 @@ def test_the_extra_of_that_line_is_one_and_holds_what_onnx_needs(repository):
     ("arguments", "message"),
     [
         (["--format", "tflite"], "argument --format: invalid choice: 'tflite'"),
-        ([], "one of the arguments --format --released is required"),
+        ([], "one of the arguments --format --released --supernet is required"),
         (["--released", "--format", "onnx"], "not allowed with argument"),
         (["--released", "--twice"], "unrecognized arguments: --twice"),
     ],
