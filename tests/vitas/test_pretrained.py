@@ -127,6 +127,30 @@ def test_another_normalisation_is_folded_into_the_weights():
 
 
 @torch.no_grad()
+def test_a_model_of_timm_is_read_by_its_name_in_its_own_normalisation(monkeypatch):
+    """Its weights would be downloaded; here they are put in the place of the download."""
+    theirs, asked = timm_network("vit_tiny_patch16_224", img_size=32, num_classes=10), []
+    build = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **keys: object) -> nn.Module:
+        asked.append((name, pretrained, keys))
+        return theirs if pretrained else build(name, **keys)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    found = load_pretrained(name, images())
+    assert asked[-1] == (name, True, {"img_size": 32})
+    pixels = torch.rand(3, 3, 32, 32)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    # timm's ViT takes images of mean and deviation 0.5.
+    assert close(found.network((pixels - mean) / std), theirs((pixels - 0.5) / 0.5))
+    assert native_images(name) == Images(224, 1000, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match="it has a distillation token"):
+        load_pretrained("deit_tiny_distilled_patch16_224.fb_in1k", images())
+    assert not asked[-1][1], "refused before its weights are downloaded"
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "model"])
 def test_a_file_of_timm_weights_is_read_by_its_models_name(kind, tmp_path):
     theirs = timm_network("deit_tiny_patch16_224", img_size=32, num_classes=10)
