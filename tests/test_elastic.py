@@ -352,13 +352,28 @@ def test_a_pruned_network_is_fine_tuned_from_its_file(prune, source, digits, fol
     assert json.loads((tmp_path / "tuned" / "retrain" / "results.json").read_text())["macs"] == macs
 
 
+def test_a_whole_network_is_written_with_a_classifier_for_other_classes(prune, source, digits, tmp_path):
+    state = torch.load(source, weights_only=True)
+    weights = state["model"] | {"head.weight": torch.randn(4, 32), "head.bias": torch.zeros(4)}
+    torch.save(state | {"model": weights, "num_classes": 4}, tmp_path / "four.pth")
+    output = tmp_path / "whole.pth"
+    code, out, _ = prune(tmp_path / "four.pth", "--relative", "1", "--data", digits / "train", "--output", output)
+    assert code == 0
+    assert "one is fitted to 512 of the images" in out
+    assert "distillation" not in out, "it would teach other classes"
+    written = torch.load(output, weights_only=True)
+    assert written["architecture"] == NETWORK
+    assert written["model"]["head.weight"].shape == (10, 32)
+    assert torch.equal(written["model"]["blocks.1.mlp.fc1.weight"], state["model"]["blocks.1.mlp.fc1.weight"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--macs", "10G"], "the budget must be less"),
         (["--macs", "1k"], "at least"),
         (["--macs", "none"], "argument --macs: found 'none'; it must be a number of MACs, as 1.3G or 600M"),
-        (["--relative", "1.5"], "argument --relative: found '1.5'; it must be a number between 0 and 1"),
+        (["--relative", "1.5"], "argument --relative: found '1.5'; it must be a number above 0, at most 1"),
         (["--relative", "0.5", "--data", "gone"], "--data: found 'gone', which is not a folder"),
         (["--relative", "0.5", "--output", "."], "--output: found '.', which is a folder"),
     ],

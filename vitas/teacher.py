@@ -18,6 +18,7 @@ from vitas.distributed import World
 from vitas.elastic import pretrained_network
 from vitas.errors import UserError
 from vitas.models import create_model
+from vitas.pretrained import Images, load_pretrained
 from vitas.report import Report
 
 # The teacher that `search` trains itself: the largest subnet of a step.
@@ -65,6 +66,12 @@ def _find(reference: str, config: RunConfig) -> nn.Module:
         return _from_checkpoint(path, model)
     if timm.is_model(reference):
         return _from_timm(reference, model)
+    name, colon, _ = reference.partition(":")
+    if colon and timm.is_model(name):
+        found = load_pretrained(reference, Images(model.image_size, model.num_classes, model.mean, model.std))
+        if not found.has_classifier:
+            raise UserError(f"{reference} has not the {model.num_classes} classes of this run")
+        return found.network
     near = get_close_matches(reference, timm.list_models(), 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(f"found {reference!r}, which is neither a file nor a model of timm{hint}")

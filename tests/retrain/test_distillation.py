@@ -76,6 +76,19 @@ def test_a_student_comes_nearer_to_its_teacher(path, teacher) -> None:
     assert distances[0] < 0.8 * distances[1]
 
 
+def test_a_file_of_timms_weights_is_a_teacher_by_its_models_name(path, tmp_path) -> None:
+    network = timm.create_model("deit_tiny_patch16_224", pretrained=False, img_size=32, num_classes=10).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    taught = teacher_of(student(path, f"deit_tiny_patch16_224:{tmp_path / 'weights.pth'}"))(images)
+    with torch.no_grad():
+        assert torch.allclose(taught, network(images), atol=1e-5)
+    other = timm.create_model("deit_tiny_patch16_224", pretrained=False, img_size=32, num_classes=7)
+    torch.save(other.state_dict(), tmp_path / "seven.pth")
+    with pytest.raises(UserError, match="has not the 10 classes of this run"):
+        teacher_of(student(path, f"deit_tiny_patch16_224:{tmp_path / 'seven.pth'}"))
+
+
 def test_the_teacher_is_part_of_the_recipe(path, teacher) -> None:
     file, _ = teacher
     config = student(path, file)

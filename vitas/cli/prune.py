@@ -28,13 +28,13 @@ def macs(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """Parse a number between 0 and 1."""
+    """Parse a number above 0, at most 1."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a number between 0 and 1")
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a number above 0, at most 1")
     return value
 
 
@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--macs", type=macs, metavar="N", help="multiply-adds of an image, as 1.3G")
-    budget.add_argument("--relative", type=share, metavar="SHARE", help="of the network's own multiply-adds, as 0.6")
+    budget.add_argument(
+        "--relative", type=share, metavar="SHARE", help="of the network's own multiply-adds, as 0.6; 1 writes it whole"
+    )
     parser.add_argument(
         "--data", required=True, metavar="FOLDER", help="train images, one folder a class: they say what is important"
     )
@@ -101,7 +103,9 @@ def prune(arguments: argparse.Namespace) -> None:
             f"(top-1 {top1:.1f}% on these)"
         )
     inputs, labels = inputs[: arguments.images], labels[: arguments.images]
-    pruned = prune_network(network, score_parts(network, inputs, labels, arguments.score), budget)
+    pruned = network.cpu()
+    if budget < whole or arguments.macs:
+        pruned = prune_network(network, score_parts(network, inputs, labels, arguments.score), budget)
     state = {
         "model": pruned.state_dict(),
         "architecture": str(pruned.architecture),
@@ -116,8 +120,9 @@ def prune(arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.network} -> {output}: {left:,} of {whole:,} MACs ({left / whole:.0%}), "
         f"by {arguments.score} on {len(inputs)} images\n{pruned.architecture}\n"
-        f"fine-tune it: python -m retrain CONFIG retrain.from_checkpoint={output} "
-        f"'retrain.distillation={{teacher: {arguments.network}}}'"
+        f"fine-tune it: python -m retrain CONFIG retrain.from_checkpoint={output}"
+        # A network of other classes teaches nothing.
+        + (f" 'retrain.distillation={{teacher: \"{arguments.network}\"}}'" if pretrained.has_classifier else "")
     )
 
 
