@@ -17,16 +17,14 @@ from vitas.data.images import channels, draw_images, normalize
 from vitas.distributed import World, barrier, broadcast
 from vitas.errors import UserError
 from vitas.files import read_yaml, write_atomically, write_text
-from vitas.importance import fit_classifier, order_blocks, reordered, score_parts
+from vitas.importance import IMAGES_OF_A_CLASS, fit_classifier, order_blocks, reordered, score_parts
 from vitas.models import VisionTransformer
-from vitas.pretrained import Images, load_pretrained
+from vitas.pretrained import Images, as_checkpoint, load_pretrained
 from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed
 
 # Blocks are compared n^2 / 2 times, so by fewer images.
 _IMAGES_FOR_BLOCKS = 128
-# A classifier that is fitted needs some of each class.
-_IMAGES_OF_A_CLASS = 32
 
 
 def prepare(config: RunConfig, report: Report, world: World) -> None:
@@ -75,10 +73,9 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
         report.line(f"starts from {origin['source']}: {found['architecture']} in {shown_path(weights)}")
         return
     model, settings = config.model, config.model.importance
+    given = Images(model.image_size, model.num_classes, model.mean, model.std)
     try:
-        pretrained = load_pretrained(
-            model.from_pretrained, Images(model.image_size, model.num_classes, model.mean, model.std)
-        )
+        pretrained = load_pretrained(model.from_pretrained, given)
     except UserError as error:
         raise UserError(f"model.from_pretrained: {error}") from None
     network, architecture = pretrained.network.to(world.device), pretrained.network.architecture
@@ -86,7 +83,7 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
     report.line(f"starts from {pretrained.source}: {architecture}, {macs:,} MACs")
     count = settings.images
     if not pretrained.has_classifier:
-        count = max(count, _IMAGES_OF_A_CLASS * model.num_classes)
+        count = max(count, IMAGES_OF_A_CLASS * model.num_classes)
     crop = config.sample.data.crop_fraction if config.sample else 1.0
     data = config.search.data
     pixels, labels = draw_images(
@@ -106,14 +103,7 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
         f"ordered by {settings.score} on {len(images)} train images; its blocks, the most important first: "
         f"{', '.join(map(str, block_order))}"
     )
-    state = {
-        "model": {name: value.cpu() for name, value in reordered(network, scores).state_dict().items()},
-        "architecture": str(architecture),
-        "num_classes": model.num_classes,
-        "image_size": model.image_size,
-        "mean": model.mean,
-        "std": model.std,
-    }
+    state = as_checkpoint(reordered(network, scores), given)
     write_atomically(weights, lambda file: torch.save(state, file))
     # Last: what is there is whole.
     about = {"architecture": str(architecture), "block_order": block_order, "origin": origin}

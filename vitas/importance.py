@@ -22,6 +22,8 @@ from vitas.models import VisionTransformer
 from vitas.models.vision_transformer import read_out
 
 _BATCH = 64
+# A classifier that is fitted needs so many images of each class.
+IMAGES_OF_A_CLASS = 32
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,18 @@ def load_pretrained(source: str, images: Images) -> Pretrained:
     raise UserError(f"found {source!r}, which is neither a file nor a model of timm; {hint}")
 
 
+def as_checkpoint(network: VisionTransformer, images: Images) -> dict:
+    """What a checkpoint of `retrain` says of a network for these images: `load_pretrained` and fine-tuning read it."""
+    return {
+        "model": {name: value.cpu() for name, value in network.state_dict().items()},
+        "architecture": str(network.architecture),
+        "num_classes": images.num_classes,
+        "image_size": images.size,
+        "mean": list(images.mean),
+        "std": list(images.std),
+    }
+
+
 def native_images(source: str) -> Images:
     """The images that a source was trained on. Raises `UserError` as `load_pretrained` does, and where it is not known.
 

@@ -17,7 +17,7 @@ from vitas.config import Model
 from vitas.data.images import channels, draw_images, normalize
 from vitas.files import write_atomically
 from vitas.importance import score_parts
-from vitas.pretrained import Images, load_pretrained
+from vitas.pretrained import Images, as_checkpoint, load_pretrained
 from vitas.pruning import prune
 
 # Of the compute that the three budgets have together, the share that trains the supernet; the rest fine-tunes.
@@ -58,14 +58,7 @@ def network_of(setting: Setting) -> VisionTransformer:
 
 def write_network(network: VisionTransformer, path: Path) -> None:
     model = Model()
-    state = {
-        "model": network.state_dict(),
-        "architecture": str(network.architecture),
-        "num_classes": 10,
-        "image_size": 28,
-        "mean": model.mean,
-        "std": model.std,
-    }
+    state = as_checkpoint(network, Images(28, 10, model.mean, model.std))
     write_atomically(path, lambda file: torch.save(state, file))
 
 

@@ -77,8 +77,8 @@ def prune(arguments: argparse.Namespace) -> None:
         import torch
 
         from vitas.data.images import channels, draw_images, normalize
-        from vitas.importance import fit_classifier, score_parts
-        from vitas.pretrained import Images, load_pretrained, native_images
+        from vitas.importance import IMAGES_OF_A_CLASS, fit_classifier, score_parts
+        from vitas.pretrained import Images, as_checkpoint, load_pretrained, native_images
         from vitas.pruning import prune as prune_network
     native = native_images(arguments.network)
     classes = len(class_names(arguments.data))
@@ -93,7 +93,7 @@ def prune(arguments: argparse.Namespace) -> None:
     name = Path(arguments.network.partition(":")[0]).name.partition(".")[0]
     output = output or Path(f"{name}_{_short(budget)}.pth")
     _check_free(output, arguments.overwrite)
-    count = arguments.images if pretrained.has_classifier else max(arguments.images, 32 * classes)
+    count = arguments.images if pretrained.has_classifier else max(arguments.images, IMAGES_OF_A_CLASS * classes)
     pixels, labels = draw_images(arguments.data, count, images.size, 1.0, arguments.seed)
     inputs = normalize(pixels, channels(images.mean), channels(images.std))
     if not pretrained.has_classifier:
@@ -103,18 +103,10 @@ def prune(arguments: argparse.Namespace) -> None:
             f"(top-1 {top1:.1f}% on these)"
         )
     inputs, labels = inputs[: arguments.images], labels[: arguments.images]
-    pruned = network.cpu()
+    pruned = network
     if budget < whole or arguments.macs:
         pruned = prune_network(network, score_parts(network, inputs, labels, arguments.score), budget)
-    state = {
-        "model": pruned.state_dict(),
-        "architecture": str(pruned.architecture),
-        "num_classes": classes,
-        "image_size": images.size,
-        "mean": list(images.mean),
-        "std": list(images.std),
-        "pruned_from": arguments.network,
-    }
+    state = as_checkpoint(pruned, images) | {"pruned_from": arguments.network}
     write_atomically(output, lambda file: torch.save(state, file))
     left = pruned.architecture.macs(images.size, classes)
     print(
