@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from setting import MACS, results
+from setting import BUDGETS, MACS, results
 
 DOCS = Path(__file__).parents[2] / "docs"
 # The network itself, on the test images.
@@ -30,12 +30,13 @@ def main() -> None:
     found: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for line in results("compare").lines:
         found[line["method"]][line["budget"]].append((line["macs"], line["test_top1"]))
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = plt.subplots(figsize=(8.5, 4.5))
     for method, (colour, line, marker) in STYLES.items():
         if method not in found:
             continue
-        points = [np.mean(pairs, axis=0) for pairs in found[method].values()]
-        spread = [np.std([top1 for _, top1 in pairs], ddof=1) for pairs in found[method].values() if len(pairs) > 1]
+        by_budget = [found[method][budget] for budget in BUDGETS if budget in found[method]]
+        points = [np.mean(pairs, axis=0) for pairs in by_budget]
+        spread = [np.std([top1 for _, top1 in pairs], ddof=1) for pairs in by_budget if len(pairs) > 1]
         x, y = zip(*((macs / 1e6, top1) for macs, top1 in points), strict=True)
         bars = spread if len(spread) == len(points) else None
         axes.errorbar(x, y, bars, color=colour, linestyle=line, marker=marker, capsize=3, label=method)
@@ -44,7 +45,7 @@ def main() -> None:
     axes.set_xlabel("multiply-adds of an image, millions")
     axes.set_ylabel("test top-1, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     figure.savefig(DOCS / "elastic_found.png", dpi=130)
 
