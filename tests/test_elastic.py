@@ -434,7 +434,7 @@ def test_the_commands_of_the_page_run_in_their_order(source, digits, repository,
             if section in data:
                 data[section].setdefault("data", {})["workers"] = 0
         if "sample" in data:
-            data["sample"] |= {"initial_population": 6, "population": 4, "generations": 1}
+            data["sample"] |= {"initial_population": 16, "population": 4, "generations": 1}
         (tmp_path / name).write_text(yaml.safe_dump(data))
     commands = [line.strip() for line in text.splitlines() if re.match(r"    (vitas|python) ", line)]
     assert len(commands) >= 11
