@@ -204,7 +204,7 @@ class SearchSpace:
             chosen(self.mlp_dims, columns.mlp),
         )
 
-    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[int, ...]]]:
+    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[tuple, ...]]]:
         """For each kind of width: its genes, where they are used, and the dims that they stand for, by position."""
         return {
             "embed": (columns.embed[:, None], np.ones((len(columns.embed), 1), dtype=bool), (self.embed_dims,)),
