@@ -65,7 +65,7 @@ def export_supernet(config: RunConfig, output: Path | None = None, overwrite: bo
     output: by default `SAVE_PATH/export/supernet`. overwrite: replace an earlier one.
 
     Raises `UserError` as `trained_supernet` does, where `sample` has measured
-    nothing, and where `output` is there.
+    nothing or other weights, and where `output` is there.
     """
     if config.sample is None:
         raise UserError("sample: is missing; it says how the subnets were measured")
@@ -74,7 +74,7 @@ def export_supernet(config: RunConfig, output: Path | None = None, overwrite: bo
         replaced = "replace it with --overwrite" if (path / ABOUT).is_file() else "it is no exported supernet"
         raise UserError(f"--output: {path} is there already; choose another name ({replaced})")
     supernet, state = trained_supernet(config, config.sample.weights)
-    members = list(_measured(config))
+    members = list(_measured(config, supernet))
     data, model = config.sample.data, config.model
     if Path(data.data_dir).is_dir():
         check_image_folder(data.data_dir, model.num_classes)
@@ -95,10 +95,16 @@ def export_supernet(config: RunConfig, output: Path | None = None, overwrite: bo
     )
 
 
-def _measured(config: RunConfig) -> Iterator[Member]:
-    """The subnets that `sample` has measured with the supernet's own weights, on all its images."""
-    model = config.model
-    for line in Journal(config.folder.population).lines[1:]:
+def _measured(config: RunConfig, supernet: SuperNet) -> Iterator[Member]:
+    """The subnets that `sample` has measured with the supernet's own weights, on all its images.
+
+    Raises `UserError` where it measured other weights: `search` went on since.
+    """
+    model, path = config.model, config.folder.population
+    lines = Journal(path).lines
+    if lines and lines[0].get("supernet") != supernet.digest():
+        raise UserError(f"{path} holds scores of other weights than these; move it away and run `sample` again")
+    for line in lines[1:]:
         if line.get("rung", "supernet") == "supernet":
             architecture = Architecture.parse(line["architecture"]).compact()
             costs = architecture.costs(model.image_size, model.num_classes)

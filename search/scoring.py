@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from search.adaptation import Adaptation
@@ -155,7 +153,7 @@ class SupernetScorer:
         self._config, self._world, self._generation = config, world, 0
         self.objective = next(OBJECTIVES[name] for name in settings.objectives if OBJECTIVES[name].is_score)
         origin = {
-            "supernet": _digest(supernet),
+            "supernet": supernet.digest(),
             "images": images.total,
             "data": settings.data.model_dump(exclude={"data_dir", "workers"}),
         }
@@ -248,10 +246,3 @@ def describe_candidate(architecture: Architecture, config: RunConfig) -> dict:
     """An architecture's costs, and its `net_id` if the space has them, to write beside its scores."""
     costs = architecture.costs(config.model.image_size, config.model.num_classes)
     return costs | {"net_id": config.space.to_net_id(architecture)} if config.space.has_net_ids else costs
-
-
-def _digest(supernet: SuperNet) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in supernet.state_dict().values():
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

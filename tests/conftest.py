@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from vitas import Architecture, Block, SearchSpace
+from vitas import Architecture, Block, SearchSpace, cli
 from vitas.data.example_images import write_digits
 from vitas.elastic_space import AnySpace, ElasticSpace
 
@@ -61,6 +62,23 @@ def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images") / "digits"
     write_digits(folder)
     return folder
+
+
+@pytest.fixture
+def vitas(monkeypatch, capsys):
+    """(arguments) -> (exit code, stdout, stderr) of the command on a terminal of 80 columns."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitas", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "80")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

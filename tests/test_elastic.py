@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,12 @@ import yaml
 
 import vitas
 import vitas.timm
-from inference.supernet import inherited_network, trained_supernet
+from inference.supernet import export_supernet, inherited_network, trained_supernet
 from tests.conftest import small_run
 from tests.processes import kill_when, run_here, run_module
 from tests.test_docs import fenced
 from vitas import Architecture, config, load_supernet
 from vitas.checkpoint import CheckpointFolder
-from vitas.cli import main
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
@@ -229,6 +230,18 @@ def test_an_exported_supernet_gives_networks_of_any_budget(path, run, tmp_path):
         released.subnet("vit8-e8-token-h4q96m64x3")
 
 
+def test_a_front_of_other_weights_is_not_exported(path, run, tmp_path):
+    shutil.copytree(run.folder.root, tmp_path / "run")
+    file = tmp_path / "run" / "search" / "checkpoint" / "epoch_2_ckpt.pth.tar"
+    state = torch.load(file, weights_only=True)
+    state["model"]["norm.bias"] += 1
+    torch.save(state, file)
+    other = config.load(path, [f"save_path={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match="holds scores of other weights than these"):
+        export_supernet(other)
+    assert not other.folder.exports.joinpath("supernet").exists()
+
+
 def test_a_supernet_from_scratch_is_exported_too(digits, tmp_path):
     scratch = small_run(tmp_path / "run", digits)
     scratch["model"]["sharing"] = "ordinal"
@@ -321,19 +334,9 @@ def test_a_teacher_that_is_not_there_is_refused(make_config, capsys):
 
 
 @pytest.fixture
-def prune(monkeypatch, capsys):
+def prune(vitas):
     """(arguments) -> (exit code, stdout, stderr) of `vitas prune`."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["vitas", "prune", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return call
+    return partial(vitas, "prune")
 
 
 def test_a_pruned_network_is_fine_tuned_from_its_file(prune, source, digits, folder, tmp_path):

@@ -13,7 +13,8 @@ import yaml
 from vitas import checkpoint
 from vitas.architecture import Architecture
 from vitas.config import RunConfig
-from vitas.data.images import channels, draw_images, normalize
+from vitas.data.evaluation import EvaluationSet
+from vitas.data.images import channels, draw_images
 from vitas.distributed import World, barrier, broadcast
 from vitas.errors import UserError
 from vitas.files import read_yaml, write_atomically, write_text
@@ -25,6 +26,8 @@ from vitas.seeds import stream_seed
 
 # Blocks are compared n^2 / 2 times, so by fewer images.
 _IMAGES_FOR_BLOCKS = 128
+# Images that go through the network at once to fit a classifier.
+_BATCH = 64
 
 
 def prepare(config: RunConfig, report: Report, world: World) -> None:
@@ -89,14 +92,14 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
     pixels, labels = draw_images(
         data.data_dir, count, model.image_size, crop, stream_seed(config.seed, "importance"), data.workers
     )
-    images = normalize(pixels, channels(model.mean), channels(model.std))
+    drawn = EvaluationSet(pixels, labels, channels(model.mean), channels(model.std), len(pixels))
     if not pretrained.has_classifier:
-        top1 = fit_classifier(network, images, labels)
+        top1 = fit_classifier(network, drawn.batches(_BATCH))
         report.line(
-            f"it has no classifier of {model.num_classes} classes; one is fitted to {len(images)} train images "
+            f"it has no classifier of {model.num_classes} classes; one is fitted to {len(pixels)} train images "
             f"(top-1 {top1:.1f}% on these)"
         )
-    images, labels = images[: settings.images], labels[: settings.images]
+    images, labels = next(drawn.batches(settings.images))
     scores = score_parts(network, images, labels, settings.score)
     block_order = order_blocks(network, images[:_IMAGES_FOR_BLOCKS])
     report.line(

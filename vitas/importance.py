@@ -8,7 +8,7 @@ Fang et al., ECCV 2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitas.elastic_space import SCORES
 from vitas.errors import UserError
 from vitas.models import VisionTransformer
 from vitas.models.vision_transformer import read_out
@@ -45,49 +44,66 @@ def score_parts(network: VisionTransformer, images: Tensor, labels: Tensor, scor
 
     Raises `UserError` for another name.
     """
-    if score not in SCORES:
-        raise UserError(f"score: found {score!r}; it must be {' or '.join(SCORES)}")
+    if score not in _RULES:
+        raise UserError(f"score: found {score!r}; it must be {' or '.join(_RULES)}")
     was_training = network.training
     network.eval()
     try:
-        found = _magnitude(network) if score == "magnitude" else _by_images(network, images, labels, score)
+        with torch.enable_grad():
+            found = _RULES[score](network, images, labels)
     finally:
         network.zero_grad(set_to_none=True)
         network.train(was_training)
     return found
 
 
-def _by_images(network: VisionTransformer, images: Tensor, labels: Tensor, score: str) -> Importances:
-    blocks = network.architecture.active_blocks
-    device = network.pos_embed.device
+def _taylor(network: VisionTransformer, images: Tensor, labels: Tensor) -> Importances:
+    def of_channels(inputs: Mapping[str, Tensor]) -> Tensor:
+        return _of_channels(network, lambda p: p.double() * p.grad.double()).abs()
+
+    return _over_batches(network, images, labels, lambda x: x * x.grad, of_channels)
+
+
+def _activation(network: VisionTransformer, images: Tensor, labels: Tensor) -> Importances:
+    def of_channels(inputs: Mapping[str, Tensor]) -> Tensor:
+        # What every norm reads: the channels themselves.
+        norms = [x for name, x in inputs.items() if name.rpartition(".")[2].startswith("norm")]
+        return sum(x.double().abs().sum(dim=(0, 1)) for x in norms)
+
+    return _over_batches(network, images, labels, torch.abs, of_channels)
+
+
+def _over_batches(
+    network: VisionTransformer,
+    images: Tensor,
+    labels: Tensor,
+    of_inputs: Callable[[Tensor], Tensor],
+    of_channels: Callable[[Mapping[str, Tensor]], Tensor],
+) -> Importances:
+    """Scores that are sums over images. Called after the backward pass of each batch:
+
+    of_inputs: the inputs of a layer [b, N, dims] -> what each is worth; heads and units sum it up.
+    of_channels: the inputs of all layers by name -> the scores of the channels of the embedding [D].
+    """
+    blocks, device = network.architecture.active_blocks, network.pos_embed.device
+
+    def zeros(count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.float64, device=device)
+
     sums = Importances(
-        torch.zeros(network.architecture.embed_dim, dtype=torch.float64, device=device),
-        [torch.zeros(b.heads, dtype=torch.float64, device=device) for b in blocks],
-        [torch.zeros(b.mlp_dim, dtype=torch.float64, device=device) for b in blocks],
+        zeros(network.architecture.embed_dim), [zeros(b.heads) for b in blocks], [zeros(b.mlp_dim) for b in blocks]
     )
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH].to(device)
-        with _inputs_of(network) as inputs, torch.enable_grad():
-            loss = F.cross_entropy(network(batch).float(), labels[start : start + _BATCH].to(device), reduction="sum")
-            if score == "taylor":
-                network.zero_grad(set_to_none=True)
-                loss.backward()
+    for batch, targets in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+        network.zero_grad(set_to_none=True)
+        with _inputs_of(network) as inputs:
+            F.cross_entropy(network(batch.to(device)).float(), targets.to(device), reduction="sum").backward()
         with torch.no_grad():
-            for i, block in enumerate(blocks):
-                for name, out, parts in (
-                    (f"blocks.{i}.attn.proj", sums.heads[i], block.heads),
-                    (f"blocks.{i}.mlp.fc2", sums.mlp[i], block.mlp_dim),
-                ):
-                    x = inputs[name]
-                    of_parts = (x * x.grad if score == "taylor" else x.abs()).double()
-                    # [b, N, parts, dims of one] -> [b, parts]
-                    of_parts = of_parts.unflatten(-1, (parts, -1)).sum(dim=(1, 3))
-                    out += of_parts.abs().sum(dim=0)
-            if score == "taylor":
-                sums.embed.add_(_of_channels(network, lambda p: p.double() * p.grad.double()).abs())
-            else:
-                for name in [*(f"blocks.{i}.norm{n}" for i in range(len(blocks)) for n in (1, 2)), "norm"]:
-                    sums.embed.add_(inputs[name].double().abs().sum(dim=(0, 1)))
+            for i in range(len(blocks)):
+                for layer, out in (("attn.proj", sums.heads[i]), ("mlp.fc2", sums.mlp[i])):
+                    # [b, N, parts x dims of one] -> [b, parts]
+                    of_parts = of_inputs(inputs[f"blocks.{i}.{layer}"]).double().unflatten(-1, (len(out), -1))
+                    out += of_parts.sum(dim=(1, 3)).abs().sum(dim=0)
+            sums.embed.add_(of_channels(inputs))
     return sums
 
 
@@ -139,7 +155,7 @@ def _of_channels(network: VisionTransformer, value: Callable[[Tensor], Tensor]) 
 
 
 @torch.no_grad()
-def _magnitude(network: VisionTransformer) -> Importances:
+def _magnitude(network: VisionTransformer, images: Tensor, labels: Tensor) -> Importances:
     def square(p: Tensor) -> Tensor:
         return p.double().square()
 
@@ -154,6 +170,14 @@ def _magnitude(network: VisionTransformer) -> Importances:
             ).sqrt()
         )
     return Importances(_of_channels(network, square).sqrt(), heads, mlp)
+
+
+# To add a score, add it here, and its meaning to `SCORES`, which the configuration reads.
+_RULES: dict[str, Callable[[VisionTransformer, Tensor, Tensor], Importances]] = {
+    "taylor": _taylor,
+    "activation": _activation,
+    "magnitude": _magnitude,
+}
 
 
 @torch.no_grad()
@@ -227,25 +251,23 @@ def reordered(network: VisionTransformer, scores: Importances) -> VisionTransfor
     return result.to(network.pos_embed.device).train(network.training)
 
 
-def fit_classifier(network: VisionTransformer, images: Tensor, labels: Tensor, decay: float = 1e-3) -> float:
+def fit_classifier(network: VisionTransformer, batches: Iterable[tuple[Tensor, Tensor]], decay: float = 1e-3) -> float:
     """Give a network a classifier for these images: a logistic regression on its features. Returns its top-1 on them.
 
-    images: [n, 3, H, W], normalised. labels: [n].
+    batches: images [b, 3, H, W], normalised, and labels [b].
     """
     architecture, device = network.architecture, network.pos_embed.device
+    was_training = network.training
+    network.eval()
+    found: list[Tensor] = []
+    targets: list[Tensor] = []
     with torch.no_grad():
-        was_training = network.training
-        network.eval()
-        features = torch.cat(
-            [
-                read_out(
-                    network.forward_features(batch.to(device)), architecture.classifier, architecture.prefix_tokens
-                )
-                for batch in images.split(_BATCH)
-            ]
-        ).float()
-        network.train(was_training)
-    labels = labels.to(device)
+        for images, of_images in batches:
+            tokens = network.forward_features(images.to(device))
+            found.append(read_out(tokens, architecture.classifier, architecture.prefix_tokens).float())
+            targets.append(of_images.to(device))
+    network.train(was_training)
+    features, labels = torch.cat(found), torch.cat(targets)
     head = nn.Linear(features.shape[1], network.num_classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 
@@ -11,7 +10,6 @@ from tests.processes import close_early
 from vitas import evaluate, zoo
 from vitas.architecture import Architecture
 from vitas.catalog import Found, write_found
-from vitas.cli import main
 from vitas.run import RunFolder
 
 # As large as those of ViTAS-F.
@@ -23,23 +21,6 @@ NUMBERS = {
     "parameters": 22_540_277,
     "images_per_second": 98_765.4,
 }
-
-
-@pytest.fixture
-def vitas(monkeypatch, capsys):
-    """(arguments) -> (exit code, stdout, stderr) of the command on a terminal of 80 columns."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitas", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "80")
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.vitas.conftest import random_images, randomise
 from vitas import Architecture, SuperNet, VisionTransformer
 from vitas.elastic_space import SCORES, ElasticSpace, Shares
 from vitas.errors import UserError
-from vitas.importance import Importances, fit_classifier, order_blocks, reordered, score_parts
+from vitas.importance import _RULES, Importances, fit_classifier, order_blocks, reordered, score_parts
 from vitas.pretrained import Images, fold_normalisation, from_timm, load_pretrained, native_images, refusal
 from vitas.pruning import cut, prune, pruned_architecture
 
@@ -277,6 +277,10 @@ def test_taylor_says_what_the_loss_would_change_to_first_order(network):
     assert torch.allclose(scores.mlp[2].float(), units.grad.abs(), rtol=1e-4, atol=1e-7)
 
 
+def test_every_score_that_the_configuration_offers_has_its_rule():
+    assert set(SCORES) == set(_RULES)
+
+
 def test_an_unknown_score_is_refused(network, labelled):
     with pytest.raises(UserError, match="score: found 'size'; it must be taylor or activation or magnitude"):
         score_parts(network, *labelled, "size")
@@ -297,7 +301,7 @@ def test_blocks_are_ordered_by_what_the_network_loses_without_them(network, labe
 def test_a_fitted_classifier_knows_its_images(network, labelled):
     fresh = copy.deepcopy(network)
     nn.init.zeros_(fresh.head.weight)
-    top1 = fit_classifier(fresh, *labelled, decay=1e-6)
+    top1 = fit_classifier(fresh, [labelled], decay=1e-6)
     with torch.no_grad():
         measured = 100 * (fresh(labelled[0]).argmax(1) == labelled[1]).double().mean().item()
     assert top1 == pytest.approx(measured)

@@ -76,7 +76,8 @@ def prune(arguments: argparse.Namespace) -> None:
     with quick_imports():
         import torch
 
-        from vitas.data.images import channels, draw_images, normalize
+        from vitas.data.evaluation import EvaluationSet
+        from vitas.data.images import channels, draw_images
         from vitas.importance import IMAGES_OF_A_CLASS, fit_classifier, score_parts
         from vitas.pretrained import Images, as_checkpoint, load_pretrained, native_images
         from vitas.pruning import prune as prune_network
@@ -95,14 +96,14 @@ def prune(arguments: argparse.Namespace) -> None:
     _check_free(output, arguments.overwrite)
     count = arguments.images if pretrained.has_classifier else max(arguments.images, IMAGES_OF_A_CLASS * classes)
     pixels, labels = draw_images(arguments.data, count, images.size, 1.0, arguments.seed)
-    inputs = normalize(pixels, channels(images.mean), channels(images.std))
+    drawn = EvaluationSet(pixels, labels, channels(images.mean), channels(images.std), len(pixels))
     if not pretrained.has_classifier:
-        top1 = fit_classifier(network, inputs, labels)
+        top1 = fit_classifier(network, drawn.batches(64))
         print(
-            f"the network has no classifier of {classes} classes; one is fitted to {len(inputs)} of the images "
+            f"the network has no classifier of {classes} classes; one is fitted to {len(pixels)} of the images "
             f"(top-1 {top1:.1f}% on these)"
         )
-    inputs, labels = inputs[: arguments.images], labels[: arguments.images]
+    inputs, labels = next(drawn.batches(arguments.images))
     pruned = network
     if budget < whole or arguments.macs:
         pruned = prune_network(network, score_parts(network, inputs, labels, arguments.score), budget)
