@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from vitas import checkpoint, released
 from vitas.architecture import Architecture
 from vitas.config import RunConfig
 from vitas.data.images import channels, normalize, spread_images
+from vitas.digests import write_with_digest
 from vitas.errors import UserError
 from vitas.files import make_folder, write_atomically
 from vitas.huggingface import write_huggingface_folder
@@ -100,7 +100,7 @@ def _trace(trained: TrainedNetwork) -> torch.export.ExportedProgram:
 
 def _write_safetensors(trained: TrainedNetwork, file: IO[bytes]) -> None:
     # Readers of Hugging Face ask for the framework under this name.
-    file.write(safetensors.torch.save(trained.network.state_dict(), trained.texts | {"format": "pt"}))
+    file.write(checkpoint.safetensors_bytes(trained.network.state_dict(), trained.texts | {"format": "pt"}))
 
 
 def _write_released(trained: TrainedNetwork, file: IO[bytes]) -> None:
@@ -109,7 +109,7 @@ def _write_released(trained: TrainedNetwork, file: IO[bytes]) -> None:
         "model": released.released_keys(trained.network.state_dict(), trained.network.architecture),
         "optimizer": {"state": {}, "param_groups": []},
     }
-    torch.save(state, file)
+    write_with_digest(file, lambda into: torch.save(state, into))
 
 
 def _run_weights(path: Path, trained: TrainedNetwork) -> Forward:

@@ -2,7 +2,9 @@
 
 A stage's files are in `save_path/STAGE/checkpoint/`: `epoch_N_ckpt.pth.tar`
 after epoch N (the last K are kept) and `recent_ckpt.pth.tar` within an epoch.
-All files are read with `weights_only`, so a downloaded file cannot run code.
+Each holds a digest, which every reading checks; a damaged one is passed over
+for the newest that is whole. All files are read with `weights_only`, so a
+downloaded file cannot run code.
 """
 
 from __future__ import annotations
@@ -10,18 +12,20 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_save
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vitas import released
+from vitas.digests import DIGEST, NOT_YET, damage, is_archive, safetensors_damage, sealed_safetensors, write_with_digest
 from vitas.errors import UserError
 from vitas.files import write_atomically
 
@@ -53,24 +57,76 @@ class CheckpointFolder:
 
     def save_recent(self, state: Mapping) -> None:
         """Write the state of a run within an epoch."""
-        write_atomically(self.folder / RECENT, lambda file: torch.save(state, file))
+        write(state, self.folder / RECENT)
 
     def save_epoch(self, state: Mapping) -> None:
         """Write the state after epoch `state["epoch"]`, then remove old files."""
-        write_atomically(self.epoch_path(state["epoch"]), lambda file: torch.save(state, file))
+        write(state, self.epoch_path(state["epoch"]))
         (self.folder / RECENT).unlink(missing_ok=True)
+        self._rotate()
+
+    def _rotate(self) -> None:
         for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
-            self.epoch_path(epoch).unlink()
+            self.epoch_path(epoch).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Finish what a killed process left undone after it wrote an epoch's file; for the one process that writes."""
+        newest = self.newest()
+        if newest is None or newest.name == RECENT:
+            return
+        (self.folder / RECENT).unlink(missing_ok=True)
+        # If the last file is damaged, those before it are worth more than their number.
+        if not self.passed_over():
+            self._rotate()
 
     def newest(self) -> Path | None:
-        """The file with the most steps: that of the last epoch, or the recent one if it is ahead; None if neither."""
-        recent = self.folder / RECENT
-        epochs = self.epochs()
-        last = self.epoch_path(epochs[-1]) if epochs else None
-        if not recent.exists() or last is None:
-            return recent if recent.exists() else last
+        """The whole file with the most steps: that of the last epoch, or the recent one if it is ahead; None if none.
+
+        Raises `UserError` if there are files, and none is whole: a run must not start anew over them.
+        """
+        newest, damaged = self._search()
+        if newest is None and damaged:
+            listed = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
+            raise UserError(
+                f"{self.folder}: no checkpoint is whole ({listed}); copy one back, or move them away to start anew"
+            )
+        return newest
+
+    def passed_over(self) -> list[str]:
+        """A line for each damaged file that `newest` passed over for an older one."""
+        newest, damaged = self._search()
+        return [f"{path} is damaged ({reason}); {newest.name} is taken instead" for path, reason in damaged.items() if newest]
+
+    def _search(self) -> tuple[Path | None, dict[Path, str]]:
+        """The newest whole file, and the damaged ones that were met on the way to it, with the reason."""
+        damaged: dict[Path, str] = {}
+
+        def whole(paths: Iterator[Path]) -> Path | None:
+            for path in paths:
+                # What is rotated away meanwhile was not the newest.
+                with suppress(FileNotFoundError):
+                    reason = damage(path) if is_archive(path) else "it is no archive, as torch writes"
+                    if reason is None:
+                        return path
+                    damaged[path] = reason
+            return None
+
+        last = whole(map(self.epoch_path, reversed(self.epochs())))
+        recent = whole(iter([self.folder / RECENT]))
+        if recent is None or last is None:
+            return recent or last, damaged
         # The recent one may be older: a process that dies right after writing an epoch's file leaves it behind.
-        return max(last, recent, key=_step)
+        return max(last, recent, key=_step), damaged
+
+    def require_space(self, size: int) -> None:
+        """Raise `UserError` unless the file system has room for a checkpoint of `size` bytes beside those there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise UserError(
+                f"save_path: {self.folder} has {free / 1e6:,.0f} MB free, and a checkpoint takes about "
+                f"{size / 1e6:,.0f} MB; make room, or choose another save_path"
+            )
 
     def candidates(self) -> list[Path]:
         """The checkpoints to read by default, in order: this run's newest, `download.pth`, other .pth files by name."""
@@ -93,28 +149,67 @@ class CheckpointFolder:
         raise UserError(f"load_name: found {load_name!r}, which is not a file; {self.folder} holds {held}")
 
 
+def write(state: Mapping, path: Path) -> None:
+    """Write a checkpoint with its digest, so that it is there whole or not at all."""
+    write_atomically(path, lambda file: write_with_digest(file, lambda into: torch.save(state, into)))
+
+
+def safetensors_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Weights and metadata as a safetensors file with its digest."""
+    return sealed_safetensors(safetensors_save(dict(state), {**metadata, DIGEST: NOT_YET}))
+
+
 def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
     """The dict in a checkpoint file, read with `weights_only`. Raises `UserError` for any other file.
 
-    A safetensors file gives its tensors as `model`, and `architecture` if that is in its metadata.
+    A file that changed since it was written is refused: ours by their digest,
+    others by their checksums. A safetensors file gives its tensors as `model`,
+    and `architecture` if that is in its metadata.
     """
     if _is_safetensors(path):
         return _read_safetensors(path, device)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        reason = damage(Path(path))
+        state = None if reason else torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         # torch raises many kinds of exceptions for other files; only a refused global is an attempt to run code.
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise UserError(f"{path} holds more than weights: reading it could run code, so it is refused") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if _is_cut_short(Path(path)):
-            reason = "it is cut short; download or copy it again"
-        raise UserError(f"{path} is not a complete checkpoint file ({reason})") from None
+        raise UserError(f"{path} is not a complete checkpoint file ({_reason(error)})") from None
+    if reason:
+        raise UserError(f"{path} is not a complete checkpoint file ({reason})")
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of weights")
+    _refuse_inflated(state, path)
     return dict(state)
+
+
+def _reason(error: Exception) -> str:
+    """Why torch could not read a file. Its own words may advise to read it in a way that can run code."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or of another program"
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _refuse_inflated(state: Mapping, path: Path | str) -> None:
+    """Raise `UserError` for a tensor of more elements than the file holds: to copy it would fill the memory."""
+    for tensor in _tensors_in(state):
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise UserError(f"{path} holds a tensor of layout {tensor.layout}; weights are plain, dense tensors")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} holds a tensor of shape {tuple(tensor.shape)} with fewer elements than that")
+
+
+def _tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth < 8 and isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(part, depth + 1)
 
 
 def _step(path: Path) -> int:
@@ -123,7 +218,8 @@ def _step(path: Path) -> int:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
         state = read(path)  # Raises with a message that says what is wrong.
-    return state.get("step", 0) if isinstance(state, Mapping) else 0
+    step = state.get("step", 0) if isinstance(state, Mapping) else 0
+    return step if isinstance(step, int) else 0
 
 
 def _is_safetensors(path: Path | str) -> bool:
@@ -131,24 +227,21 @@ def _is_safetensors(path: Path | str) -> bool:
     try:
         with open(path, "rb") as file:
             head = file.read(9)
-    except OSError:
+    except (OSError, ValueError):
         return False
     return head[4:] == b"\0\0\0\0{"
 
 
-def _is_cut_short(path: Path) -> bool:
-    """Whether a file begins like a zip archive, as torch's do, but lacks the table at the end of one."""
-    with suppress(OSError), open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
-    return False
-
-
 def _read_safetensors(path: Path | str, device: torch.device | str) -> dict:
     try:
+        if reason := safetensors_damage(Path(path)):
+            raise UserError(f"{path} is not a complete safetensors file ({reason})")
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             state = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error})") from None
     if "architecture" in metadata:
         state["architecture"] = metadata["architecture"]

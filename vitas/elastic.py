@@ -7,7 +7,6 @@ these alone.
 
 from __future__ import annotations
 
-import torch
 import yaml
 
 from vitas import checkpoint
@@ -17,7 +16,7 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.data.images import channels, draw_images
 from vitas.distributed import World, barrier, broadcast
 from vitas.errors import UserError
-from vitas.files import read_yaml, write_atomically, write_text
+from vitas.files import read_yaml, write_text
 from vitas.importance import IMAGES_OF_A_CLASS, fit_classifier, order_blocks, reordered, score_parts
 from vitas.models import VisionTransformer
 from vitas.pretrained import Images, as_checkpoint, load_pretrained
@@ -107,7 +106,7 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
         f"{', '.join(map(str, block_order))}"
     )
     state = as_checkpoint(reordered(network, scores), given)
-    write_atomically(weights, lambda file: torch.save(state, file))
+    checkpoint.write(state, weights)
     # Last: what is there is whole.
     about = {"architecture": str(architecture), "block_order": block_order, "origin": origin}
     write_text(path, yaml.safe_dump(about, sort_keys=False, width=120))

@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save
-
+from vitas import checkpoint
 from vitas.errors import UserError
 from vitas.files import write_folder
 from vitas.models.vision_transformer import VisionTransformer
@@ -82,7 +81,7 @@ def write_huggingface_folder(
     metadata = _as_strings(facts) | {"format": "pt", "architecture": str(architecture)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_folder(folder, {CONFIG: text.encode(), WEIGHTS: save(tensors, metadata)})
+    write_folder(folder, {CONFIG: text.encode(), WEIGHTS: checkpoint.safetensors_bytes(tensors, metadata)})
 
 
 def _as_strings(facts: Mapping[str, object]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
-from safetensors.torch import save
 
 from vitas import checkpoint
 from vitas.architecture import Architecture
@@ -125,7 +124,9 @@ def write_supernet_folder(
     files = {
         ABOUT: (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(),
         FRONT: yaml.safe_dump({"front": rows}, sort_keys=False, width=120).encode(),
-        WEIGHTS: save({name: value.detach().cpu().contiguous() for name, value in supernet.state_dict().items()}),
+        WEIGHTS: checkpoint.safetensors_bytes(
+            {name: value.detach().cpu().contiguous() for name, value in supernet.state_dict().items()}, {}
+        ),
     }
     write_folder(folder, files)
 

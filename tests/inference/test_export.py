@@ -141,7 +141,8 @@ def test_metadata_is_the_same_in_every_format_and_says_how_to_run_the_network(ex
     strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in expected.items()}
     assert pt2_metadata(exported["pt2"][0]) == expected
     assert onnx_metadata(exported["onnx"][0]) == strings
-    assert safetensors_metadata(exported["safetensors"][0]) == strings | {"format": "pt"}
+    with_digest = safetensors_metadata(exported["safetensors"][0])
+    assert with_digest == strings | {"format": "pt", "sha256": with_digest["sha256"]}
 
 
 def test_the_onnx_file_is_valid_and_names_what_goes_in_and_out(exported):

@@ -97,7 +97,7 @@ def test_facts_are_data_in_the_config_and_strings_beside_the_weights(folder):
         metadata = file.metadata()
         assert set(file.keys()) == set(random_network().state_dict())
     strings = {"macs": "1000000000001", "top1": "74.7", "data": "ImageNet", "hours": "null", "budget": "[1, 2]"}
-    assert metadata == {"format": "pt", "architecture": TEXT, **strings}
+    assert metadata == {"format": "pt", "architecture": TEXT, **strings, "sha256": metadata["sha256"]}
 
 
 def test_an_earlier_folder_is_replaced_and_an_empty_one_filled(folder, tmp_path):

@@ -9,7 +9,7 @@ from vitas.config import Model
 from vitas.data.folders import class_names
 from vitas.elastic_space import SCORES
 from vitas.errors import UserError
-from vitas.files import make_folder, write_atomically
+from vitas.files import make_folder
 from vitas.program import positive, quick_imports
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -76,6 +76,7 @@ def prune(arguments: argparse.Namespace) -> None:
     with quick_imports():
         import torch
 
+        from vitas import checkpoint
         from vitas.data.evaluation import EvaluationSet
         from vitas.data.images import channels, draw_images
         from vitas.importance import IMAGES_OF_A_CLASS, fit_classifier, score_parts
@@ -108,7 +109,7 @@ def prune(arguments: argparse.Namespace) -> None:
     if budget < whole or arguments.macs:
         pruned = prune_network(network, score_parts(network, inputs, labels, arguments.score), budget)
     state = as_checkpoint(pruned, images) | {"pruned_from": arguments.network}
-    write_atomically(output, lambda file: torch.save(state, file))
+    checkpoint.write(state, output)
     left = pruned.architecture.macs(images.size, classes)
     print(
         f"{arguments.network} -> {output}: {left:,} of {whole:,} MACs ({left / whole:.0%}), "
