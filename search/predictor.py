@@ -114,6 +114,9 @@ class ChoiceLosses:
         self._pending = []
         values = torch.stack(losses).double().cpu().numpy()
         for loss, chosen in zip(values, self._choices.of(np.array(genomes)), strict=True):
+            if not np.isfinite(loss):
+                # Its step was left out.
+                continue
             # Of about the last hundred passes: training itself lowers the loss.
             self._mean = 0.99 * self._mean + (loss, 1)
             self._sums *= self._decay

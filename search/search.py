@@ -68,6 +68,7 @@ def search(config: RunConfig, world: World) -> None:
         about={"model_config": model.model_dump(mode="json"), **draw.facts},
         states={"choice_losses": choice_losses},
         scalars=scalars,
+        describe=lambda step: "; ".join(str(subnet) for group in plan.at(step) for subnet in group),
         after_epoch=panel.after_epoch if panel else lambda epoch, network: None,
     )
     steps = train(task, settings, loader, checkpoints, report, world, config.seed)

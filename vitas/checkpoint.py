@@ -95,7 +95,11 @@ class CheckpointFolder:
     def passed_over(self) -> list[str]:
         """A line for each damaged file that `newest` passed over for an older one."""
         newest, damaged = self._search()
-        return [f"{path} is damaged ({reason}); {newest.name} is taken instead" for path, reason in damaged.items() if newest]
+        return [
+            f"{path} is damaged ({reason}); {newest.name} is taken instead"
+            for path, reason in damaged.items()
+            if newest
+        ]
 
     def _search(self) -> tuple[Path | None, dict[Path, str]]:
         """The newest whole file, and the damaged ones that were met on the way to it, with the reason."""

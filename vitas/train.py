@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,22 +24,16 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from vitas import checkpoint
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
-from vitas.config_section import Section, defaults_of, fields_of, leaves, sections_in
 from vitas.data.training import TrainingLoader
 from vitas.distributed import World, barrier, stop_requested, sum_
 from vitas.errors import UserError
-from vitas.report import Report, duration
+from vitas.report import Report, duration, shown_path
+from vitas.resume import TrainingState
 from vitas.seeds import stream_seed
 from vitas.slurm.signals import Interrupted
-
-# Keys that do not influence the result; a run may be resumed with other values of them.
-_FREE_KEYS = {
-    "flag", "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
-    "panel", "panel.size", "panel.epochs", "panel.stop_at",
-}  # fmt: skip
+from vitas.step_watch import Diverged, StepWatch
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class Task:
     about: plain data to save beside the weights, e.g. the architecture.
     states: what else a checkpoint holds, by name; objects with `state_dict` and `load_state_dict`.
     scalars: (steps) -> further numbers about steps, to report beside their loss.
+    describe: (step) -> what it trains, in words, if that differs from step to step.
     after_epoch: (epochs done, network) -> why the training should end there, or None. The network has the averaged
         weights, if there are any. Every rank calls it after every epoch, and again when a run resumes there.
     """
@@ -64,6 +61,7 @@ class Task:
     about: Mapping = field(default_factory=dict)
     states: Mapping = field(default_factory=dict)
     scalars: Callable[[range], Mapping[str, float]] = lambda steps: {}
+    describe: Callable[[int], str] = lambda step: ""
     after_epoch: Callable[[int, nn.Module], str | None] = lambda epoch, network: None
 
 
@@ -78,9 +76,11 @@ def train(
 ) -> int:
     """Train to the last epoch, from the newest checkpoint if there is one. Returns the number of steps in all.
 
+    Steps whose gradients are not finite are left out (`vitas.step_watch`).
     Raises `UserError` for a checkpoint of another recipe or architecture, and
-    for a loss that is not finite. Raises `Interrupted`, after a checkpoint of
-    the last step, if the run was asked to stop.
+    where going back to a checkpoint did not help against such steps. Raises
+    `Interrupted`, after a checkpoint of the last step, if the run was asked to
+    stop.
     """
     per_epoch = loader.steps_per_epoch
     total = settings.epochs * per_epoch
@@ -100,7 +100,10 @@ def train(
             f"{report.stage}.batch_size: found {settings.batch_size}, which gives {world.size} processes "
             f"{settings.batch_size // world.size} images each; mixup and cutmix pair images, so that must be even"
         )
-    state = _State(task, settings, per_epoch, seed, optimizer, ema)
+    bad_steps = checkpoints.folder.with_name("bad_steps.txt")
+    watch = StepWatch(optimizer, settings, task.describe, bad_steps, report, world)
+    task = replace(task, states={**task.states, "watch": watch})
+    state = TrainingState(task, settings, per_epoch, loader.listing, seed, optimizer, ema, report)
     start = state.resume(checkpoints, world)
     if start == total:
         report.line(f"all {settings.epochs} epochs are done")
@@ -111,52 +114,113 @@ def train(
         return start
     if start:
         report.line(f"resumes at step {start:,} of {total:,} (epoch {start / per_epoch:.2f})")
-    task.model.train()
-    meter = _Meter(task, settings, per_epoch, start, report, world)
-    with report.progress(total, start, "steps") as update:
-        for step, (images, labels) in enumerate(loader.batches(start, total), start):
-            images = images.to(world.device, non_blocking=True)
-            labels = labels.to(world.device, non_blocking=True)
-            torch.manual_seed(stream_seed(seed, "network", step, world.rank))
-            if mixup:
-                np.random.seed(stream_seed(seed, "mixup", step) % 2**32)
-                images, labels = mixup(images, labels)
-            scheduler.step_update(step)
-            optimizer.zero_grad()
-            for loss in task.losses(images, labels, step):
-                loss.backward()
-                meter.add(loss)
-            meter.end_step()
-            task.after_backward(step)
-            if settings.clip_grad:
-                nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_grad)
-            optimizer.step()
-            if ema:
-                ema.update(task.model, step)
+    if world.is_main:
+        checkpoints.require_space(state.size)
+    meter = _Meter(task, settings, per_epoch, report, world)
 
-            done = step + 1
-            if done % settings.log_steps == 0 or done == total:
-                meter.report(done, optimizer.param_groups[0]["lr"], update)
-            epoch, within = divmod(done, per_epoch)
-            enough = task.after_epoch(epoch, network) if within == 0 else None
-            reason = stop_requested(world) if done < total and not enough else None
-            if world.is_main:
-                if within == 0 and (epoch % settings.checkpoint_epochs == 0 or done == total or enough):
-                    checkpoints.save_epoch(state.at(done))
-                elif reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0):
-                    checkpoints.save_recent(state.at(done))
-            if reason:
-                report.line(f"stops after step {done:,} of {total:,}, which is saved ({reason})")
-                report.close()
-                # Slurm ends all ranks when the first one ends, so none may end before the checkpoint is written.
-                barrier(world)
-                raise Interrupted(reason)
-            if enough:
-                report.line(f"ends after epoch {epoch} of {settings.epochs}: {enough}")
-                break
+    def train_from(start: int) -> int:
+        """Train to the end; the number of steps. Raises `Diverged`."""
+        # After a return, other random draws: the same ones would end in the same way.
+        draws = stream_seed(seed, "return", state.returns) if state.returns else seed
+        task.model.train()
+        watch.begin(start)
+        meter.begin(start)
+        done = start
+        with report.progress(total, start, "steps") as update, closing(loader.batches(start, total, draws)) as batches:
+            for step, (images, labels) in enumerate(batches, start):
+                images = images.to(world.device, non_blocking=True)
+                labels = labels.to(world.device, non_blocking=True)
+                torch.manual_seed(stream_seed(draws, "network", step, world.rank))
+                if mixup:
+                    np.random.seed(stream_seed(draws, "mixup", step) % 2**32)
+                    images, labels = mixup(images, labels)
+                scheduler.step_update(step)
+                optimizer.zero_grad()
+                for loss in task.losses(images, labels, step):
+                    loss.backward()
+                    meter.add(loss)
+                task.after_backward(step)
+                meter.end_step(watch.clip(step))
+                optimizer.step()
+                if ema:
+                    ema.update(task.model, step)
+
+                done = step + 1
+                if done % settings.log_steps == 0 or done == total:
+                    watch.review(done)
+                    meter.report(done, optimizer.param_groups[0]["lr"], update)
+                epoch, within = divmod(done, per_epoch)
+                enough = task.after_epoch(epoch, network) if within == 0 else None
+                reason = stop_requested(world) if done < total and not enough else None
+                is_last = done == total or enough
+                ends_epoch = within == 0 and (epoch % settings.checkpoint_epochs == 0 or is_last)
+                saves = ends_epoch or reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0)
+                if saves and _is_sound(state.at(done), done, watch, is_last, report) and world.is_main:
+                    (checkpoints.save_epoch if ends_epoch else checkpoints.save_recent)(state.at(done))
+                if reason:
+                    saved = "the newest checkpoint is older" if watch.last_was_bad else "which is saved"
+                    report.line(f"stops after step {done:,} of {total:,}, {saved} ({reason})")
+                    report.close()
+                    # Slurm ends all ranks when the first one ends, so none may end before the checkpoint is written.
+                    barrier(world)
+                    raise Interrupted(reason)
+                if enough:
+                    report.line(f"ends after epoch {epoch} of {settings.epochs}: {enough}")
+                    break
+        return done
+
+    while True:
+        try:
+            done = train_from(start)
+            break
+        except Diverged as error:
+            start = _go_back(state, checkpoints, settings, str(error), bad_steps, report, world)
     # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
     return done
+
+
+def _is_sound(state: Mapping, done: int, watch: StepWatch, is_last: bool, report: Report) -> bool:
+    """Whether a state is worth keeping. Raises `Diverged` if it is not and has to be."""
+    watch.review(done)
+    watch.require_finite(state, done)
+    if watch.last_was_bad and is_last:
+        raise Diverged(f"the gradients of the last step, {done:,}, are not finite")
+    if watch.last_was_bad:
+        # That step did not change the weights, but perhaps they are why its gradients were not finite.
+        report.line(f"does not save step {done:,}, whose gradients are not finite")
+    return not watch.last_was_bad
+
+
+def _go_back(
+    state: TrainingState,
+    checkpoints: CheckpointFolder,
+    settings: Training,
+    why: str,
+    bad_steps: Path,
+    report: Report,
+    world: World,
+) -> int:
+    """Load the newest checkpoint, to go on from there with other draws. Returns its step.
+
+    Raises `UserError` without one, and after `not_finite.returns` returns.
+    """
+    stage, returns = report.stage, state.returns + 1
+    advice = f"with a smaller {stage}.lr (it is {settings.lr}) or with {stage}.clip_grad"
+    # Rank 0 may just have written it.
+    barrier(world)
+    newest = checkpoints.newest()
+    if newest is None:
+        raise UserError(f"{why}, and there is no checkpoint to go back to; train {advice}")
+    if returns > settings.not_finite.returns:
+        raise UserError(
+            f"{why}, also after {settings.not_finite.returns} returns to a checkpoint; {shown_path(bad_steps)} has the "
+            f"steps. {shown_path(newest)} is whole: go on from it {advice}, and {stage}.allow_changes=[lr, clip_grad]"
+        )
+    start = state.resume(checkpoints, world)
+    state.returns = returns
+    report.line(f"{why}; goes back to step {start:,} ({newest.name}), and on from there with other draws")
+    return start
 
 
 def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
@@ -211,34 +275,35 @@ class Criterion:
 class _Meter:
     """Reports the mean loss since the last report, the rate and the time left."""
 
-    def __init__(
-        self, task: Task, settings: Training, per_epoch: int, start: int, report: Report, world: World
-    ) -> None:
+    def __init__(self, task: Task, settings: Training, per_epoch: int, report: Report, world: World) -> None:
         self._task, self._settings, self._per_epoch = task, settings, per_epoch
-        self._start = self._reported = start
         self._report, self._world = report, world
         self._total = settings.epochs * per_epoch
-        # Sum and count of the losses, on the device, so that no step waits for its loss.
+        # On the device, so that no step waits for its loss: the loss of the step; the sum and count of the steps'.
+        self._loss = torch.zeros((), dtype=torch.float64, device=world.device)
         self._losses = torch.zeros(2, dtype=torch.float64, device=world.device)
+
+    def begin(self, start: int) -> None:
+        """Start to count at a step."""
+        self._start = self._reported = start
         self._began = time.monotonic()
+        self._loss.zero_()
+        self._losses.zero_()
 
     def add(self, loss: Tensor) -> None:
-        self._losses[0] += loss.detach()
+        self._loss += loss.detach()
 
-    def end_step(self) -> None:
-        self._losses[1] += 1
+    def end_step(self, bad: Tensor) -> None:
+        """bad: 1 if the step is left out, on the device."""
+        good = 1 - bad
+        self._losses += torch.stack([torch.where(bad > 0, 0.0, self._loss), good])
+        self._loss.zero_()
 
     def report(self, done: int, lr: float, update: Callable[[int, str], None]) -> None:
         """Report after `done` steps, to the bar, the log and the events. All ranks must call it."""
         summed, count = sum_(self._losses, self._world).tolist()
         self._losses.zero_()
-        loss = summed / count
-        if not math.isfinite(loss):
-            stage = self._report.stage
-            raise UserError(
-                f"the loss is {loss} at step {done}; train with a smaller {stage}.lr "
-                f"(it is {self._settings.lr}) or with {stage}.clip_grad"
-            )
+        loss = summed / count if count else math.nan
         per_step = (time.monotonic() - self._began) / (done - self._start)
         rate = self._settings.batch_size / per_step
         update(done, f"loss {loss:.3f}  {rate:,.0f} images/s")
@@ -248,75 +313,5 @@ class _Meter:
         )
         further = self._task.scalars(range(self._reported, done))
         self._reported = done
-        self._report.scalars(done, {"loss": loss, "lr": lr, "images_per_second": rate, **further})
-
-
-def _default_leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The defaults of a section and of the sections in it, with their dotted keys, as JSON values."""
-    defaults = section.model_construct(**defaults_of(section)).model_dump(mode="json", warnings=False)
-    yield from leaves(defaults, prefix)
-    for key, annotation in fields_of(section).items():
-        if key not in defaults:
-            for inner in sections_in(annotation):
-                yield from _default_leaves(inner, f"{prefix}{key}.")
-
-
-class _State:
-    """The contents of a checkpoint, and the recipe that it may be resumed with."""
-
-    def __init__(
-        self,
-        task: Task,
-        settings: Training,
-        per_epoch: int,
-        seed: int,
-        optimizer: torch.optim.Optimizer,
-        ema: ModelEmaV3 | None,
-    ) -> None:
-        self._task, self._optimizer, self._ema = task, optimizer, ema
-        self._per_epoch = per_epoch
-        # An architecture can be written in several forms; `about` has its canonical text.
-        given = settings.model_dump(mode="json", exclude={"architecture"})
-        decisive = {key: value for key, value in leaves(given) if key not in _FREE_KEYS}
-        self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(leaves(task.about))}
-        # A key that an older version did not have counts as its present default.
-        self._defaults = dict(_default_leaves(type(settings)))
-
-    def at(self, step: int) -> dict:
-        """The state after `step` steps; `epoch` counts whole epochs."""
-        return {
-            "epoch": step // self._per_epoch,
-            "step": step,
-            "model": self._task.model.state_dict(),
-            "ema": self._ema.module.state_dict() if self._ema else None,
-            "optimizer": self._optimizer.state_dict(),
-            "recipe": self._recipe,
-            **{name: part.state_dict() for name, part in self._task.states.items()},
-            **self._task.about,
-        }
-
-    def resume(self, checkpoints: CheckpointFolder, world: World) -> int:
-        """Load the newest checkpoint, if there is one. Returns the step to start from."""
-        path = checkpoints.newest()
-        if path is None:
-            return 0
-        state = checkpoint.read(path, world.device)
-        recipe = state.get("recipe")
-        if not isinstance(recipe, Mapping):
-            raise UserError(f"{path} is not a checkpoint of this program; move it away, or choose another save_path")
-        for key in {**self._recipe, **recipe}:
-            ours, theirs = (part.get(key, self._defaults.get(key)) for part in (self._recipe, recipe))
-            if ours != theirs:
-                raise UserError(
-                    f"{path} was trained with {key} {theirs!r}, and now it is {ours!r}; "
-                    "set it back, or choose another save_path"
-                )
-        self._task.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self._ema:
-            self._ema.module.load_state_dict(state["ema"])
-        for name, part in self._task.states.items():
-            # An earlier version did not save it; it begins anew.
-            if name in state:
-                part.load_state_dict(state[name])
-        return state["step"]
+        loss_if_any = {} if math.isnan(loss) else {"loss": loss}
+        self._report.scalars(done, {**loss_if_any, "lr": lr, "images_per_second": rate, **further})

@@ -158,9 +158,11 @@ def test_what_cannot_be_fine_tuned_is_refused(path, pretrained, reference) -> No
         train(path, *tuned_from(pretrained), "retrain.from_supernet=true")
 
 
-def test_a_diverging_loss_stops_with_a_message(path) -> None:
-    with pytest.raises(UserError, match=r"the loss is (nan|inf).*retrain\.lr"):
-        train(path, f"retrain.architecture={TEXT}", "retrain.lr=1e30", "retrain.log_steps=1")
+def test_a_diverging_training_stops_with_advice_and_saves_nothing(path) -> None:
+    with pytest.raises(UserError, match=r"not finite.*no checkpoint to go back to.*retrain\.lr"):
+        config = train(path, f"retrain.architecture={TEXT}", "retrain.lr=1e30", "retrain.log_steps=1")
+    config = configuration.load(path)
+    assert not list(config.folder.checkpoints("retrain").glob("*"))
 
 
 def test_weight_decay_is_on_matrices_only(path) -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from vitas.config.checks import check, check_token_phases, doubts
 from vitas.config.run_config import (
+    ALLOWED_CHANGES,
     Adapt,
     AsvitSearch,
     Distillation,
@@ -21,6 +22,7 @@ from vitas.config.run_config import (
     Growth,
     Importance,
     Model,
+    NotFinite,
     Panel,
     Prescreen,
     Race,
@@ -39,6 +41,7 @@ from vitas.files import read_text
 from vitas.released import Configuration, read_configuration
 
 __all__ = [
+    "ALLOWED_CHANGES",
     "Adapt",
     "AsvitSearch",
     "Distillation",
@@ -46,6 +49,7 @@ __all__ = [
     "Growth",
     "Importance",
     "Model",
+    "NotFinite",
     "Panel",
     "Prescreen",
     "Race",

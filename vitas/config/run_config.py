@@ -98,6 +98,23 @@ class Distillation(Section):
     hard: bool = False
 
 
+class NotFinite(Section):
+    """What happens to steps whose gradients are not finite, which are left out (see `vitas/step_watch.py`).
+
+    in_a_row: after so many, the training goes back to its newest checkpoint.
+    returns: how often it may go back before it gives up.
+    """
+
+    in_a_row: Positive = 10
+    returns: Count = 3
+
+
+# Keys of a recipe that a training may be resumed with other values of; `data` is the images.
+ALLOWED_CHANGES = (
+    "lr", "min_lr", "weight_decay", "warmup_epochs", "clip_grad", "label_smoothing", "mixup", "cutmix", "data",
+)  # fmt: skip
+
+
 class Training(Section):
     """The recipe of a training stage; the defaults are those of the published results.
 
@@ -112,6 +129,8 @@ class Training(Section):
     ema_decay: of the average of the weights; 0 is off.
     distillation: null is off.
     amp: bfloat16 on a GPU.
+    not_finite: what happens when gradients are not finite.
+    allow_changes: keys of the recipe, or `data`, that may differ from those of the checkpoint that is resumed.
     keep: how many epoch checkpoints to keep; 0 keeps all.
     checkpoint_steps: steps between checkpoints within an epoch; 0 is only after epochs.
     checkpoint_epochs: epochs between checkpoints; the last epoch has one too.
@@ -134,6 +153,8 @@ class Training(Section):
     ema_decay: Fraction = 0.0
     distillation: Distillation | None = None
     amp: bool = True
+    not_finite: NotFinite = NotFinite()
+    allow_changes: list[Literal[ALLOWED_CHANGES]] = []
     keep: Count = 3
     checkpoint_steps: Count = 0
     checkpoint_epochs: Positive = 1

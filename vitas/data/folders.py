@@ -5,10 +5,12 @@ An image folder has one sub-folder per class, the usual layout of ImageNet.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
@@ -106,6 +108,37 @@ def check_image_folder(data_dir: str, num_classes: int) -> None:
 def class_names(data_dir: str) -> list[str]:
     """The names of the class folders, in the order of the labels."""
     return sorted(entry.name for entry in Path(data_dir).iterdir() if entry.is_dir())
+
+
+# For each class, its number of images and a digest of their names.
+Listing: TypeAlias = dict[str, list]
+
+
+def listing(classes: Sequence[str], samples: Iterable[tuple[str, int]]) -> Listing:
+    """What an image folder holds, by name and not by content, to tell whether it changed.
+
+    classes: by label. samples: path and label of each image, as torchvision's `ImageFolder` has them.
+    """
+    names: dict[str, list[str]] = {name: [] for name in classes}
+    for path, label in samples:
+        names[classes[label]].append(path[path.rfind("/" + classes[label] + "/") :])
+    return {
+        name: [len(paths), hashlib.sha256("\0".join(sorted(paths)).encode(errors="surrogateescape")).hexdigest()[:16]]
+        for name, paths in names.items()
+    }
+
+
+def explain_change(before: Listing, now: Listing) -> str:
+    """In words, how two listings differ: the first class that does, and how many do."""
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    name = differing[0]
+    counts = [part[name][0] if name in part else 0 for part in (before, now)]
+    if counts[0] != counts[1]:
+        first = f"class {name!r} had {counts[0]:,} images and has {counts[1]:,}"
+    else:
+        first = f"class {name!r} has {counts[1]:,} images as before, but other file names"
+    more = len(differing) - 1
+    return first + (f", and {more} more of {len({**before, **now})} classes differ" if more else "")
 
 
 def common_image(first: str, second: str) -> str | None:

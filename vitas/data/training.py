@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
 from vitas.config import RunConfig, Training
-from vitas.data.folders import Augmentation, TrainingData
+from vitas.data.folders import Augmentation, TrainingData, listing
 from vitas.data.images import open_image_folder
 from vitas.distributed import World
 from vitas.errors import UserError
@@ -91,14 +91,15 @@ class TrainingLoader:
             raise UserError(
                 f"batch_size: found {batch_size}, more than the {len(folder)} images of {settings.data_dir!r}"
             )
-        transform = training_transform(settings.augmentation, image_size, mean, std)
-        self._dataset = AugmentedImages(folder, transform, seed)
+        self._folder = folder
+        self._transform = training_transform(settings.augmentation, image_size, mean, std)
         self._batch_size = batch_size
         self._world = world
         self._seed = seed
         self._repeats = repeats
         self._workers = settings.workers
         self.steps_per_epoch = len(folder) // batch_size
+        self.listing = listing(folder.classes, folder.samples)
 
     @classmethod
     def for_stage(cls, settings: Training, config: RunConfig, world: World) -> TrainingLoader:
@@ -115,17 +116,20 @@ class TrainingLoader:
             settings.repeats,
         )
 
-    def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, start: int, end: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's part of the batches of steps `start` to `end` - 1, counted from the start of the run.
+
+        seed: of the random streams, instead of the loader's own.
 
         Yields images [batch_size / world size, 3, H, W] and labels [batch_size / world size].
         One iteration spans epochs, so workers never idle at the end of an epoch.
         """
         if start >= end:
             return
+        seed = self._seed if seed is None else seed
         yield from DataLoader(
-            self._dataset,
-            batch_sampler=self._items(start, end),
+            AugmentedImages(self._folder, self._transform, seed),
+            batch_sampler=self._items(start, end, seed),
             num_workers=self._workers,
             pin_memory=self._world.device.type == "cuda",
             # It seeds the workers, which ignore the seed. Without it, DataLoader would draw from the global generator.
@@ -133,15 +137,15 @@ class TrainingLoader:
             worker_init_fn=signals.ignore,
         )
 
-    def _items(self, start: int, end: int) -> Iterator[list[tuple[int, int, int]]]:
+    def _items(self, start: int, end: int, seed: int) -> Iterator[list[tuple[int, int, int]]]:
         """For each step, this rank's items: epoch, index of the image, index of the repeat."""
         part = self._world.share(self._batch_size)
         order: np.ndarray | None = None
         for step in range(start, end):
             epoch, position = divmod(step, self.steps_per_epoch)
             if order is None or position == 0:
-                rng = np.random.default_rng(stream_seed(self._seed, "order", epoch))
-                order = rng.permutation(len(self._dataset))
+                rng = np.random.default_rng(stream_seed(seed, "order", epoch))
+                order = rng.permutation(len(self._folder))
             places = range(position * self._batch_size, (position + 1) * self._batch_size)[part]
             yield [(epoch, int(order[place // self._repeats]), place % self._repeats) for place in places]
 
