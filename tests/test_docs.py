@@ -32,6 +32,7 @@ SECTIONS = {
     "`model.space` of a pretrained network": Shares,
     "`model.importance`": config.Importance,
     "`search` and `retrain`: the recipe": Training,
+    "`not_finite`": config.NotFinite,
     "`distillation`": config.Distillation,
     "`search` only": Search,
     "`search.subnets`": config.Subnets,

@@ -17,7 +17,7 @@ PROGRAMS = ("search", "retrain", "inference")
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
     ("errors", "config_section", "costs", "seeds"),
-    ("architecture", "files", "sharing", "data.folders", "data.example_images", "slurm.queries"),
+    ("architecture", "files", "digests", "sharing", "data.folders", "data.example_images", "slurm.queries"),
     ("space", "asvit.genotype", "run", "slurm.signals", "slurm.lock"),
     ("elastic_space",),
     ("budget", "catalog", "released"),
@@ -29,7 +29,7 @@ LAYERS = (
     ("asvit.scores", "data", "checkpoint", "report", "provenance"),
     ("evaluate", "timm", "pretrained", "importance"),
     ("pruning", "elastic", "supernet_folder"),
-    ("teacher",),
+    ("teacher", "resume", "step_watch"),
     ("train", "huggingface"),
     ("program",),
     ("cli",),
@@ -38,7 +38,7 @@ LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 # All other rooms answer before torch could be loaded, which takes seconds: a wrong YAML, --help, `vitas describe`.
 WITH_TORCH = (
     "distributed", "models", "asvit.scores", "data", "checkpoint", "report", "provenance", "evaluate", "teacher",
-    "timm", "huggingface", "train", "pretrained", "importance", "pruning", "elastic",
+    "timm", "huggingface", "train", "resume", "step_watch", "pretrained", "importance", "pruning", "elastic",
     "supernet_folder",
 )  # fmt: skip
 FRAMEWORKS = ("torch", "torchvision", "timm")

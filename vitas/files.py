@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,22 +29,88 @@ def make_folder(folder: Path, key: str) -> None:
         raise UserError(f"{key}: found {str(folder)!r}, which cannot be written to")
 
 
+# The end of a temporary file's name: .NAME.HOST.PID.tmp
+_UNFINISHED = ".tmp"
+_HOST = socket.gethostname().replace(".", "-")
+_DAY = 24 * 3600
+# Errors that a user mends: no room, over the quota, a file system that went read-only.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+class _Watched:
+    """A file open for writing that remembers why a write failed: torch raises another error instead."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.written, self.error = 0, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            count = self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.written += count
+        return count
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
 
-    A process that dies at any point leaves the old file or the new one.
+    A process that dies at any point leaves the old file or the new one. Raises
+    `UserError` where there is no room for it; the old file is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}{_UNFINISHED}")
+    watched = None
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            watched = _Watched(file)
+            write(watched)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
+    except Exception as error:
+        failure = (watched.error if watched else None) or error
+        if isinstance(failure, OSError) and failure.errno in NO_ROOM:
+            raise no_room(failure, path, watched.written if watched else 0) from None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def no_room(error: OSError, path: Path, written: int = 0) -> UserError:
+    """The error for a file that could not be written for want of room."""
+    reason = error.strerror or str(error)
+    with suppress(OSError):
+        reason += f"; {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB are free there"
+    so_far = f" after {written / 1e6:,.1f} MB of it" if written else ""
+    return UserError(
+        f"{path} cannot be written{so_far} ({reason}); what was there before is whole. Make room, and run the same "
+        "command again: it resumes"
+    )
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the temporary files below a folder whose writers are dead; returns what was removed.
+
+    A writer on another machine is taken for dead a day after it last wrote.
+    """
+    removed = []
+    for path in folder.rglob(f".*{_UNFINISHED}"):
+        host, pid, _ = ["", "", *path.name.split(".")][-3:]
+        with suppress(OSError):
+            is_ours = host == _HOST and pid.isdigit()
+            is_dead = not Path("/proc", pid).exists() if is_ours else time.time() - path.stat().st_mtime > _DAY
+            if is_dead and path.is_file():
+                path.unlink()
+                removed.append(path)
+    return removed
 
 
 def write_text(path: Path, text: str) -> None:
@@ -220,8 +290,13 @@ class Journal:
     def append(self, *records: dict) -> None:
         """Append records and flush them to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.writelines(json.dumps(record).encode() + b"\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "ab") as file:
+                file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise no_room(error, self.path) from None
+            raise
         self.lines += records

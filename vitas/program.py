@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vitas import config as configuration
 from vitas.config import RunConfig
 from vitas.errors import MISTAKE, UserError
+from vitas.files import remove_leftovers
 from vitas.run import STAGES, stages_of
 from vitas.slurm import queries, signals
 from vitas.slurm.lock import Lock
@@ -159,6 +160,8 @@ def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
     if refusal:
         raise UserError(refusal)
     if lock:
+        # Of processes that were killed in the middle of a write.
+        remove_leftovers(config.folder.lock(program).parent)
         provenance.write_start(config.folder.start(program, queries.job_id()), config, world)
         signals.guard(lock.check)
         signals.watch_time_limit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from vitas.distributed import World
+from vitas.files import NO_ROOM
 from vitas.run import RunFolder
 from vitas.slurm import queries
 
@@ -31,6 +33,7 @@ class Report:
         self._log = folder.log(stage, queries.job_id())
         self._events = folder.events(stage)
         self._writer: SummaryWriter | None = None
+        self._lacks_room = False
         if self._is_main:
             self._log.parent.mkdir(parents=True, exist_ok=True)
 
@@ -56,19 +59,32 @@ class Report:
 
     def _write_log(self, text: str) -> str:
         stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.stage}: {text}"
-        with open(self._log, "a") as file:
+        with self._going_on_without_room(), open(self._log, "a") as file:
             file.write(stamped + "\n")
         return stamped
+
+    @contextmanager
+    def _going_on_without_room(self) -> Iterator[None]:
+        """Go on where a report cannot be written for want of room: a checkpoint that has none says so itself."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if not self._lacks_room:
+                print(f"{self.stage}: {self._log.parent} has no room for logs ({error.strerror})", file=sys.stderr)
+            self._lacks_room = True
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write TensorBoard scalars `STAGE/NAME`. The first call of a resumed run hides older ones from `step` on."""
         if not self._is_main:
             return
-        if self._writer is None:
-            self._writer = SummaryWriter(self._events, purge_step=step, filename_suffix=f".{self.stage}")
-        for name, value in values.items():
-            self._writer.add_scalar(f"{self.stage}/{name}", value, step)
-        self._writer.flush()
+        with self._going_on_without_room():
+            if self._writer is None:
+                self._writer = SummaryWriter(self._events, purge_step=step, filename_suffix=f".{self.stage}")
+            for name, value in values.items():
+                self._writer.add_scalar(f"{self.stage}/{name}", value, step)
+            self._writer.flush()
 
     @contextmanager
     def progress(self, total: int, done: int, unit: str) -> Iterator[Callable[[int, str], None]]:
@@ -96,7 +112,8 @@ class Report:
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._going_on_without_room():
+                self._writer.close()
 
 
 def duration(seconds: float) -> str:

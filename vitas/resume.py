@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from vitas import checkpoint
 from vitas.checkpoint import CheckpointFolder
@@ -16,9 +17,6 @@ from vitas.data.folders import Listing, explain_change
 from vitas.distributed import World, broadcast
 from vitas.errors import UserError, is_integer
 from vitas.report import Report
-
-if TYPE_CHECKING:
-    from vitas.train import Task
 
 # Keys that do not influence the result; a run may be resumed with other values of them.
 _FREE_KEYS = {
@@ -31,30 +29,34 @@ _FREE_KEYS = {
 class TrainingState:
     """The state of a training: what a checkpoint holds, and the recipe that it may be resumed with.
 
+    model, ema, optimizer, states: what a checkpoint holds; `states` by name.
+    about: plain data beside them, which is of the recipe too.
     listing: the names of the images, as `vitas.data.folders.listing` gives them.
     returns: how often the training went back to a checkpoint because it diverged.
     """
 
     def __init__(
         self,
-        task: Task,
+        model: nn.Module,
+        ema: ModelEmaV3 | None,
+        optimizer: torch.optim.Optimizer,
+        states: Mapping,
+        about: Mapping,
         settings: Training,
         per_epoch: int,
         listing: Listing,
         seed: int,
-        optimizer: torch.optim.Optimizer,
-        ema: ModelEmaV3 | None,
         report: Report,
     ) -> None:
-        self._task, self._settings, self._optimizer, self._ema = task, settings, optimizer, ema
-        self._per_epoch, self._listing, self._report = per_epoch, listing, report
+        self._model, self._ema, self._optimizer, self._states, self._about = model, ema, optimizer, states, about
+        self._settings, self._per_epoch, self._listing, self._report = settings, per_epoch, listing, report
         self.returns = 0
         # Values of the recipe that were changed on the way: {step, key, from, to}.
         self._changes: list[dict] = []
         # An architecture can be written in several forms; `about` has its canonical text.
         given = settings.model_dump(mode="json", exclude={"architecture"})
         decisive = {key: value for key, value in leaves(given) if key not in _FREE_KEYS}
-        self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(leaves(task.about))}
+        self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(leaves(about))}
         # A key that an older version did not have counts as its present default.
         self._defaults = dict(_default_leaves(type(settings)))
         self._rates = [{key: group[key] for key in ("lr", "weight_decay")} for group in optimizer.param_groups]
@@ -64,21 +66,21 @@ class TrainingState:
         return {
             "epoch": step // self._per_epoch,
             "step": step,
-            "model": self._task.model.state_dict(),
+            "model": self._model.state_dict(),
             "ema": self._ema.module.state_dict() if self._ema else None,
             "optimizer": self._optimizer.state_dict(),
             "recipe": self._recipe,
             "listing": self._listing,
             "changes": self._changes,
             "returns": self.returns,
-            **{name: part.state_dict() for name, part in self._task.states.items()},
-            **self._task.about,
+            **{name: part.state_dict() for name, part in self._states.items()},
+            **self._about,
         }
 
     @property
     def size(self) -> int:
         """About how many bytes a checkpoint takes; AdamW keeps two numbers for each weight."""
-        weights = sum(p.numel() * p.element_size() for p in self._task.model.parameters())
+        weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
         return weights * (4 if self._ema else 3)
 
     def resume(self, checkpoints: CheckpointFolder, world: World) -> int:
@@ -110,14 +112,14 @@ class TrainingState:
             raise UserError(f"{path} is not a checkpoint of this training ({_first_line(error)})") from None
 
     def _load(self, state: Mapping) -> int:
-        self._task.model.load_state_dict(state["model"])
+        self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         # Those of the checkpoint may have been changed since; the scheduler sets the rate anew in every step.
         for group, rates in zip(self._optimizer.param_groups, self._rates, strict=True):
             group.update(rates)
         if self._ema:
             self._ema.module.load_state_dict(state["ema"])
-        for name, part in self._task.states.items():
+        for name, part in self._states.items():
             # An earlier version did not save it; it begins anew.
             if name in state:
                 part.load_state_dict(state[name])
@@ -132,7 +134,7 @@ class TrainingState:
         epoch, within = divmod(step, per_epoch)
         return epoch * self._per_epoch + within * self._per_epoch // per_epoch
 
-    def _take_changes(self, state: Mapping, path) -> None:
+    def _take_changes(self, state: Mapping, path: Path) -> None:
         """Compare a checkpoint's recipe and images with ours; `allow_changes` must have what differs, or it raises."""
         stage, allowed, recipe = self._report.stage, self._settings.allow_changes, state["recipe"]
         self._changes = list(state.get("changes", []))

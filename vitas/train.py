@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +102,10 @@ def train(
         )
     bad_steps = checkpoints.folder.with_name("bad_steps.txt")
     watch = StepWatch(optimizer, settings, task.describe, bad_steps, report, world)
-    task = replace(task, states={**task.states, "watch": watch})
-    state = TrainingState(task, settings, per_epoch, loader.listing, seed, optimizer, ema, report)
+    states = {**task.states, "watch": watch}
+    state = TrainingState(
+        task.model, ema, optimizer, states, task.about, settings, per_epoch, loader.listing, seed, report
+    )
     start = state.resume(checkpoints, world)
     if start == total:
         report.line(f"all {settings.epochs} epochs are done")

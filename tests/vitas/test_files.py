@@ -1,14 +1,65 @@
 """Files: none by halves, and YAML as data only."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitas.errors import UserError
-from vitas.files import Journal, parse_yaml, read_yaml, write_atomically, write_folder, write_text
+from vitas.files import Journal, parse_yaml, read_yaml, remove_leftovers, write_atomically, write_folder, write_text
 
 # Writing
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("through_torch", [False, True])
+def test_a_full_disk_is_named_with_the_file_and_what_was_there_stays(small_disk, through_torch):
+    path = small_disk / "file"
+    path.write_text("old")
+    state = {"weights": torch.zeros(1_000_000)}
+    with pytest.raises(UserError, match=r"disk/file cannot be written.*No space left.*MB are free.*same command"):
+        write_atomically(path, lambda file: torch.save(state, file) if through_torch else file.write(bytes(4_000_000)))
+    assert [p.read_text() for p in small_disk.iterdir()] == ["old"]
+
+
+def test_a_journal_on_a_full_disk_says_so_and_keeps_its_whole_lines(small_disk):
+    journal = Journal(small_disk / "scores.jsonl")
+    journal.append({"step": 1})
+    with pytest.raises(UserError, match=r"scores\.jsonl cannot be written.*No space left"):
+        journal.append({"text": "x" * 4_000_000})
+    assert Journal(small_disk / "scores.jsonl").lines == [{"step": 1}]
+
+
+def test_temporary_files_of_killed_writers_are_removed_and_those_of_living_ones_stay(tmp_path):
+    script = (
+        "import os, sys; from pathlib import Path; from vitas.files import write_atomically;"
+        "write_atomically(Path(sys.argv[1]), lambda file: os._exit(9))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "checkpoint" / "epoch_1")], check=False)
+    (dead,) = (tmp_path / "checkpoint").iterdir()
+    living = dead.with_name(f".file.{dead.name.split('.')[-3]}.{os.getpid()}.tmp")
+    elsewhere, old = (dead.with_name(f".{name}.other-host.1.tmp") for name in ("new", "old"))
+    for path in (living, elsewhere, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert sorted(remove_leftovers(tmp_path)) == sorted([dead, old])
+    assert sorted((tmp_path / "checkpoint").iterdir()) == sorted([living, elsewhere])
 
 
 def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
