@@ -13,7 +13,7 @@ from search.search import search
 from tests.conftest import largest, small_run
 from vitas import config as configuration
 from vitas.architecture import Architecture
-from vitas.checkpoint import CheckpointFolder, read
+from vitas.checkpoint import CheckpointFolder, read, write
 from vitas.distributed import World
 from vitas.errors import UserError
 
@@ -171,3 +171,63 @@ def test_weight_decay_is_on_matrices_only(path) -> None:
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     # Per block qkv, proj, fc1, fc2; then the patch projection and the classifier.
     assert len(groups[0]["params"]) == 2 * 4 + 2
+
+
+# Images that changed
+
+
+def train_on(path, folder, *overrides: str):
+    return train(path, f"retrain.architecture={TEXT}", f"retrain.data.data_dir={folder}", *overrides)
+
+
+@pytest.fixture
+def own_digits(few_digits, tmp_path):
+    """Images that a test may change."""
+    return shutil.copytree(few_digits, tmp_path / "own")
+
+
+def remove(folder) -> None:
+    next((folder / "3").iterdir()).unlink()
+
+
+def rename(folder) -> None:
+    image = next((folder / "3").iterdir())
+    image.rename(image.with_name("renamed.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(remove, "class '3' had 16 images and has 15"), (rename, "class '3' has 16 images as before, but other")],
+)
+def test_images_that_changed_are_refused_with_what_changed_and_the_way_on(path, own_digits, change, words) -> None:
+    train_on(path, own_digits, "retrain.epochs=2")
+    config = configuration.load(path)
+    CheckpointFolder(config.folder.checkpoints("retrain")).epoch_path(2).unlink()
+    change(own_digits)
+    with pytest.raises(UserError, match=re.escape(words)) as refusal:
+        train_on(path, own_digits, "retrain.epochs=2")
+    assert "retrain.allow_changes=[data]" in str(refusal.value)
+    # 159 images are 7 steps an epoch and not 8.
+    config = train_on(path, own_digits, "retrain.epochs=2", "retrain.allow_changes=[data]")
+    state = newest(config)
+    assert state["epoch"] == 2
+    (recorded,) = state["changes"]
+    assert recorded["key"] == "data"
+    assert words in recorded["to"]
+    assert words in config.folder.log("retrain", None).read_text()
+
+
+def test_images_that_moved_are_the_same(path, own_digits, tmp_path) -> None:
+    train_on(path, own_digits, "retrain.epochs=2")
+    config = configuration.load(path)
+    CheckpointFolder(config.folder.checkpoints("retrain")).epoch_path(2).unlink()
+    train_on(path, own_digits.rename(tmp_path / "moved"), "retrain.epochs=2")
+
+
+@pytest.mark.parametrize("step", [-5, 10**9, "3", None, 2.5])
+def test_a_checkpoint_of_an_impossible_step_is_refused_by_file(path, step) -> None:
+    config = train(path, f"retrain.architecture={TEXT}")
+    last = CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
+    write(read(last) | {"step": step}, last)
+    with pytest.raises(UserError, match=r"epoch_1.*not a checkpoint of this training.*step"):
+        train(path, f"retrain.architecture={TEXT}")
