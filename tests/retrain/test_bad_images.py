@@ -48,6 +48,7 @@ def newest(config: RunConfig) -> dict:
     return read(CheckpointFolder(config.folder.checkpoints("retrain")).resolve())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_over_bad_images_ends_as_an_undisturbed_one(words, tmp_path) -> None:
     path, *overrides = words
     overrides += ["retrain.epochs=4", "retrain.checkpoint_steps=3"]
