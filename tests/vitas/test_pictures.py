@@ -1,5 +1,6 @@
 """One way to read an image file: as viewers show it, and one exception for all that can be wrong."""
 
+import errno
 import os
 import pickle
 import signal
@@ -12,6 +13,7 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from tests.vitas.conftest import write_bad_images
+from vitas.data import pictures
 from vitas.data.pictures import BadImage, read_image
 
 TURN = 0x0112
@@ -192,8 +194,29 @@ def test_what_is_wrong_with_the_process_is_not_the_files_fault(tmp_path, monkeyp
     COLOURS.save(tmp_path / "image.png")
 
     def no_files_left(path):
-        raise OSError(24, "Too many open files")
+        raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "stat", no_files_left)
     with pytest.raises(OSError, match="Too many open files"):
         read_image(tmp_path / "image.png")
+
+
+def test_what_passes_on_a_network_makes_no_image_bad(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    COLOURS.save(path)
+    failures, stat = [], os.stat
+
+    def failing(path):
+        if len(failures) < times:
+            failures.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path)
+
+    monkeypatch.setattr(pictures, "_WAITS", (0, 0))
+    monkeypatch.setattr(os, "stat", failing)
+    times = 2
+    assert read_image(path).tobytes() == COLOURS.tobytes()
+    failures.clear()
+    times = 3
+    with pytest.raises(BadImage, match=r"cannot be read \(Stale file handle\)"):
+        read_image(path)

@@ -101,7 +101,7 @@ class BadImages:
         if bad > _LISTED:
             listed.append(f"  and {bad - _LISTED:,} more" + (f"; all are in {self._file}" if self._file else ""))
         raise UserError(
-            f"found {bad:,} bad images among the {self._images:,} of {self._data_dir!r}; bad_images "
+            f"found {bad:,} bad image{'s'[: bad > 1]} among the {self._images:,} of {self._data_dir!r}; bad_images "
             f"({self._share:g} of them) allows {self.allowed:,}: mend or replace them, or allow more\n"
             + "\n".join(listed)
         )

@@ -15,6 +15,7 @@ import errno
 import io
 import os
 import stat
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 # What is wrong with this process or its machine, not with the file.
 _NOT_THE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# What passes on a network's file system. Seconds to wait after each such failure: a file that is bad by chance would be
+# replaced by chance, and what a run ends with may not depend on that.
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+_WAITS = (0.1, 1, 5)
 
 # How viewers turn an image, by its EXIF orientation; 1 is as it is.
 _TURNS = {
@@ -54,16 +59,14 @@ def read_image(path: str | Path) -> Image.Image:
     one, or has more pixels than Pillow holds for safe (`Image.MAX_IMAGE_PIXELS`, 89 million).
     """
     try:
-        # Before it is opened: opening a FIFO waits for a writer, for ever.
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImage(path, "is not a regular file")
-        if not status.st_size:
-            raise BadImage(path, "is empty")
-        with open(path, "rb") as file:
-            image = Image.open(file)
-            _check_size(image, path)
-            return _as_rgb(image, path)
+        for wait in _WAITS:
+            try:
+                return _decode(path)
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                time.sleep(wait)
+        return _decode(path)
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -79,6 +82,19 @@ def read_image(path: str | Path) -> Image.Image:
     except Exception as error:
         # A damaged file makes Pillow's readers raise many kinds of exceptions.
         raise BadImage(path, f"is a damaged image ({error})") from None
+
+
+def _decode(path: str | Path) -> Image.Image:
+    # Before it is opened: opening a FIFO waits for a writer, for ever.
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage(path, "is not a regular file")
+    if not status.st_size:
+        raise BadImage(path, "is empty")
+    with open(path, "rb") as file:
+        image = Image.open(file)
+        _check_size(image, path)
+        return _as_rgb(image, path)
 
 
 def _check_size(image: Image.Image, path: str | Path) -> None:

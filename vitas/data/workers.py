@@ -47,4 +47,4 @@ def _end(batches: Iterator) -> None:
     for worker in workers:
         if worker.is_alive():
             worker.kill()
-        worker.join()
+        worker.join(5)
