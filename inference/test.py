@@ -36,7 +36,12 @@ def test(config: RunConfig, world: World) -> None:
         report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
     # Before the images are decoded, which takes minutes: a file that does not fit is refused at once.
     loaded = {path: load_network(path, config) for path in paths[:1] if path.exists()}
-    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
+    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, False, report)
+    if images.left_out:
+        report.line(
+            f"measures on {images.total:,} images; {images.left_out:,} are bad and left out: "
+            f"{shown_path(report.bad_images)}"
+        )
     rows = []
     for path in paths:
         wait_for(path, report, world)
@@ -54,6 +59,7 @@ def test(config: RunConfig, world: World) -> None:
             **architecture.costs(model.image_size, model.num_classes),
             "images_per_second": score.images_per_second,
             "images": images.total,
+            "images_left_out": images.left_out,
             "device": str(world.device.type),
         }
         rows.append(row)

@@ -43,7 +43,7 @@ def retrain(config: RunConfig, world: World) -> None:
         changes = checkpoint.start_from(network, settings.from_checkpoint)
         report.line("; ".join([f"starts from the weights of {settings.from_checkpoint}", *changes]))
     network.to(world.device)
-    loader = TrainingLoader.for_stage(settings, config, world)
+    loader = TrainingLoader.for_stage(settings, config, world, report)
     report.line(
         f"{architecture}: {architecture.macs(model.image_size, model.num_classes):,} MACs, "
         f"{architecture.parameters(model.image_size, model.num_classes):,} parameters, "
@@ -134,7 +134,7 @@ def report_gain(network: VisionTransformer, config: RunConfig, report: Report, w
     if settings is None or not Path(settings.data.data_dir).is_dir():
         return
     before = _inherited(network, config, path).to(world.device).eval()
-    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=False)
+    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, False, report)
     was, now = (evaluate(each, images, settings.batch_size, settings.amp, world) for each in (before, network.eval()))
     report.line(
         f"on {images.total:,} val images top-1 is {now.top1:.2f}%, and {was.top1:.2f}% with the supernet's weights: "

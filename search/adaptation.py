@@ -16,6 +16,7 @@ from vitas.data.training import TrainingLoader
 from vitas.distributed import World
 from vitas.evaluate import autocast
 from vitas.models import SuperNet
+from vitas.report import Report
 from vitas.seeds import stream_seed
 from vitas.train import Criterion
 
@@ -27,7 +28,7 @@ class Adaptation:
     once and kept in memory; so what differs between them is not luck.
     """
 
-    def __init__(self, config: RunConfig, supernet: SuperNet, world: World) -> None:
+    def __init__(self, config: RunConfig, supernet: SuperNet, world: World, report: Report | None = None) -> None:
         settings, model = config.sample.adapt, config.model
         self._settings, self._recipe, self._supernet, self._world = settings, config.search, supernet, world
         loader = TrainingLoader(
@@ -39,6 +40,7 @@ class Adaptation:
             # Every rank adapts candidates of its own, with whole batches.
             World(device=world.device),
             stream_seed(config.seed, "adaptation"),
+            report=report,
         )
         self._batches = list(loader.batches(0, settings.steps))
         self._criterion = Criterion(config.search.model_copy(update={"mixup": 0.0, "cutmix": 0.0}))

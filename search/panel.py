@@ -33,7 +33,7 @@ class Panel:
         genomes = InBudget(cost_model, config.sample.budget).draw_different(rng, self._settings.size)
         self._subnets = [config.space.decode(genome).shifted() for genome in genomes]
         model, data = config.model, config.sample.data
-        self._images = EvaluationSet.load(data, model.image_size, model.mean, model.std, world, everything=True)
+        self._images = EvaluationSet.load(data, model.image_size, model.mean, model.std, world, True, report)
         self._journal: MeasurementJournal[tuple[int, Architecture], SubnetScore] = MeasurementJournal(
             config.folder.panel,
             {"seed": config.seed, "images": self._images.total, "subnets": [str(subnet) for subnet in self._subnets]},

@@ -50,8 +50,9 @@ def sample(config: RunConfig, world: World) -> None:
     state = checkpoint.read(path)
     checkpoint.load_state(supernet, state, path, settings.weights)
     model = config.model
-    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, everything=True)
-    report.line(f"scores with {shown_path(path)} on {images.total:,} images; budget {budget}")
+    images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, True, report)
+    left_out = f" ({images.left_out:,} bad ones are left out)" if images.left_out else ""
+    report.line(f"scores with {shown_path(path)} on {images.total:,} images{left_out}; budget {budget}")
     scorer = SupernetScorer(config, supernet, images, report, world)
     timed = budget.is_speed or "images_per_second" in settings.objectives
     meter = SpeedMeter(config, report, world) if timed else None

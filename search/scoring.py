@@ -155,7 +155,7 @@ class SupernetScorer:
         origin = {
             "supernet": supernet.digest(),
             "images": images.total,
-            "data": settings.data.model_dump(exclude={"data_dir", "workers"}),
+            "data": settings.data.model_dump(exclude={"data_dir", "workers", "bad_images"}),
         }
         if settings.finalists:
             self._unseen, images = images.split(settings.finalists.images, stream_seed(config.seed, "finalists"))
@@ -169,7 +169,7 @@ class SupernetScorer:
         self._rungs.append(Rung("supernet", lambda a: score_subnet(supernet, a, images, settings), share))
         self._score_last = lambda a, on: score_subnet(supernet, a, on, settings)
         if settings.adapt:
-            adaptation = Adaptation(config, supernet, world)
+            adaptation = Adaptation(config, supernet, world, report)
             self._score_last = lambda a, on: score_logits(adaptation.adapt(a), on, settings)
             self._rungs.append(Rung("adapted", lambda a: self._score_last(a, images)))
         # Journals of earlier versions say nothing of these, and knew no other way.

@@ -41,7 +41,7 @@ def search(config: RunConfig, world: World) -> None:
     if model.from_pretrained is not None and checkpoints.newest() is None:
         supernet.adopt(elastic.pretrained_network(config))
     teacher = load_teacher(config, "search", report, world)
-    loader = TrainingLoader.for_stage(settings, config, world)
+    loader = TrainingLoader.for_stage(settings, config, world, report)
     weights = sum(p.numel() for p in supernet.parameters())
     report.line(
         f"{model.sharing} supernet of {_power(config.space.size)} architectures, {weights:,} weights, "

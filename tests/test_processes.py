@@ -36,7 +36,10 @@ pytestmark = pytest.mark.slow
 SAME = ["retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
 
 
-RUNS = ("plain", "vit", "again", "staged", "asvit", "cyclic", "sandwich", "parts", "uneven", "elastic", "program")
+RUNS = (
+    "plain", "vit", "again", "staged", "asvit", "cyclic", "sandwich", "parts", "uneven", "damaged", "elastic",
+    "program",
+)  # fmt: skip
 
 
 def newest(config: RunConfig, stage: str) -> Path:
@@ -84,6 +87,15 @@ def folder(tmp_path_factory, digits) -> Path:
     add("parts", "search.subnets={parts: 4, together: complementary}", "search.panel={size: 3, epochs: 1}")
     # On two processes, images 0 to 9 and 10 to 19; on five parts, the third is in both.
     add("uneven", "search.subnets={parts: 5}", "model.sharing=ordinal")
+    damaged = {part: write_few_digits(digits, folder / f"damaged_{part}", part) for part in ("train", "val", "test")}
+    for images in damaged.values():
+        # All in the first rank's share of val and test images, which then has fewer than the second.
+        for path in sorted((images / "1").iterdir())[2:5]:
+            path.write_bytes(path.read_bytes()[:-60])
+    parts = {"search": "train", "sample": "val", "retrain": "train", "test": "test"}
+    data = [f"{stage}.data.data_dir={damaged[part]}" for stage, part in parts.items()]
+    share = [f"{stage}.data.bad_images=0.02" for stage in parts]
+    add("damaged", *data, *share, "retrain.architecture=p8-e32-token-h2q96m64x2")
     add(
         "elastic",
         f"model.from_pretrained={folder / 'plain' / 'retrain' / 'checkpoint' / 'epoch_2_ckpt.pth.tar'}",
@@ -152,6 +164,24 @@ def test_a_networks_training_gives_the_same_network(by_one, by_two, images) -> N
     one = by_one("plain")
     retrain(one, World())
     assert_alike(network_logits(one, images), network_logits(by_two("plain"), images))
+
+
+def test_bad_images_are_replaced_and_left_out_alike(by_one, by_two, images) -> None:
+    one, two = by_one("damaged"), by_two("damaged")
+    shutil.copytree(two.folder.checkpoints("search"), one.folder.checkpoints("search"))
+    sample(one, World())
+    retrain(one, World())
+    measure(one, World())
+    assert two.folder.population.read_bytes() == one.folder.population.read_bytes()
+    assert_alike(network_logits(one, images), network_logits(two, images))
+    results = [json.loads(config.folder.results.read_text()) for config in (one, two)]
+    assert [(found["images"], found["images_left_out"]) for found in results] == [(157, 3)] * 2
+    for stage, folders in (("search", 2), ("retrain", 2)):
+        # A file that both ranks find in the same moment may stand there twice.
+        named = set(two.folder.bad_images(stage).read_text().splitlines())
+        assert len(named) == 3 * folders
+        if stage == "retrain":
+            assert named == set(one.folder.bad_images(stage).read_text().splitlines())
 
 
 def assert_alike(*logits: torch.Tensor) -> None:

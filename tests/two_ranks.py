@@ -32,6 +32,7 @@ STAGES = {
     "sandwich": (search,),
     "parts": (search,),
     "uneven": (search,),
+    "damaged": (search, sample, retrain, test),
     # From the network of `plain`.
     "elastic": (search,),
 }

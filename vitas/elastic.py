@@ -88,8 +88,9 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
         count = max(count, IMAGES_OF_A_CLASS * model.num_classes)
     crop = config.sample.data.crop_fraction if config.sample else 1.0
     data = config.search.data
+    seed = stream_seed(config.seed, "importance")
     pixels, labels = draw_images(
-        data.data_dir, count, model.image_size, crop, stream_seed(config.seed, "importance"), data.workers
+        data.data_dir, count, model.image_size, crop, seed, data.workers, data.bad_images, report
     )
     drawn = EvaluationSet(pixels, labels, channels(model.mean), channels(model.std), len(pixels))
     if not pretrained.has_classifier:

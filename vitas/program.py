@@ -75,6 +75,7 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
     with quick_imports():
         functions = [STAGES[name].function(getattr(getattr(config, name), "method", "")) for name in flagged]
         from vitas import distributed
+        from vitas.data.workers import ending_workers
 
     try:
         world = distributed.init(config.port)
@@ -85,12 +86,13 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
         _exit(1, f"error: {error}")
     lock = None
     try:
-        lock = _take_lock(program, config, world)
-        for name, function in zip(flagged, functions, strict=True):
-            function(config, world)
-            if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
-                raise signals.Interrupted(reason)
-        distributed.settle()
+        with ending_workers():
+            lock = _take_lock(program, config, world)
+            for name, function in zip(flagged, functions, strict=True):
+                function(config, world)
+                if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
+                    raise signals.Interrupted(reason)
+            distributed.settle()
     except UserError as error:
         # Usually all ranks find the same mistake. Others wait, so that they report it only if rank 0 does not end them.
         if world.rank:

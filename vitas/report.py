@@ -23,14 +23,16 @@ class Report:
 
     stage: its name, the prefix of every line and tag.
     folder: the run's folder, where the stage has its log and events.
+    bad_images: the file that names the bad images it finds.
     """
 
     def __init__(self, stage: str, folder: RunFolder, world: World) -> None:
         self.stage = stage
-        self._is_main = world.is_main
+        self._is_main, self._rank = world.is_main, world.rank
         self._console = Console()
         self._bar: Progress | None = None
         self._log = folder.log(stage, queries.job_id())
+        self.bad_images = folder.bad_images(stage)
         self._events = folder.events(stage)
         self._writer: SummaryWriter | None = None
         self._lacks_room = False
@@ -47,6 +49,14 @@ class Report:
             self._console.print(text, markup=False, highlight=False)
         else:
             print(stamped, flush=True)
+
+    def line_of_any_rank(self, text: str) -> None:
+        """`line` for what one rank alone knows: other ranks than 0 report it too."""
+        if self._is_main:
+            self.line(text)
+        else:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            print(self._write_log(f"rank {self._rank}: {text}"), flush=True)
 
     def log_only(self, text: str) -> None:
         """Print a line to the log file, and to the console only if there is no bar, which shows the same."""

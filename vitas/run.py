@@ -99,6 +99,10 @@ class RunFolder:
         """The folder for what a start of a program leaves: its configuration, environment, errors and requeues."""
         return self.root / _home(program) / "log" / _with_job(program, job)
 
+    def bad_images(self, stage: str) -> Path:
+        """The bad images that a stage, or another of the same folder, has found; one a line, with the reason."""
+        return self.root / _home(stage) / "bad_images.txt"
+
     def lock(self, program: str) -> Path:
         """The lock file: one process or job at a time writes for a program."""
         return self.root / _home(program) / f"{program}.lock"

@@ -76,7 +76,7 @@ def _read(line: dict) -> tuple[tuple[Genotype, int], Scores]:
     return (Genotype.parse(line["architecture"]), line["initialisation"]), Scores(line["length_distortion"], condition)
 
 
-def ntk_images(config: RunConfig) -> Tensor | None:
+def ntk_images(config: RunConfig, report: Report | None = None) -> Tensor | None:
     """The normalised images [batch_size, 3, H, W] for the NTK, on the CPU; None is noise.
 
     They are evenly spread over `search.data`, and the same for every genotype, as published.
@@ -84,9 +84,11 @@ def ntk_images(config: RunConfig) -> Tensor | None:
     settings, model = config.search, config.model
     if settings.data is None:
         return None
-    folder = settings.data.data_dir
+    data, folder = settings.data, settings.data.data_dir
     try:
-        images = spread_images(folder, settings.batch_size, model.image_size, settings.data.crop_fraction)
+        images = spread_images(
+            folder, settings.batch_size, model.image_size, data.crop_fraction, data.bad_images, report
+        )
     except UserError as error:
         raise UserError(f"search.data.data_dir: {error}") from None
     if len(images) < settings.batch_size:

@@ -24,7 +24,7 @@ def search(config: RunConfig, world: World) -> None:
     """Find a topology and grow it, and write the network of every step to `save_path/search/architectures.yaml`."""
     settings, folder = config.search, config.folder
     report = Report("search", folder, world)
-    images = ntk_images(config)
+    images = ntk_images(config, report)
     if settings.topology is None:
         space = GenotypeSpace()
         report.line(

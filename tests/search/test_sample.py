@@ -57,6 +57,12 @@ def test_no_architecture_is_scored_twice(evolved) -> None:
     assert evolved.folder.population.read_bytes() == before
 
 
+def test_scores_hold_under_another_share_of_bad_images(evolved, path) -> None:
+    before = evolved.folder.population.read_bytes()
+    sample(configuration.load(path, ["sample.data.bad_images=0.5"]), World())
+    assert evolved.folder.population.read_bytes() == before
+
+
 def test_scores_of_another_supernet_are_refused(evolved) -> None:
     lines = evolved.folder.population.read_text().splitlines()
     origin = json.loads(lines[0]) | {"supernet": "another"}

@@ -1,13 +1,24 @@
-"""What the tests of the networks share: weights that all matter, and images."""
+"""What the tests share: weights that all matter, images, bad images, and ranks without processes."""
 
 from __future__ import annotations
+
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vitas import Genotype, StagedTransformer
+from vitas.data import evaluation
+from vitas.distributed import World
 
 # The network of the reference file, of the released As-ViT.
 REFERENCE = "4,2,2,1|2,1,2,2|3,1,3,1|2,1,2,1|16,16"
@@ -51,3 +62,63 @@ def asvit_images(asvit_arrays) -> Tensor:
 @pytest.fixture
 def uneven() -> StagedTransformer:
     return randomise(StagedTransformer(UNEVEN, 5, 32))
+
+
+def write_bad_images(folder: Path) -> list[Path]:
+    """One of each kind of files that are named as images and cannot be read as such."""
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for name in ("whole.jpg", "whole.png"):
+        noise.save(folder / name)
+    jpeg, png = ((folder / name).read_bytes() for name in ("whole.jpg", "whole.png"))
+    for name in ("whole.jpg", "whole.png"):
+        (folder / name).unlink()
+    broken = bytearray(png)
+    broken[png.index(b"IDAT") + 3000] ^= 255
+    contents = {
+        "text.png": b"no picture", "empty.jpg": b"", "cut_jpeg.jpg": jpeg[:-300], "cut_png.png": png[:-300],
+        "broken_png.png": bytes(broken), "bomb.png": png_header(20_000), "small_bomb.png": png_header(10_000),
+    }  # fmt: skip
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "fifo.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "folder.png").mkdir()
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(folder / "float.tiff")
+    Image.fromarray(np.full((4, 4), 1 << 20, np.int32)).save(folder / "deep.tiff")
+    return sorted(folder.iterdir())
+
+
+def png_header(side: int) -> bytes:
+    """A PNG of side x side pixels that weighs nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def as_ranks(monkeypatch) -> Callable[[int, Callable[[World], object]], list]:
+    """(size, job) -> what job(World) returns, or raises, on each rank; ranks are threads, which gather as processes."""
+
+    def run(size: int, job: Callable[[World], object]) -> list:
+        barrier, items = threading.Barrier(size, timeout=30), [None] * size
+
+        def gather(item: object, world: World) -> list:
+            items[world.rank] = item
+            barrier.wait()
+            return list(items)
+
+        def guarded(rank: int) -> object:
+            try:
+                return job(World(rank, size))
+            except Exception as error:
+                return error
+
+        with monkeypatch.context() as patch, ThreadPoolExecutor(size) as pool:
+            patch.setattr(evaluation, "gather", gather)
+            return list(pool.map(guarded, range(size)))
+
+    return run

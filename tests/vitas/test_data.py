@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.example_images import write_digits
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
-from vitas.data.images import decode, find_pictures
+from vitas.data.images import decode, find_pictures, open_image_folder
 from vitas.data.training import AugmentedImages, TrainingLoader, posterize, training_transform
 from vitas.distributed import World
 from vitas.errors import UserError
@@ -110,7 +110,7 @@ def test_an_epoch_sees_every_image_at_most_once_and_the_next_one_in_another_orde
 def test_an_image_is_augmented_anew_each_epoch_and_under_each_seed(few_images):
     def augmented(seed: int, epoch: int) -> torch.Tensor:
         transform = training_transform(Augmentation(), 16, MEAN, STD)
-        return AugmentedImages(ImageFolder(few_images), transform, seed).__getitems__([(epoch, 7, 0)])[0][0]
+        return AugmentedImages(open_image_folder(str(few_images)), transform, seed).__getitems__([(epoch, 7, 0)])[0][0]
 
     assert torch.equal(augmented(0, 0), augmented(0, 0))
     assert not torch.equal(augmented(0, 0), augmented(0, 1))
@@ -201,9 +201,9 @@ def test_the_centre_of_the_resized_image_is_seen(few_images):
     assert images.images[0].permute(1, 2, 0).numpy().tolist() == first[8:24, 12:28].tolist()
 
 
-def test_the_ranks_hold_a_share_each_of_the_evaluation_images(few_images):
+def test_the_ranks_hold_a_share_each_of_the_evaluation_images(few_images, as_ranks):
     whole = evaluation_set(few_images)
-    shares = [evaluation_set(few_images, World(rank, 3)) for rank in range(3)]
+    shares = as_ranks(3, lambda world: evaluation_set(few_images, world))
     assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
     assert torch.equal(torch.cat([share.labels for share in shares]), whole.labels)
     assert {share.total for share in shares} == {20}

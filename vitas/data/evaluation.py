@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.datasets import ImageFolder
 
+from vitas.data.bad_images import BadImages
 from vitas.data.folders import EvaluationData
-from vitas.data.images import channels, evaluation_transform, normalize, open_image_folder
-from vitas.distributed import World
-from vitas.slurm import signals
+from vitas.data.images import channels, decode, normalize, open_image_folder
+from vitas.distributed import World, gather
+from vitas.report import Report
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     """Images uint8 [n, 3, H, W] and labels int64 [n]; on the GPU if the images fit in half of its free memory.
 
-    total: images of the whole set; `n` is less if each rank holds only its share.
+    total: images of the whole set, on all ranks; `n` is less if each holds only its share.
+    left_out: bad images of the folder, which are not in it.
     """
 
     images: Tensor
@@ -29,6 +30,7 @@ class EvaluationSet:
     mean: Tensor
     std: Tensor
     total: int
+    left_out: int = 0
 
     @classmethod
     def load(
@@ -39,17 +41,26 @@ class EvaluationSet:
         std: list[float],
         world: World,
         everything: bool,
+        report: Report | None = None,
     ) -> EvaluationSet:
-        """Decode a folder, each rank its share; with `everything`, each rank then gets the shares of all ranks."""
-        folder = open_image_folder(settings.data_dir)
-        folder.transform = evaluation_transform(image_size, settings.crop_fraction)
-        images, labels = _decode(folder, image_size, world.share(len(folder)), settings.workers)
+        """Decode a folder, each rank its share; with `everything`, each rank then gets the shares of all ranks.
+
+        report: of the stage, which names the bad images (see `BadImages`). Raises `UserError`, on all ranks, when too
+            many are bad.
+        """
+        samples = open_image_folder(settings.data_dir).samples
+        bad = BadImages(settings.data_dir, len(samples), settings.bad_images, report)
+        images, labels, own = _decode(samples[world.share(len(samples))], settings, image_size)
+        shares = gather((len(images), own), world)
+        found = {path: reason for _, refused in shares for path, reason in refused.items()}
+        bad.record(found, write=world.is_main)
+        counts = [count for count, _ in shares]
         if everything and world.size > 1:
-            images, labels = (_from_all_ranks(part, len(folder), world) for part in (images, labels))
+            images, labels = (_from_all_ranks(part, counts, world) for part in (images, labels))
         device = world.device
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
-        return cls(images, labels.to(device), channels(mean, device), channels(std, device), len(folder))
+        return cls(images, labels.to(device), channels(mean, device), channels(std, device), sum(counts), len(found))
 
     def split(self, share: float, seed: int) -> tuple[EvaluationSet, EvaluationSet]:
         """A random share of the images, at least one, and the rest. For sets that hold all their images."""
@@ -71,24 +82,29 @@ class EvaluationSet:
             yield normalize(images, self.mean, self.std), self.labels[start : start + batch_size]
 
 
-def _decode(folder: ImageFolder, image_size: int, part: slice, workers: int) -> tuple[Tensor, Tensor]:
-    count = part.stop - part.start
-    images = torch.empty(count, 3, image_size, image_size, dtype=torch.uint8)
-    labels = torch.empty(count, dtype=torch.int64)
-    dataset: Dataset = Subset(folder, range(part.start, part.stop))
-    at = 0
-    for batch, targets in DataLoader(dataset, batch_size=64, num_workers=workers, worker_init_fn=signals.ignore):
-        images[at : at + len(batch)] = batch
-        labels[at : at + len(batch)] = targets
-        at += len(batch)
-    return images, labels
+def _decode(
+    samples: Sequence[tuple[str, int]], settings: EvaluationData, image_size: int
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """The good images of files and their labels, and the bad ones, reasons by path."""
+    # The most there can be, so that no image is ever held twice.
+    images = torch.empty(len(samples), 3, image_size, image_size, dtype=torch.uint8)
+    labels = {Path(path): label for path, label in samples}
+    good: list[int] = []
+    bad: dict[str, str] = {}
+    for batch in decode(list(labels), image_size, settings.crop_fraction, 64, settings.workers, stage=True):
+        if batch.paths:
+            images[len(good) : len(good) + len(batch.paths)] = batch.images
+        good += [labels[path] for path in batch.paths]
+        bad |= {str(path): reason for path, reason in batch.refused.items()}
+    return images[: len(good)], torch.tensor(good, dtype=torch.int64), bad
 
 
-def _from_all_ranks(own: Tensor, total: int, world: World) -> Tensor:
-    whole = torch.empty(total, *own.shape[1:], dtype=own.dtype)
-    whole[world.share(total)] = own
-    for rank in range(world.size):
-        part = World(rank, world.size).share(total)
-        if part.stop > part.start:
-            dist.broadcast(whole[part], src=rank)
+def _from_all_ranks(own: Tensor, counts: Sequence[int], world: World) -> Tensor:
+    """The parts of all ranks, in their order; counts: images of each."""
+    whole = torch.empty(sum(counts), *own.shape[1:], dtype=own.dtype)
+    for rank, part in enumerate(whole.split(list(counts))):
+        if rank == world.rank:
+            part.copy_(own)
+        if len(part):
+            dist.broadcast(part, src=rank)
     return whole

@@ -14,8 +14,11 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from vitas.config_section import AboveZero, Count, NonNegative, Probability, Section, Share
+from vitas.config_section import AboveZero, Count, Fraction, NonNegative, Probability, Section, Share
 from vitas.errors import UserError
+
+# The share of a folder's images that may be bad, by default: 1,281 of ImageNet's, and none of less than a thousand.
+BAD_IMAGES = 0.001
 
 
 class Augmentation(Section):
@@ -76,11 +79,16 @@ class WeakAugmentation(Augmentation):
 
 
 class TrainingData(Section):
-    """Training images. workers: decoding processes of each rank."""
+    """Training images.
+
+    workers: decoding processes of each rank.
+    bad_images: the share of the folder's images that may be bad; the next good ones of the folder take their places.
+    """
 
     data_dir: str
     workers: Count = 8
     augmentation: Augmentation = Augmentation()
+    bad_images: Fraction = BAD_IMAGES
 
 
 class EvaluationData(Section):
@@ -88,11 +96,13 @@ class EvaluationData(Section):
 
     workers: decoding processes of each rank.
     crop_fraction: side of the central crop over the side of the resized image (0.875: 224 of 256).
+    bad_images: the share of the folder's images that may be bad; they are left out.
     """
 
     data_dir: str
     workers: Count = 8
     crop_fraction: Share = 0.875
+    bad_images: Fraction = BAD_IMAGES
 
 
 def check_image_folder(data_dir: str, num_classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,14 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
+from vitas.data.bad_images import BadImages
+from vitas.data.folders import BAD_IMAGES
+from vitas.data.pictures import BadImage, read_image
+from vitas.data.workers import batches_of
 from vitas.errors import UserError
+from vitas.report import Report
+from vitas.slurm import signals
 
 INTERPOLATION = InterpolationMode.BICUBIC
 
@@ -25,7 +32,7 @@ INTERPOLATION = InterpolationMode.BICUBIC
 def open_image_folder(data_dir: str) -> ImageFolder:
     """The images of a folder, undecoded. Raises `UserError` for a class without images."""
     try:
-        return ImageFolder(data_dir)
+        return ImageFolder(data_dir, loader=read_image)
     except FileNotFoundError as error:
         raise UserError(f"data_dir {data_dir!r}: {error}") from None
 
@@ -47,7 +54,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch. images: uint8 [b, 3, H, W], one per path in `paths`. refused: files that failed, with the reason."""
+    """A batch. images: uint8 [b, 3, H, W], one per path in `paths`. refused: bad images, with the reason."""
 
     paths: list[Path]
     images: Tensor
@@ -77,41 +84,61 @@ def _below(folder: Path) -> list[Path]:
 
 
 def decode(
-    paths: Sequence[Path], image_size: int, crop_fraction: float, batch_size: int, workers: int
+    paths: Sequence[Path], image_size: int, crop_fraction: float, batch_size: int, workers: int, stage: bool = False
 ) -> Iterator[Decoded]:
     """Decode files in batches of `batch_size`, in order, in `workers` processes.
 
+    stage: whether this is a stage, which ends when it chooses to: then workers ignore signals, as the stage does.
+
     A single batch is decoded in this process, which is faster than starting workers.
     """
-    # Unlike those of a stage, these workers do not ignore signals: they must end with an interrupted program.
-    yield from DataLoader(
-        _Pictures(paths, evaluation_transform(image_size, crop_fraction)),
-        batch_size=batch_size,
-        num_workers=workers if len(paths) > batch_size else 0,
-        collate_fn=_collate,
+    yield from batches_of(
+        DataLoader(
+            _Pictures(paths, image_size, crop_fraction),
+            batch_size=batch_size,
+            num_workers=workers if len(paths) > batch_size else 0,
+            collate_fn=_collate,
+            # Those of other programs must end with an interrupted program.
+            worker_init_fn=signals.ignore if stage else None,
+        )
     )
 
 
-def spread_images(data_dir: str, count: int, image_size: int, crop_fraction: float) -> Tensor:
+def spread_images(
+    data_dir: str,
+    count: int,
+    image_size: int,
+    crop_fraction: float,
+    bad_images: float = BAD_IMAGES,
+    report: Report | None = None,
+) -> Tensor:
     """Up to `count` images, evenly spread over an image folder, uint8 [n, 3, image_size, image_size].
 
-    Raises `UserError` for a folder without images, and for a file that is not an image.
+    bad_images, report: how many of the folder's images may be bad, and where they are named (see `BadImages`). The next
+        good image of the folder takes the place of a bad one.
+
+    Raises `UserError` for a folder without images, and for too many bad ones.
     """
-    paths = [Path(path) for path, _ in open_image_folder(data_dir).samples]
+    samples = open_image_folder(data_dir).samples
     # Spread, because neighbours are of the same class.
-    spread = [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
-    (batch,) = decode(spread, image_size, crop_fraction, count, workers=0)
-    for path, reason in batch.refused.items():
-        raise UserError(f"{path} {reason}")
-    return batch.images
+    chosen = [i * len(samples) // count for i in range(count)] if len(samples) > count else range(len(samples))
+    bad = BadImages(data_dir, len(samples), bad_images, report)
+    return _decode_chosen(samples, chosen, image_size, crop_fraction, 0, bad)[0]
 
 
 def draw_images(
-    data_dir: str, count: int, image_size: int, crop_fraction: float, seed: int, workers: int = 0
+    data_dir: str,
+    count: int,
+    image_size: int,
+    crop_fraction: float,
+    seed: int,
+    workers: int = 0,
+    bad_images: float = BAD_IMAGES,
+    report: Report | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Up to `count` random images of an image folder, uint8 [n, 3, image_size, image_size], and their labels [n].
 
-    As many of each class as there are, to one. Raises `UserError` as `spread_images` does.
+    As many of each class as there are, to one. Bad images are dealt with as by `spread_images`, and it raises the same.
     """
     samples = open_image_folder(data_dir).samples
     order = np.random.default_rng(seed).permutation(len(samples))
@@ -121,20 +148,53 @@ def draw_images(
     for index in order:
         seen[samples[index][1]] += 1
         turns.append(seen[samples[index][1]])
-    chosen = order[np.argsort(turns, kind="stable")][:count]
+    chosen = order[np.argsort(turns, kind="stable")][:count].tolist()
+    bad = BadImages(data_dir, len(samples), bad_images, report)
+    return _decode_chosen(samples, chosen, image_size, crop_fraction, workers, bad)
+
+
+def _decode_chosen(
+    samples: Sequence[tuple[str, int]],
+    chosen: Sequence[int],
+    image_size: int,
+    crop_fraction: float,
+    workers: int,
+    bad: BadImages,
+) -> tuple[Tensor, Tensor]:
+    """The chosen images and their labels, in order; for a bad one, the next good image that is not among them."""
     paths = [Path(samples[index][0]) for index in chosen]
-    batches = list(decode(paths, image_size, crop_fraction, 64, workers))
-    for batch in batches:
-        for path, reason in batch.refused.items():
-            raise UserError(f"{path} {reason}")
-    return torch.cat([batch.images for batch in batches]), torch.tensor([samples[index][1] for index in chosen])
+    images: dict[Path, Tensor] = {}
+    for batch in decode(paths, image_size, crop_fraction, 64, workers, stage=True):
+        bad.record({str(path): reason for path, reason in batch.refused.items()})
+        images |= zip(batch.paths, batch.images, strict=True)
+    pictures = _Pictures([Path(path) for path, _ in samples], image_size, crop_fraction)
+    taken = set(chosen)
+    found: list[tuple[Tensor, int]] = []
+    for index, path in zip(chosen, paths, strict=True):
+        for place in (index, *following(index, len(samples))):
+            if place != index and place in taken:
+                continue
+            taken.add(place)
+            image = images.get(path, "") if place == index else pictures[place][1]
+            if isinstance(image, Tensor):
+                found.append((image, samples[place][1]))
+                break
+            if place != index:
+                bad.record({samples[place][0]: image})
+    return torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])
+
+
+def following(index: int, count: int) -> Iterator[int]:
+    """The other indices of a listing, from the next one on, and round: in this order images replace a bad one."""
+    return ((index + step) % count for step in range(1, count))
 
 
 class _Pictures(Dataset):
     """Items are a path and its image uint8 [3, H, W], or the reason why it has none."""
 
-    def __init__(self, paths: Sequence[Path], transform: Compose) -> None:
-        self._paths, self._transform = paths, transform
+    def __init__(self, paths: Sequence[Path], image_size: int, crop_fraction: float) -> None:
+        self._paths, self._resized = paths, round(image_size / crop_fraction)
+        self._transform = evaluation_transform(image_size, crop_fraction)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -142,14 +202,14 @@ class _Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
         path = self._paths[index]
         try:
-            return path, self._transform(default_loader(path))
-        except UnidentifiedImageError:
-            return path, "is not an image"
-        except OSError as error:
-            return path, f"cannot be read ({error.strerror or error})"
-        except Exception as error:
-            # A damaged file makes PIL's readers raise many kinds of exceptions.
-            return path, f"is a damaged image ({error})"
+            image = read_image(path)
+            short, long = sorted(image.size)
+            # Resized whole before it is cropped, a line of pixels would fill the memory.
+            if self._resized**2 * long / short > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise BadImage(path, f"is too narrow to be resized ({image.width} x {image.height} pixels)")
+        except BadImage as error:
+            return path, error.reason
+        return path, self._transform(image)
 
 
 def _collate(items: list[tuple[Path, Tensor | str]]) -> Decoded:

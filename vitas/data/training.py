@@ -2,7 +2,9 @@
 
 The order of the images is a function of (seed, epoch), and the augmentation of
 an image is a function of (seed, epoch, image). So the batches depend neither
-on the numbers of processes and workers, nor on where a run was resumed.
+on the numbers of processes and workers, nor on where a run was resumed. Nor do
+bad images change that: which image takes the place of one is a function of its
+index alone.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 from torchvision.datasets import ImageFolder
 
 from vitas.config import RunConfig, Training
+from vitas.data.bad_images import BadImages
 from vitas.data.folders import Augmentation, TrainingData, listing
-from vitas.data.images import open_image_folder
+from vitas.data.images import following, open_image_folder
+from vitas.data.pictures import BadImage
+from vitas.data.workers import batches_of
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.report import Report
 from vitas.seeds import stream_seed
 from vitas.slurm import signals
 
@@ -71,6 +77,7 @@ class TrainingLoader:
     world, seed: select this rank's part of every batch, and the random streams.
     repeats: repeated augmentation (Hoffer et al., CVPR 2020): an image comes this many times in a row, each time
         augmented anew. An epoch keeps its number of steps, and so sees this many times fewer images.
+    report: of the stage, which names the bad images (see `BadImages`).
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class TrainingLoader:
         world: World,
         seed: int,
         repeats: int = 1,
+        report: Report | None = None,
     ) -> None:
         if batch_size % world.size:
             raise UserError(f"batch_size: found {batch_size}; it must be a multiple of the {world.size} processes")
@@ -93,6 +101,7 @@ class TrainingLoader:
             )
         self._folder = folder
         self._transform = training_transform(settings.augmentation, image_size, mean, std)
+        self._bad = BadImages(settings.data_dir, len(folder), settings.bad_images, report)
         self._batch_size = batch_size
         self._world = world
         self._seed = seed
@@ -102,7 +111,7 @@ class TrainingLoader:
         self.listing = listing(folder.classes, folder.samples)
 
     @classmethod
-    def for_stage(cls, settings: Training, config: RunConfig, world: World) -> TrainingLoader:
+    def for_stage(cls, settings: Training, config: RunConfig, world: World, report: Report) -> TrainingLoader:
         """The loader of a training stage, whose section is `settings`. Raises `UserError` as the class does."""
         model = config.model
         return cls(
@@ -114,6 +123,7 @@ class TrainingLoader:
             world,
             config.seed,
             settings.repeats,
+            report,
         )
 
     def batches(self, start: int, end: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,20 +132,25 @@ class TrainingLoader:
         seed: of the random streams, instead of the loader's own.
 
         Yields images [batch_size / world size, 3, H, W] and labels [batch_size / world size].
-        One iteration spans epochs, so workers never idle at the end of an epoch.
+        One iteration spans epochs, so workers never idle at the end of an epoch. Raises `UserError` when too many
+        images are bad.
         """
         if start >= end:
             return
         seed = self._seed if seed is None else seed
-        yield from DataLoader(
-            AugmentedImages(self._folder, self._transform, seed),
+        loader = DataLoader(
+            AugmentedImages(self._folder, self._transform, seed, self._bad.allowed),
             batch_sampler=self._items(start, end, seed),
             num_workers=self._workers,
+            collate_fn=_collate,
             pin_memory=self._world.device.type == "cuda",
             # It seeds the workers, which ignore the seed. Without it, DataLoader would draw from the global generator.
             generator=torch.Generator(),
             worker_init_fn=signals.ignore,
         )
+        for batch, bad in batches_of(loader):
+            self._bad.record(bad)
+            yield batch
 
     def _items(self, start: int, end: int, seed: int) -> Iterator[list[tuple[int, int, int]]]:
         """For each step, this rank's items: epoch, index of the image, index of the repeat."""
@@ -150,16 +165,32 @@ class TrainingLoader:
             yield [(epoch, int(order[place // self._repeats]), place % self._repeats) for place in places]
 
 
-class AugmentedImages(Dataset):
-    """Augmented images by (epoch, index, repeat), which with the seed decide every random draw."""
+# An image, its label, and the bad images that stood before it, reasons by path. There is no image after too many.
+Item = tuple[Tensor | None, int, dict[str, str]]
 
-    def __init__(self, folder: ImageFolder, transform, seed: int) -> None:
-        self._folder, self._transform, self._seed = folder, transform, seed
+
+def _collate(items: list[Item]) -> tuple[list[Tensor] | None, dict[str, str]]:
+    """A batch of images and labels, and the bad images that others stand for; no batch where there were too many."""
+    bad = {path: reason for _, _, found in items for path, reason in found.items()}
+    if any(image is None for image, _, _ in items):
+        return None, bad
+    return default_collate([(image, label) for image, label, _ in items]), bad
+
+
+class AugmentedImages(Dataset):
+    """Augmented images by (epoch, index, repeat), which with the seed decide every random draw.
+
+    most_bad: how many bad images in a row are passed over for the next good one of the folder, which then is
+        augmented as the bad one would have been, under its own label.
+    """
+
+    def __init__(self, folder: ImageFolder, transform: Callable, seed: int, most_bad: int = 0) -> None:
+        self._folder, self._transform, self._seed, self._most_bad = folder, transform, seed, most_bad
 
     def __len__(self) -> int:
         return len(self._folder)
 
-    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[Item]:
         """The images of a batch. One call, because keeping the generators' states costs as much as a small image."""
         # A worker's generators serve nothing else; the main process's states must be restored.
         before = None if get_worker_info() else _generator_states()
@@ -170,11 +201,25 @@ class AugmentedImages(Dataset):
             torch.set_rng_state(before[2])
         return batch
 
-    def _augmented(self, epoch: int, index: int, repeat: int) -> tuple[Tensor, int]:
-        image, label = self._folder[index]
+    def _augmented(self, epoch: int, index: int, repeat: int) -> Item:
+        image, label, bad = self._next_good(index)
+        if image is None:
+            return None, label, bad
         names = ("augment", epoch, index, repeat) if repeat else ("augment", epoch, index)
         _seed_generators(stream_seed(self._seed, *names))
-        return self._transform(image), label
+        return self._transform(image), label, bad
+
+    def _next_good(self, index: int) -> tuple[Image.Image | None, int, dict[str, str]]:
+        """The first good image of the folder from an index on, its label, and the bad ones before it."""
+        bad: dict[str, str] = {}
+        for place in (index, *following(index, len(self._folder))):
+            try:
+                return *self._folder[place], bad
+            except BadImage as error:
+                bad[str(error.path)] = error.reason
+            if len(bad) > self._most_bad:
+                break
+        return None, -1, bad
 
 
 def _generator_states() -> tuple:

@@ -1,0 +1,160 @@
+"""Reading one image file: the one way in which every program does it, and the one exception for all that can be wrong.
+
+A decoded image is what an image viewer shows. Ordinary RGB, grey and palette images are, bit for bit, what Pillow's
+`convert("RGB")` makes of them, which is what torchvision and timm do with every file. Other files differ from those:
+
+- EXIF orientation is applied.
+- What is transparent is laid over white; torchvision and timm show the colours below it, which nobody has seen.
+- 16-bit grey becomes its high byte, as Pillow reads 16-bit colour; `convert` would clip it at 255, to white.
+- CMYK with an embedded ICC profile is converted by it to sRGB. (Profiles of RGB and grey images are not applied.)
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+# What is wrong with this process or its machine, not with the file.
+_NOT_THE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# What passes on a network's file system. Seconds to wait after each such failure: a file that is bad by chance would be
+# replaced by chance, and what a run ends with may not depend on that.
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+_WAITS = (0.1, 1, 5)
+
+# How viewers turn an image, by its EXIF orientation; 1 is as it is.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):  # noqa: N818 (of the file, not of the program)
+    """A file that cannot be read as an image. reason: a phrase to follow its path, such as `is not an image`."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in a file, as RGB; what differs from Pillow's `convert("RGB")` stands at the head of this module.
+
+    Raises `BadImage` for all that can be wrong with a file: it is gone or no regular file, holds no image or a damaged
+    one, or has more pixels than Pillow holds for safe (`Image.MAX_IMAGE_PIXELS`, 89 million).
+    """
+    try:
+        for wait in _WAITS:
+            try:
+                return _decode(path)
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                time.sleep(wait)
+        return _decode(path)
+    except (BadImage, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(path, "is not an image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(path, f"is too large ({error})") from None
+    except OSError as error:
+        if error.errno in _NOT_THE_FILES:
+            raise
+        # Pillow's own have no number, and are about what the file holds.
+        kind = "is a damaged image" if error.errno is None else "cannot be read"
+        raise BadImage(path, f"{kind} ({error.strerror or error})") from None
+    except Exception as error:
+        # A damaged file makes Pillow's readers raise many kinds of exceptions.
+        raise BadImage(path, f"is a damaged image ({error})") from None
+
+
+def _decode(path: str | Path) -> Image.Image:
+    # Before it is opened: opening a FIFO waits for a writer, for ever.
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage(path, "is not a regular file")
+    if not status.st_size:
+        raise BadImage(path, "is empty")
+    with open(path, "rb") as file:
+        image = Image.open(file)
+        _check_size(image, path)
+        return _as_rgb(image, path)
+
+
+def _check_size(image: Image.Image, path: str | Path) -> None:
+    pixels = image.width * image.height
+    if not pixels:
+        raise BadImage(path, f"has no pixels ({image.width} x {image.height})")
+    # Above it Pillow only warns, and refuses twice as many.
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+        raise BadImage(path, f"is too large ({image.width} x {image.height} pixels)")
+
+
+def _as_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    # PNG may say of transparency and orientation after the pixels.
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        rgb = _from_deep_grey(image, path)
+    elif image.has_transparency_data:
+        rgb = _over_white(image.convert("RGBA"))
+    elif image.mode == "CMYK":
+        rgb = _from_cmyk(image)
+    else:
+        # Nothing else has a hold on the image, so it need not be copied.
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    turn = _TURNS.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        # Viewers show an image with damaged EXIF as it is.
+        return None
+
+
+def _from_deep_grey(image: Image.Image, path: str | Path) -> Image.Image:
+    """16-bit grey (I;16, and I as Pillow reads PGM) as RGB. What has more bits says nowhere which value is white."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise BadImage(path, "has 32-bit pixels, of which nothing says what is white; convert it to 8 or 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """RGBA over white."""
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    transform = _cmyk_to_srgb(profile) if (profile := image.info.get("icc_profile")) else None
+    return ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
+
+
+@lru_cache(maxsize=4)
+def _cmyk_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """None for a profile that is damaged or none of CMYK, and where Pillow was built without LittleCMS."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), "CMYK", "RGB")
+    except (ImageCms.PyCMSError, OSError, ImportError):
+        return None

@@ -1,0 +1,50 @@
+"""Batches of data loaders, whose worker processes end however the iteration ends.
+
+Workers of a stage ignore signals (`vitas.slurm.signals.ignore`), so they do not end when Python, at its exit, asks them
+to with SIGTERM; and then Python waits for them, for ever. This happens after every exception that is shown with its
+traceback, because the traceback keeps the iterators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from torch.utils.data import DataLoader
+
+_running: list[Iterator] = []
+
+
+def batches_of(loader: DataLoader) -> Iterator:
+    """The batches of a loader. Its workers are gone when the last was taken, or this generator is closed."""
+    batches = iter(loader)
+    _running.append(batches)
+    try:
+        yield from batches
+    finally:
+        _end(batches)
+
+
+@contextmanager
+def ending_workers() -> Iterator[None]:
+    """When what is within it ends, by an exception too, the workers of all loaders are gone."""
+    try:
+        yield
+    finally:
+        for batches in list(_running):
+            _end(batches)
+
+
+def _end(batches: Iterator) -> None:
+    if batches not in _running:
+        return
+    _running.remove(batches)
+    # A loader without workers has none of this. They get five seconds for what they are at.
+    workers = getattr(batches, "_workers", [])
+    # A worker that was killed breaks the loader's queues; the others must go all the same.
+    with suppress(Exception):
+        getattr(batches, "_shutdown_workers", lambda: None)()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+        worker.join(5)
