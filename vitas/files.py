@@ -12,7 +12,7 @@ from typing import IO
 
 import yaml
 
-from vitas.errors import UserError
+from vitas.errors import UserError, require_one_line
 
 
 def make_folder(folder: Path, key: str) -> None:
@@ -182,6 +182,7 @@ def _unshare(data: object) -> object:
 
 def apply_override(data: dict, override: str) -> None:
     """Apply one `key=value` override: a dotted key, a YAML value. Raises `UserError` for anything else."""
+    require_one_line(override, "key=value")
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"argument {override!r}: it must read key=value, e.g. search.epochs=10")

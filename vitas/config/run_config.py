@@ -14,6 +14,7 @@ from vitas.config_section import (
     AboveZero,
     Count,
     Fraction,
+    Line,
     NonNegative,
     Positive,
     Probability,
@@ -402,7 +403,7 @@ class RunConfig(Section):
     """
 
     model: Model
-    save_path: str
+    save_path: Line
     seed: Count = 0
     port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     search: AnySearch | None = None

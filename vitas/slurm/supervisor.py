@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vitas.errors import MISTAKE, UserError, exit_on_user_error
+from vitas.errors import MISTAKE, UserError, exit_on_user_error, require_one_line
 from vitas.files import Journal, read_text, write_text
 from vitas.released import read_configuration
 from vitas.run import RunFolder
@@ -63,7 +63,7 @@ def supervise(
     save_path = read_configuration(config, where, overrides).data.get("save_path")
     if not isinstance(save_path, str):
         raise UserError(f"{where}: save_path: found {save_path!r}; it must be a string")
-    run = RunFolder(Path(save_path))
+    run = RunFolder(Path(require_one_line(save_path, f"{where}: save_path")))
     run.check_writable()
     # The ranks check this too; here it saves starting them.
     check_free(run.lock(program))
@@ -86,7 +86,7 @@ def supervise(
         environment.setdefault("MASTER_ADDR", queries.first_node_address(os.environ["SLURM_JOB_NODELIST"]))
     if stop_margin or cluster.stop_margin:
         environment["VITAS_STOP_MARGIN"] = str(stop_margin or cluster.stop_margin)
-    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    cpus = queries.number_in("SLURM_CPUS_PER_TASK")
     command = [
         "srun",
         "--kill-on-bad-exit=1",
