@@ -115,9 +115,8 @@ def test_what_slurm_has_decided_stands(job, tmp_path, shown, ranks):
     assert asked(tmp_path) == ""
 
 
-@pytest.mark.parametrize("journal", ["population.jsonl", "growth.jsonl"])
-def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, tmp_path, journal):
-    scores = tmp_path / "run" / "search" / journal
+def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, tmp_path):
+    scores = tmp_path / "run" / "search" / "growth.jsonl"
     for requeues in (1, 2):
         assert "died; requeued" in job("exit 1").stdout
         assert asked(tmp_path) == "requeue 7\n" * requeues

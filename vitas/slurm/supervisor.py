@@ -132,7 +132,7 @@ def _requeue(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues
         _print_line(f"job {job} {what}, ended by Slurm; if it is not requeued, submit it again to resume")
         return code
     history = Journal(folder / "requeues.jsonl")
-    progress = _progress(run)
+    progress = run.progress()
     if not stopped:
         deaths = 1
         for line in reversed(history.lines):
@@ -170,12 +170,6 @@ def ask_patiently(ask: Callable[[], object]) -> object:
         except queries.SlurmError:
             time.sleep(wait)
     return ask()
-
-
-def _progress(run: RunFolder) -> int:
-    """When the newest checkpoint, score or result was written, in nanoseconds; 0 without any."""
-    files = [*run.root.glob("*/checkpoint/*.pth.tar"), *run.journals, run.architectures, run.results]
-    return max((path.stat().st_mtime_ns for path in files if path.exists()), default=0)
 
 
 def _read_outcome(path: Path) -> dict | None:
