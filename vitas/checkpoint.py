@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vitas import released
 from vitas.errors import UserError
-from vitas.files import write_atomically
+from vitas.files import may_write, write_atomically
 
 RECENT = "recent_ckpt.pth.tar"
 DOWNLOADED = "download.pth"
@@ -58,9 +58,10 @@ class CheckpointFolder:
     def save_epoch(self, state: Mapping) -> None:
         """Write the state after epoch `state["epoch"]`, then remove old files."""
         write_atomically(self.epoch_path(state["epoch"]), lambda file: torch.save(state, file))
-        (self.folder / RECENT).unlink(missing_ok=True)
-        for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
-            self.epoch_path(epoch).unlink()
+        with may_write():
+            (self.folder / RECENT).unlink(missing_ok=True)
+            for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
+                self.epoch_path(epoch).unlink()
 
     def newest(self) -> Path | None:
         """The file with the most steps: that of the last epoch, or the recent one if it is ahead; None if neither."""

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -25,27 +27,49 @@ def make_folder(folder: Path, key: str) -> None:
         raise UserError(f"{key}: found {str(folder)!r}, which cannot be written to")
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+_guard: Callable[[], AbstractContextManager] = nullcontext
+
+
+def guard_writes(guard: Callable[[], AbstractContextManager] | None) -> None:
+    """Have this process replace files and append records within `guard()` alone.
+
+    It raises if the process may no longer write: it slept, and another goes on in its place. None stops that.
+    """
+    global _guard
+    _guard = guard or nullcontext
+
+
+def may_write() -> AbstractContextManager:
+    """What changes files of a run outside this module, too, does so within it (see `guard_writes`)."""
+    return _guard()
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
+
+    mode: who may read and write it, less what the process's umask takes away.
 
     A process that dies at any point leaves the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        # From a process of the same number that died there.
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with may_write():
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), mode)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -221,7 +245,7 @@ class Journal:
     def append(self, *records: dict) -> None:
         """Append records and flush them to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
+        with may_write(), open(self.path, "ab") as file:
             file.writelines(json.dumps(record).encode() + b"\n" for record in records)
             file.flush()
             os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vitas import config as configuration
 from vitas.config import RunConfig
 from vitas.errors import MISTAKE, UserError
+from vitas.files import guard_writes
 from vitas.run import STAGES, stages_of
 from vitas.slurm import queries, signals
 from vitas.slurm.lock import Lock
@@ -108,6 +109,7 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
         )
     except Exception:
         if world.size == 1:
+            _release(lock)
             raise
         # Without the usual clean-up, which would wait for the other ranks, while they wait for this one.
         traceback.print_exc()
@@ -160,7 +162,9 @@ def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
         raise UserError(refusal)
     if lock:
         provenance.write_start(config.folder.start(program, queries.job_id()), config, world)
+        # Another start takes the lock over where this process was silent for long.
         signals.guard(lock.check)
+        guard_writes(lock.held)
         signals.watch_time_limit()
     return lock
 
@@ -169,6 +173,7 @@ def _release(lock: Lock | None) -> None:
     if lock:
         # First, because the check would write the lock again.
         signals.guard(None)
+        guard_writes(None)
         lock.release()
 
 
