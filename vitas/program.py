@@ -67,10 +67,10 @@ def run_stages(
     except UserError as error:
         # Every process finds the same mistakes; rank 0 reports them.
         _exit(MISTAKE, f"error: {error}", report=_rank() == 0)
-    _run(program, config, flagged)
+    _run(program, config, flagged, (parsed.config, *parsed.overrides))
 
 
-def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
+def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[str]) -> None:
     # After the configuration is checked: this imports torch, which takes seconds.
     with quick_imports():
         functions = [STAGES[name].function(getattr(getattr(config, name), "method", "")) for name in flagged]
@@ -85,7 +85,7 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
         _exit(1, f"error: {error}")
     lock = None
     try:
-        lock = _take_lock(program, config, world)
+        lock = _take_lock(program, config, world, given)
         for name, function in zip(flagged, functions, strict=True):
             function(config, world)
             if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
@@ -147,8 +147,11 @@ def _load(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tuple[RunCo
     return config, flagged
 
 
-def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
-    """Take the run's lock on rank 0 and record the start. Raises `UserError` on every rank if another holds it."""
+def _take_lock(program: str, config: RunConfig, world: World, given: Sequence[str]) -> Lock | None:
+    """Take the run's lock on rank 0 and record the start. Raises `UserError` on every rank if another holds it.
+
+    given: the arguments of the program, for the record.
+    """
     from vitas import distributed, provenance
 
     lock = refusal = None
@@ -161,7 +164,7 @@ def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
     if refusal:
         raise UserError(refusal)
     if lock:
-        provenance.write_start(config.folder.start(program, queries.job_id()), config, world)
+        provenance.write_start(config.folder.start(program, queries.job_id()), program, given, config, world)
         # Another start takes the lock over where this process was silent for long.
         signals.guard(lock.check)
         guard_writes(lock.held)
