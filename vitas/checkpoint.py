@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from vitas import released
+from vitas import released, watchdog
 from vitas.errors import UserError
 from vitas.files import may_write, write_atomically
 
@@ -53,11 +53,13 @@ class CheckpointFolder:
 
     def save_recent(self, state: Mapping) -> None:
         """Write the state of a run within an epoch."""
-        write_atomically(self.folder / RECENT, lambda file: torch.save(state, file))
+        with watchdog.patient("writes a checkpoint"):
+            write_atomically(self.folder / RECENT, lambda file: torch.save(state, file))
 
     def save_epoch(self, state: Mapping) -> None:
         """Write the state after epoch `state["epoch"]`, then remove old files."""
-        write_atomically(self.epoch_path(state["epoch"]), lambda file: torch.save(state, file))
+        with watchdog.patient("writes a checkpoint"):
+            write_atomically(self.epoch_path(state["epoch"]), lambda file: torch.save(state, file))
         with may_write():
             (self.folder / RECENT).unlink(missing_ok=True)
             for epoch in self.epochs()[: -self.keep or None] if self.keep else []:

@@ -6,6 +6,7 @@ import argparse
 import gc
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vitas import config as configuration
+from vitas import watchdog
 from vitas.config import RunConfig
 from vitas.errors import MISTAKE, UserError
 from vitas.files import guard_writes
@@ -86,6 +88,7 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
     lock = None
     try:
         lock = _take_lock(program, config, world, given)
+        _watch(program, config, world)
         for name, function in zip(flagged, functions, strict=True):
             function(config, world)
             if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
@@ -101,6 +104,7 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
         # A requeued job keeps its lock while it waits in the queue.
         if OUTCOME_VARIABLE not in os.environ:
             _release(lock)
+        watchdog.stop()
         distributed.shutdown()
         _exit(
             signals.EXIT_CODE,
@@ -115,6 +119,7 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+    watchdog.stop()
     _release(lock)
     distributed.shutdown()
 
@@ -172,6 +177,28 @@ def _take_lock(program: str, config: RunConfig, world: World, given: Sequence[st
     return lock
 
 
+def _watch(program: str, config: RunConfig, world: World) -> None:
+    """Have a rank that no longer gets on noticed, where others wait for it."""
+    from vitas import distributed
+
+    if world.size == 1:
+        return
+    # Numbered by the start: ranks of an earlier one may linger on a lost node.
+    folder = config.folder.start(program, queries.job_id()) / f"stall-{queries.restarts()}"
+    if world.is_main:
+        watchdog.forget(folder)
+    hosts = distributed.gather(socket.gethostname(), world)
+    watchdog.start(folder, world.rank, hosts, config.stall_seconds, _end_at_once)
+
+
+def _end_at_once(message: str, report: bool) -> None:
+    """End this process, whatever its main thread waits for."""
+    if report:
+        _tell(1, message)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _release(lock: Lock | None) -> None:
     if lock:
         # First, because the check would write the lock again.
@@ -187,10 +214,15 @@ def _rank() -> int:
 def _exit(code: int, message: str, report: bool = True) -> None:
     """Exit with `code`; with `report`, first give the message to the user and to the job's supervisor."""
     if report:
-        print(message, file=sys.stderr, flush=True)
+        _tell(code, message)
+    sys.exit(code)
+
+
+def _tell(code: int, message: str) -> None:
+    """Give a message to the user, and it and the exit code to the job's supervisor."""
+    print(message, file=sys.stderr, flush=True)
     outcome = os.environ.get(OUTCOME_VARIABLE)
-    if outcome and report:
+    if outcome:
         # Only the first rank to end writes it; the others end as a result.
         with suppress(OSError), open(outcome, "x") as file:
             json.dump({"code": code, "message": message, "rank": _rank()}, file)
-    sys.exit(code)

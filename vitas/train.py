@@ -22,7 +22,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from vitas import checkpoint
+from vitas import checkpoint, watchdog
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
 from vitas.config_section import Section, defaults_of, fields_of, leaves, sections_in
@@ -113,7 +113,7 @@ def train(
         report.line(f"resumes at step {start:,} of {total:,} (epoch {start / per_epoch:.2f})")
     task.model.train()
     meter = _Meter(task, settings, per_epoch, start, report, world)
-    with report.progress(total, start, "steps") as update:
+    with report.progress(total, start, "steps") as update, watchdog.watching(report.stage):
         for step, (images, labels) in enumerate(loader.batches(start, total), start):
             images = images.to(world.device, non_blocking=True)
             labels = labels.to(world.device, non_blocking=True)
@@ -135,6 +135,7 @@ def train(
                 ema.update(task.model, step)
 
             done = step + 1
+            watchdog.beat(done)
             if done % settings.log_steps == 0 or done == total:
                 meter.report(done, optimizer.param_groups[0]["lr"], update)
             epoch, within = divmod(done, per_epoch)
