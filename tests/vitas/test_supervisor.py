@@ -160,6 +160,29 @@ def test_a_requeued_job_keeps_the_yaml_that_it_was_started_with(job, tmp_path):
     assert submitted.read_text() == before + "seed: 7\n"
 
 
+def test_a_job_that_was_submitted_from_within_another_has_ranks_of_its_own(job, tmp_path):
+    launcher = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "old", "TORCHELASTIC_RUN_ID": "x"}
+    assert job(f"env > {tmp_path}/variables", **launcher).returncode == 0
+    found = {line.partition("=")[0] for line in (tmp_path / "variables").read_text().splitlines()}
+    assert not found & launcher.keys()
+    # What a user sets for the ranks stays.
+    assert job(f"env > {tmp_path}/variables", MASTER_ADDR="mine").returncode == 0
+    assert "MASTER_ADDR=mine" in (tmp_path / "variables").read_text().splitlines()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', '{"code": 2}'])
+def test_half_an_outcome_and_that_of_an_earlier_start_are_none(job, tmp_path, text):
+    folder = tmp_path / "run" / "search" / "log" / "search-7"
+    folder.mkdir(parents=True)
+    (folder / "outcome-0.json").write_text('{"code": 2, "message": "of an earlier start"}')
+    (folder / "outcome-6.json").write_text('{"code": 2, "message": "of an earlier start"}')
+    done = job(f"echo '{text}' > $VITAS_OUTCOME; exit 1")
+    assert done.returncode == 1
+    assert "died; requeued" in done.stdout
+    assert "earlier" not in done.stderr
+    assert not list(folder.glob("outcome-*"))
+
+
 def test_slurm_is_asked_again_while_it_does_not_answer(monkeypatch):
     waits, answers = [], iter([SlurmError("busy"), SlurmError("busy"), {"JobState": "RUNNING"}])
 

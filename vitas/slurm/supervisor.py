@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vitas.errors import MISTAKE, UserError, exit_on_user_error, require_one_line
@@ -30,6 +30,11 @@ from vitas.slurm.lock import check_free
 
 # The environment variable that names the file in which a rank says how it ended.
 OUTCOME_VARIABLE = "VITAS_OUTCOME"
+
+# How a launcher of processes tells each of them its place.
+_OF_LAUNCHER = frozenset(
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+)
 
 # Give up after so many deaths without a new checkpoint or score in between.
 MOST_DEATHS_IN_PLACE = 3
@@ -71,14 +76,16 @@ def supervise(
     path = folder / "submitted.yaml"
     if not (queries.restarts() and path.exists()):
         write_text(path, config)
+    for left in folder.glob("outcome-*.json"):
+        left.unlink(missing_ok=True)
     # Numbered by the start: ranks of an earlier one may linger on a lost node.
     outcome_file = folder / f"outcome-{queries.restarts()}.json"
-    outcome_file.unlink(missing_ok=True)
     sizes_before = {file: file.stat().st_size for file in folder.glob("rank_*.err")}
     start = "the first time" if queries.restarts() == 0 else f"after {queries.restarts()} requeue(s)"
     _print_line(f"job {job} starts `{program}` with {where}, {start}; its folder is {folder}")
 
-    environment = os.environ | {OUTCOME_VARIABLE: str(outcome_file.resolve()), "PYTHONUNBUFFERED": "1"}
+    environment = _without_launcher(os.environ)
+    environment |= {OUTCOME_VARIABLE: str(outcome_file.resolve()), "PYTHONUNBUFFERED": "1"}
     # As torchrun does, so that tasks on one node do not compete for its processors.
     environment.setdefault("OMP_NUM_THREADS", "1")
     if "SLURM_JOB_NODELIST" in os.environ:
@@ -172,10 +179,27 @@ def ask_patiently(ask: Callable[[], object]) -> object:
     return ask()
 
 
+def _without_launcher(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables without those by which torchrun tells a process its rank.
+
+    sbatch hands on the variables of the shell it was typed in, which may be inside another job; every rank of this one
+    would take that rank for its own.
+    """
+    if "RANK" not in variables:
+        return dict(variables)
+    return {
+        name: value
+        for name, value in variables.items()
+        if name not in _OF_LAUNCHER and not name.startswith("TORCHELASTIC_")
+    }
+
+
 def _read_outcome(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        outcome = json.loads(path.read_text())
+        # A rank that was ended while it wrote leaves less.
+        return outcome if {"code", "message"} <= outcome.keys() else None
+    except (OSError, ValueError, AttributeError):
         return None
     finally:
         path.unlink(missing_ok=True)
