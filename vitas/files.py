@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -52,11 +53,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int
     A process that dies at any point leaves the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several containers may have one number, and each removes its own file alone.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        # From a process of the same number that died there.
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

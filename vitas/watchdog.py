@@ -143,12 +143,19 @@ class _Watchdog:
         answers = self._answers()
         if any(answer["busy"] for answer in answers.values()) and idle < LONGEST:
             return
-        speaks = min(answers, default=self._rank) == self._rank
-        message = f"error: no step of {watch.what} for {idle:.0f} s: {_verdict(answers, self._hosts, watch)}"
-        if not speaks:
+        limit = "null" if self._limit is None else f"{self._limit:g}"
+        verdict = _verdict(answers, self._hosts, watch)
+        message = f"error: no step of {watch.what} for {idle:.0f} s: {verdict} (stall_seconds is {limit})"
+        speaks = True
+        try:
+            # Ranks have limits of their own; the first to come to a verdict tells it.
+            with open(self._folder / "verdict", "x") as file:
+                file.write(message + "\n")
+        except FileExistsError:
+            speaks = False
             # The first process to end has the others ended.
             time.sleep(3)
-        self._end(f"{message} (stall_seconds is {'null' if self._limit is None else f'{self._limit:g}'})", speaks)
+        self._end(message, speaks)
 
     def _answers(self) -> dict[int, dict]:
         """What each rank has written lately, by rank. Their clock is the file system's."""

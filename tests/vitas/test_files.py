@@ -19,6 +19,28 @@ def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_two_processes_of_one_number_do_not_take_each_others_half_file(tmp_path):
+    """As the first of two containers."""
+    path = tmp_path / "file"
+
+    def write(file):
+        file.write(b"outer")
+        with pytest.raises(RuntimeError):
+            write_atomically(path, fail)
+
+    def fail(file):
+        raise RuntimeError("taken over")
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"outer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_the_owner_reads_a_file_that_is_to_be_so(tmp_path):
+    write_text(tmp_path / "file", "x", mode=0o600)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("before", [None, "old"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, before):
     path = tmp_path / "file"
