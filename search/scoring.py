@@ -14,7 +14,7 @@ from torch import Tensor
 
 from search.adaptation import Adaptation
 from search.objectives import OBJECTIVES
-from vitas import distributed
+from vitas import distributed, watchdog
 from vitas.architecture import Architecture
 from vitas.config import RunConfig, Sample
 from vitas.data.evaluation import EvaluationSet
@@ -79,19 +79,21 @@ class MeasurementJournal(Generic[Candidate, Value]):
         Raises `Interrupted` between waves; the file then has all values so far.
         """
         new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self.known]
-        for start in range(0, len(new), ranks):
-            wave = new[start : start + ranks]
-            own = measure_one(wave[self._world.rank]) if self._world.rank < len(wave) else None
-            values = gather(own, self._world)[: len(wave)]
-            if self._file:
-                # Before this process can stop, so that no value is lost or measured twice.
-                self._file.append(*(self._write(*pair) for pair in zip(wave, values, strict=True)))
-            self.known |= dict(zip(wave, values, strict=True))
-            if reason := distributed.stop_requested(self._world, at_once=True):
-                self._report.line(f"stops after {len(self.known)} {self._noun}, which are saved ({reason})")
-                self._report.close()
-                barrier(self._world)
-                raise Interrupted(reason)
+        with watchdog.watching(self._noun):
+            for start in range(0, len(new), ranks):
+                wave = new[start : start + ranks]
+                own = measure_one(wave[self._world.rank]) if self._world.rank < len(wave) else None
+                values = gather(own, self._world)[: len(wave)]
+                if self._file:
+                    # Before this process can stop, so that no value is lost or measured twice.
+                    self._file.append(*(self._write(*pair) for pair in zip(wave, values, strict=True)))
+                self.known |= dict(zip(wave, values, strict=True))
+                watchdog.beat(len(self.known))
+                if reason := distributed.stop_requested(self._world, at_once=True):
+                    self._report.line(f"stops after {len(self.known)} {self._noun}, which are saved ({reason})")
+                    self._report.close()
+                    barrier(self._world)
+                    raise Interrupted(reason)
         return [self.known[candidate] for candidate in candidates]
 
 

@@ -16,7 +16,8 @@ PROGRAMS = ("search", "retrain", "inference")
 # The rooms of vitas: a module, or a package, or a module of a package that lies elsewhere than the rest of it.
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
-    ("errors", "config_section", "costs", "seeds"),
+    ("errors", "costs", "seeds", "watchdog"),
+    ("config_section",),
     ("architecture", "files", "digests", "sharing", "data.folders", "data.example_images", "slurm.queries"),
     ("space", "asvit.genotype", "run", "slurm.signals", "slurm.lock"),
     ("elastic_space",),

@@ -24,10 +24,10 @@ from safetensors.torch import save as safetensors_save
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from vitas import released
+from vitas import released, watchdog
 from vitas.digests import DIGEST, NOT_YET, damage, is_archive, safetensors_damage, sealed_safetensors, write_with_digest
 from vitas.errors import UserError
-from vitas.files import write_atomically
+from vitas.files import may_write, write_atomically
 
 RECENT = "recent_ckpt.pth.tar"
 DOWNLOADED = "download.pth"
@@ -57,24 +57,31 @@ class CheckpointFolder:
 
     def save_recent(self, state: Mapping) -> None:
         """Write the state of a run within an epoch."""
-        write(state, self.folder / RECENT)
+        with watchdog.patient("writes a checkpoint"):
+            write(state, self.folder / RECENT)
 
     def save_epoch(self, state: Mapping) -> None:
         """Write the state after epoch `state["epoch"]`, then remove old files."""
-        write(state, self.epoch_path(state["epoch"]))
-        (self.folder / RECENT).unlink(missing_ok=True)
+        with watchdog.patient("writes a checkpoint"):
+            write(state, self.epoch_path(state["epoch"]))
+        self._drop_recent()
         self._rotate()
 
+    def _drop_recent(self) -> None:
+        with may_write():
+            (self.folder / RECENT).unlink(missing_ok=True)
+
     def _rotate(self) -> None:
-        for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
-            self.epoch_path(epoch).unlink(missing_ok=True)
+        with may_write():
+            for epoch in self.epochs()[: -self.keep or None] if self.keep else []:
+                self.epoch_path(epoch).unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Finish what a killed process left undone after it wrote an epoch's file; for the one process that writes."""
         newest = self.newest()
         if newest is None or newest.name == RECENT:
             return
-        (self.folder / RECENT).unlink(missing_ok=True)
+        self._drop_recent()
         # If the last file is damaged, those before it are worth more than their number.
         if not self.passed_over():
             self._rotate()

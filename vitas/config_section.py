@@ -12,8 +12,10 @@ from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
+
+from vitas.errors import require_one_line
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
@@ -24,6 +26,7 @@ Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 AboveZero = Annotated[float, Field(gt=0, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+Line = Annotated[str, AfterValidator(require_one_line)]
 # YAML has lists; a frozen dataclass holds tuples.
 as_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,21 @@ def exit_on_user_error() -> Iterator[None]:
         # Python flushes stdout again at exit, which would print another traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # 128 + SIGPIPE, what a shell reports for a program that SIGPIPE ended.
+
+
+# Unicode's categories of control characters, halves of characters (bytes that are no UTF-8), and line breaks.
+_NOT_IN_A_LINE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+def require_one_line(text: str, key: str | None = None) -> str:
+    """Return `text`. Raises `UserError`, beginning with `key` if there is one, if it holds a control character.
+
+    For all that reaches an sbatch file, where a newline ends a comment and begins a command, or a command of Slurm.
+    """
+    if any(unicodedata.category(character) in _NOT_IN_A_LINE for character in text):
+        start = f"{key}: " if key else ""
+        raise UserError(f"{start}found {text!r}; it must be one line, without control characters")
+    return text
 
 
 def is_integer(value: object) -> bool:

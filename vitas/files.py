@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import socket
 import time
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import yaml
 
-from vitas.errors import UserError
+from vitas.errors import UserError, require_one_line
 
 
 def make_folder(folder: Path, key: str) -> None:
@@ -29,9 +31,35 @@ def make_folder(folder: Path, key: str) -> None:
         raise UserError(f"{key}: found {str(folder)!r}, which cannot be written to")
 
 
-# The end of a temporary file's name: .NAME.HOST.PID.tmp
+_guard: Callable[[], AbstractContextManager] = nullcontext
+
+
+def guard_writes(guard: Callable[[], AbstractContextManager] | None) -> None:
+    """Have this process replace files and append records within `guard()` alone.
+
+    It raises if the process may no longer write: it slept, and another goes on in its place. None stops that.
+    """
+    global _guard
+    _guard = guard or nullcontext
+
+
+def may_write() -> AbstractContextManager:
+    """What changes files of a run outside this module, too, does so within it (see `guard_writes`)."""
+    return _guard()
+
+
+@cache
+def this_machine() -> str:
+    """What makes process ids comparable: two containers on a machine may have one name and count from 1 each."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return "unknown"
+
+
+# The end of a temporary file's name: .NAME.MACHINE.PID.RANDOM.tmp
 _UNFINISHED = ".tmp"
-_HOST = socket.gethostname().replace(".", "-")
 _DAY = 24 * 3600
 # Errors that a user mends: no room, over the quota, a file system that went read-only.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -42,7 +70,8 @@ class _Watched:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.written, self.error = 0, None
+        self.written = 0
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:
@@ -53,26 +82,34 @@ class _Watched:
         self.written += count
         return count
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def _machine_digest() -> str:
+    return hashlib.sha256(this_machine().encode()).hexdigest()[:8]
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
+
+    mode: who may read and write it, less what the process's umask takes away.
 
     A process that dies at any point leaves the old file or the new one. Raises
     `UserError` where there is no room for it; the old file is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}{_UNFINISHED}")
-    watched = None
+    # Processes of several containers may have one number, and each removes its own file alone.
+    unfinished = f".{path.name}.{_machine_digest()}.{os.getpid()}.{secrets.token_hex(4)}{_UNFINISHED}"
+    temporary, watched = path.with_name(unfinished), None
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             watched = _Watched(file)
             write(watched)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with may_write():
+            os.replace(temporary, path)
         sync_folder(path.parent)
     except Exception as error:
         failure = (watched.error if watched else None) or error
@@ -103,9 +140,9 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """
     removed = []
     for path in folder.rglob(f".*{_UNFINISHED}"):
-        host, pid, _ = ["", "", *path.name.split(".")][-3:]
+        machine, pid, *_ = ["", "", "", *path.name.split(".")][-4:]
         with suppress(OSError):
-            is_ours = host == _HOST and pid.isdigit()
+            is_ours = machine == _machine_digest() and pid.isdigit()
             is_dead = not Path("/proc", pid).exists() if is_ours else time.time() - path.stat().st_mtime > _DAY
             if is_dead and path.is_file():
                 path.unlink()
@@ -113,9 +150,9 @@ def remove_leftovers(folder: Path) -> list[Path]:
     return removed
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), mode)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -252,6 +289,7 @@ def _unshare(data: object) -> object:
 
 def apply_override(data: dict, override: str) -> None:
     """Apply one `key=value` override: a dotted key, a YAML value. Raises `UserError` for anything else."""
+    require_one_line(override, "key=value")
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"argument {override!r}: it must read key=value, e.g. search.epochs=10")
@@ -290,11 +328,15 @@ class Journal:
     def append(self, *records: dict) -> None:
         """Append records and flush them to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self.path.exists()
         try:
-            with open(self.path, "ab") as file:
+            with may_write(), open(self.path, "ab") as file:
                 file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
                 file.flush()
                 os.fsync(file.fileno())
+            if is_new:
+                # Otherwise a power cut could take the file away with all its lines.
+                sync_folder(self.path.parent)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise no_room(error, self.path) from None

@@ -6,6 +6,7 @@ import argparse
 import gc
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -14,9 +15,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vitas import config as configuration
+from vitas import watchdog
 from vitas.config import RunConfig
 from vitas.errors import MISTAKE, UserError
-from vitas.files import remove_leftovers
+from vitas.files import guard_writes, remove_leftovers
 from vitas.run import STAGES, stages_of
 from vitas.slurm import queries, signals
 from vitas.slurm.lock import Lock
@@ -67,10 +69,10 @@ def run_stages(
     except UserError as error:
         # Every process finds the same mistakes; rank 0 reports them.
         _exit(MISTAKE, f"error: {error}", report=_rank() == 0)
-    _run(program, config, flagged)
+    _run(program, config, flagged, (parsed.config, *parsed.overrides))
 
 
-def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
+def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[str]) -> None:
     # After the configuration is checked: this imports torch, which takes seconds.
     with quick_imports():
         functions = [STAGES[name].function(getattr(getattr(config, name), "method", "")) for name in flagged]
@@ -87,7 +89,8 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
     lock = None
     try:
         with ending_workers():
-            lock = _take_lock(program, config, world)
+            lock = _take_lock(program, config, world, given)
+            _watch(program, config, world)
             for name, function in zip(flagged, functions, strict=True):
                 function(config, world)
                 if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
@@ -103,6 +106,7 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
         # A requeued job keeps its lock while it waits in the queue.
         if OUTCOME_VARIABLE not in os.environ:
             _release(lock)
+        watchdog.stop()
         distributed.shutdown()
         _exit(
             signals.EXIT_CODE,
@@ -111,11 +115,13 @@ def _run(program: str, config: RunConfig, flagged: list[str]) -> None:
         )
     except Exception:
         if world.size == 1:
+            _release(lock)
             raise
         # Without the usual clean-up, which would wait for the other ranks, while they wait for this one.
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+    watchdog.stop()
     _release(lock)
     distributed.shutdown()
 
@@ -148,8 +154,11 @@ def _load(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tuple[RunCo
     return config, flagged
 
 
-def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
-    """Take the run's lock on rank 0 and record the start. Raises `UserError` on every rank if another holds it."""
+def _take_lock(program: str, config: RunConfig, world: World, given: Sequence[str]) -> Lock | None:
+    """Take the run's lock on rank 0 and record the start. Raises `UserError` on every rank if another holds it.
+
+    given: the arguments of the program, for the record.
+    """
     from vitas import distributed, provenance
 
     lock = refusal = None
@@ -164,16 +173,41 @@ def _take_lock(program: str, config: RunConfig, world: World) -> Lock | None:
     if lock:
         # Of processes that were killed in the middle of a write.
         remove_leftovers(config.folder.lock(program).parent)
-        provenance.write_start(config.folder.start(program, queries.job_id()), config, world)
+        provenance.write_start(config.folder.start(program, queries.job_id()), program, given, config, world)
+        # Another start takes the lock over where this process was silent for long.
         signals.guard(lock.check)
+        guard_writes(lock.held)
         signals.watch_time_limit()
     return lock
+
+
+def _watch(program: str, config: RunConfig, world: World) -> None:
+    """Have a rank that no longer gets on noticed, where others wait for it."""
+    from vitas import distributed
+
+    if world.size == 1:
+        return
+    # Numbered by the start: ranks of an earlier one may linger on a lost node.
+    folder = config.folder.start(program, queries.job_id()) / f"stall-{queries.restarts()}"
+    if world.is_main:
+        watchdog.forget(folder)
+    hosts = distributed.gather(socket.gethostname(), world)
+    watchdog.start(folder, world.rank, hosts, config.stall_seconds, _end_at_once)
+
+
+def _end_at_once(message: str, report: bool) -> None:
+    """End this process, whatever its main thread waits for."""
+    if report:
+        _tell(1, message)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _release(lock: Lock | None) -> None:
     if lock:
         # First, because the check would write the lock again.
         signals.guard(None)
+        guard_writes(None)
         lock.release()
 
 
@@ -184,10 +218,15 @@ def _rank() -> int:
 def _exit(code: int, message: str, report: bool = True) -> None:
     """Exit with `code`; with `report`, first give the message to the user and to the job's supervisor."""
     if report:
-        print(message, file=sys.stderr, flush=True)
+        _tell(code, message)
+    sys.exit(code)
+
+
+def _tell(code: int, message: str) -> None:
+    """Give a message to the user, and it and the exit code to the job's supervisor."""
+    print(message, file=sys.stderr, flush=True)
     outcome = os.environ.get(OUTCOME_VARIABLE)
-    if outcome and report:
+    if outcome:
         # Only the first rank to end writes it; the others end as a result.
         with suppress(OSError), open(outcome, "x") as file:
             json.dump({"code": code, "message": message, "rank": _rank()}, file)
-    sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
@@ -75,6 +76,10 @@ def _with_job(name: str, job: str | None) -> str:
     return f"{name}-{job}" if job else name
 
 
+# The endings of what stages write line by line, or anew with more lines: scores, measurements, results, architectures.
+_RECORDS = (".jsonl", ".json", ".yaml")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run's files; the only place that knows the layout under `save_path`.
@@ -110,6 +115,20 @@ class RunFolder:
     def check_writable(self) -> None:
         """Make the folder. Raises `UserError` where it cannot be made or written to."""
         make_folder(self.root, "save_path")
+
+    def progress(self) -> str:
+        """A text that changes when any stage has got on: a new checkpoint, or a line more of records or results.
+
+        Whatever lies in the stages' folders counts, so that no stage can be forgotten here. Lines are counted, because
+        a start that gets no further may open a journal, cut a half-written line off it, or write results anew.
+        """
+        facts = []
+        for home in sorted({stage.home for stage in STAGES.values()}):
+            folder = self.root / home
+            records = (path for ending in _RECORDS for path in folder.glob(f"*{ending}"))
+            facts += [(path.name, path.read_bytes().count(b"\n")) for path in records]
+            facts += [(str(path), path.stat().st_mtime_ns) for path in folder.rglob("*.pth.tar")]
+        return sha256(repr(sorted(facts)).encode()).hexdigest()[:16]
 
     @property
     def pretrained(self) -> Path:
@@ -163,11 +182,6 @@ class RunFolder:
     def speeds(self) -> Path:
         """Measured images per second of each architecture, where the search needs them."""
         return self.root / "search" / "speeds.jsonl"
-
-    @property
-    def journals(self) -> tuple[Path, ...]:
-        """Every file of scores and measurements."""
-        return self.population, self.topologies, self.growth, self.speeds
 
     @property
     def architectures(self) -> Path:

@@ -24,6 +24,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from vitas import watchdog
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
 from vitas.data.training import TrainingLoader
@@ -128,7 +129,11 @@ def train(
         watch.begin(start)
         meter.begin(start)
         done = start
-        with report.progress(total, start, "steps") as update, closing(loader.batches(start, total, draws)) as batches:
+        with (
+            report.progress(total, start, "steps") as update,
+            watchdog.watching(report.stage),
+            closing(loader.batches(start, total, draws)) as batches,
+        ):
             for step, (images, labels) in enumerate(batches, start):
                 images = images.to(world.device, non_blocking=True)
                 labels = labels.to(world.device, non_blocking=True)
@@ -148,6 +153,7 @@ def train(
                     ema.update(task.model, step)
 
                 done = step + 1
+                watchdog.beat(done)
                 if done % settings.log_steps == 0 or done == total:
                     watch.review(done)
                     meter.report(done, optimizer.param_groups[0]["lr"], update)

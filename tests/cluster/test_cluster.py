@@ -232,6 +232,25 @@ def test_a_killed_rank_and_a_lost_node_take_the_job_back_into_the_queue(slurm, m
     assert_same_results(undisturbed().given, save_path, ("retrain",))
 
 
+@beside_others
+def test_a_stopped_rank_is_named_in_the_jobs_log_and_the_job_goes_on(slurm, make_run, undisturbed):
+    config = make_run()
+    save_path = config.parent / "run"
+    (job,) = launch(slurm, "retrain", config, GIVEN, "retrain.checkpoint_steps=20", "stall_seconds=15", *ONE_EACH)
+    wait_for_step_after(0, save_path, job)
+    stopped = ranks(job)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    # Far from the half hour that a collective may take.
+    wait_for(lambda: slurm.job(job)["JobState"] != "RUNNING", 120, "nobody notices", every=0.5)
+    assert slurm.job(job)["Restarts"] == "1"
+    assert not Path(f"/proc/{stopped}").exists()
+    output = (save_path / "retrain" / "log" / f"retrain-{job}" / f"{job}_0_log.out").read_text()
+    assert re.search(r"^error: no step of retrain for \d+ s: rank 1 on \S+ does not answer", output, re.M), output
+    assert f"job {job} died; requeued, 1 of at most 100 times" in output
+    assert slurm.wait(job)["JobState"] == "COMPLETED"
+    assert_same_results(undisturbed().given, save_path, ("retrain",))
+
+
 def ranks(job: str) -> dict[int, int]:
     """The process ids of a job's ranks."""
     found = {}

@@ -53,8 +53,9 @@ def test_temporary_files_of_killed_writers_are_removed_and_those_of_living_ones_
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "checkpoint" / "epoch_1")], check=False)
     (dead,) = (tmp_path / "checkpoint").iterdir()
-    living = dead.with_name(f".file.{dead.name.split('.')[-3]}.{os.getpid()}.tmp")
-    elsewhere, old = (dead.with_name(f".{name}.other-host.1.tmp") for name in ("new", "old"))
+    machine = dead.name.split(".")[-4]
+    living = dead.with_name(f".file.{machine}.{os.getpid()}.12345678.tmp")
+    elsewhere, old = (dead.with_name(f".{name}.abcdef01.1.12345678.tmp") for name in ("new", "old"))
     for path in (living, elsewhere, old):
         path.touch()
     os.utime(old, (0, 0))
@@ -68,6 +69,28 @@ def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
         write_text(path, text)
         assert path.read_text() == text
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_two_processes_of_one_number_do_not_take_each_others_half_file(tmp_path):
+    """As the first of two containers."""
+    path = tmp_path / "file"
+
+    def write(file):
+        file.write(b"outer")
+        with pytest.raises(RuntimeError):
+            write_atomically(path, fail)
+
+    def fail(file):
+        raise RuntimeError("taken over")
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"outer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_the_owner_reads_a_file_that_is_to_be_so(tmp_path):
+    write_text(tmp_path / "file", "x", mode=0o600)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("before", [None, "old"])

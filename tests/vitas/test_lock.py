@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 
 from tests.processes import REPOSITORY
 from vitas.errors import UserError
+from vitas.slurm import lock as lock_module
 from vitas.slurm import queries
-from vitas.slurm.lock import Holder, Lock
+from vitas.slurm.lock import Holder, Lock, check_free
 
 
 @pytest.fixture
@@ -150,3 +153,160 @@ def test_of_many_that_start_at_once_one_wins(path):
         process.stdin.write("x")
         process.stdin.flush()
     assert sorted(process.communicate(timeout=60)[0].strip() for process in processes) == ["lost"] * 7 + ["won"]
+
+
+# Where nobody can see whether the holder's process runs: another machine, or another container of this one
+
+
+def elsewhere(monkeypatch) -> None:
+    """This process is as one of another machine, from now on."""
+    monkeypatch.setattr(lock_module.socket, "gethostname", lambda: "elsewhere")
+
+
+def untouched(path: Path, seconds: float) -> None:
+    """The lock is as one that was last touched so many seconds ago."""
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+def test_the_refusal_names_the_lock_its_age_and_its_holder_and_when_it_is_free(path, monkeypatch):
+    Lock(path)
+    untouched(path, 20)
+    with pytest.raises(UserError, match=rf"process {os.getpid()} of .*Its lock, {path}, was touched 2\d s ago$"):
+        Lock(path)
+    elsewhere(monkeypatch)
+    with pytest.raises(UserError, match=r"if that process has ended, it is free when nobody has touched it for 60 s$"):
+        check_free(path)
+
+
+def test_a_lock_that_nobody_touches_is_taken_over_on_another_machine_and_never_on_the_holders(path, monkeypatch):
+    first = Lock(path)
+    untouched(path, 3600)
+    with pytest.raises(UserError, match="is being written by"):
+        Lock(path)
+    elsewhere(monkeypatch)
+    Lock(path).check()
+    with pytest.raises(RuntimeError, match=r"was taken over by process .* on elsewhere"):
+        first.check()
+
+
+def test_of_two_containers_with_one_name_and_like_process_ids_none_is_taken_for_the_other(path):
+    left_by(path, machine="boot pid:[1]", started=1)
+    with pytest.raises(UserError, match="is being written by"):
+        Lock(path)
+    untouched(path, 3600)
+    Lock(path).check()
+
+
+def test_a_lock_of_a_version_that_does_not_touch_it_is_the_users_to_remove(path):
+    left_by(path, host="elsewhere", machine="")
+    untouched(path, 3600)
+    with pytest.raises(UserError, match=r"if that process has ended, it is yours to remove$"):
+        Lock(path)
+
+
+def test_a_holder_that_lives_touches_its_lock_until_it_releases_it(path, monkeypatch):
+    monkeypatch.setattr(lock_module, "TOUCH_SECONDS", 0.05)
+    lock = Lock(path)
+    untouched(path, 3600)
+    end = time.monotonic() + 30
+    while time.time() - path.stat().st_mtime > 1800:
+        assert time.monotonic() < end, "nobody touches it"
+        time.sleep(0.05)
+    lock.release()
+    time.sleep(0.3)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00\x80" * 100,
+        b"\0" * 4096,
+        b"[" * 100_000,
+        b'{"user": 1, "host": [], "pid": "x", "started": {}, "since": null}',
+        b'{"user": "u", "host": "h", "pid": 1, "started": 1, "since": "s", "job": "--help"}',
+    ],
+    ids=["binary", "zeros", "deep", "other types", "no job"],
+)
+def test_a_lock_that_is_damaged_holds_nothing(path, content):
+    """As one that its writer did not finish; a holder that lives writes it again."""
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    check_free(path)
+    lock = Lock(path)
+    path.write_bytes(content)
+    lock.check()
+    assert holder(path).pid == os.getpid()
+
+
+def test_a_lock_of_a_later_version_that_says_more_is_one(path):
+    lock = Lock(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "red"}))
+    with pytest.raises(UserError, match="is being written by"):
+        Lock(path)
+    lock.check()
+
+
+def test_a_lock_that_cannot_be_opened_is_named(path):
+    path.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"save_path: its lock, {path}, cannot be opened: Is a directory"):
+        Lock(path)
+
+
+# Writes a checkpoint and a record, over and over, as a stage does.
+WRITER = """
+import sys, time
+from pathlib import Path
+from vitas.files import Journal, guard_writes, write_text
+from vitas.slurm.lock import Lock
+
+folder = Path(sys.argv[1])
+lock = Lock(folder / "search.lock")
+guard_writes(lock.held)
+journal = Journal(folder / "scores.jsonl")
+while True:
+    write_text(folder / "checkpoint", "of the first")
+    journal.append({"by": "the first"})
+    print("writes", flush=True)
+"""
+
+
+def taken_over(path: Path, process: subprocess.Popen, monkeypatch) -> Lock:
+    """Stop a process that writes, at any moment, and take its lock over; it may be in the middle of a write."""
+    monkeypatch.setattr(lock_module, "_FLOCK_SECONDS", 1.0)
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        while "T" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+            time.sleep(0.01)
+        untouched(path, 3600)
+        try:
+            return Lock(path)
+        except UserError as error:
+            # Then nobody takes it over, and it goes on.
+            if "does not let go of it" not in str(error):
+                raise
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+
+
+def test_a_holder_that_slept_while_its_lock_was_taken_over_writes_nothing_more(path, monkeypatch):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, path.parent], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "writes\n"
+        elsewhere(monkeypatch)
+        lock = taken_over(path, process, monkeypatch)
+        (path.parent / "checkpoint").write_text("of the second")
+        records = (path.parent / "scores.jsonl").read_bytes()
+        process.send_signal(signal.SIGCONT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "was taken over by process" in error.splitlines()[-1]
+    assert (path.parent / "checkpoint").read_text() == "of the second"
+    assert (path.parent / "scores.jsonl").read_bytes() == records
+    lock.check()

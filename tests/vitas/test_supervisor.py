@@ -115,9 +115,8 @@ def test_what_slurm_has_decided_stands(job, tmp_path, shown, ranks):
     assert asked(tmp_path) == ""
 
 
-@pytest.mark.parametrize("journal", ["population.jsonl", "growth.jsonl"])
-def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, tmp_path, journal):
-    scores = tmp_path / "run" / "search" / journal
+def test_a_job_that_dies_in_place_is_given_up_and_one_that_gets_on_is_not(job, tmp_path):
+    scores = tmp_path / "run" / "search" / "growth.jsonl"
     for requeues in (1, 2):
         assert "died; requeued" in job("exit 1").stdout
         assert asked(tmp_path) == "requeue 7\n" * requeues
@@ -159,6 +158,29 @@ def test_a_requeued_job_keeps_the_yaml_that_it_was_started_with(job, tmp_path):
     assert submitted.read_text() == before
     job("exit 0")
     assert submitted.read_text() == before + "seed: 7\n"
+
+
+def test_a_job_that_was_submitted_from_within_another_has_ranks_of_its_own(job, tmp_path):
+    launcher = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "old", "TORCHELASTIC_RUN_ID": "x"}
+    assert job(f"env > {tmp_path}/variables", **launcher).returncode == 0
+    found = {line.partition("=")[0] for line in (tmp_path / "variables").read_text().splitlines()}
+    assert not found & launcher.keys()
+    # What a user sets for the ranks stays.
+    assert job(f"env > {tmp_path}/variables", MASTER_ADDR="mine").returncode == 0
+    assert "MASTER_ADDR=mine" in (tmp_path / "variables").read_text().splitlines()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', '{"code": 2}'])
+def test_half_an_outcome_and_that_of_an_earlier_start_are_none(job, tmp_path, text):
+    folder = tmp_path / "run" / "search" / "log" / "search-7"
+    folder.mkdir(parents=True)
+    (folder / "outcome-0.json").write_text('{"code": 2, "message": "of an earlier start"}')
+    (folder / "outcome-6.json").write_text('{"code": 2, "message": "of an earlier start"}')
+    done = job(f"echo '{text}' > $VITAS_OUTCOME; exit 1")
+    assert done.returncode == 1
+    assert "died; requeued" in done.stdout
+    assert "earlier" not in done.stderr
+    assert not list(folder.glob("outcome-*"))
 
 
 def test_slurm_is_asked_again_while_it_does_not_answer(monkeypatch):

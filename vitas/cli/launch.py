@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 
 from vitas import config as configuration
@@ -146,7 +147,7 @@ def _submit(jobs: list[StageJob], follows: bool) -> int:
         after = f", after job {submitted[i - 1].id}" if i else ""
         print(f"{each.job.stage}: submitted job {each.id}{after}; its log will be {each.log}")
     if not follows:
-        print(f"follow it: tail -F {submitted[0].log}")
+        print(f"follow it: tail -F {shlex.quote(str(submitted[0].log))}")
         print(f"stop it:   scancel {' '.join(each.id for each in submitted)}")
         return 0
     try:

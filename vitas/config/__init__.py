@@ -36,7 +36,7 @@ from vitas.config.run_config import (
     Training,
 )
 from vitas.config_section import explain
-from vitas.errors import UserError
+from vitas.errors import UserError, require_one_line
 from vitas.files import read_text
 from vitas.released import Configuration, read_configuration
 
@@ -135,6 +135,7 @@ def find(name: str, program: str) -> Path:
 
     Raises `UserError`, with similar names, if there is no such file.
     """
+    require_one_line(name, "CONFIG")
     for folder in (Path(), CONFIGS / program, CONFIGS):
         for path in (folder / name, folder / f"{name}.yaml"):
             if path.is_file():

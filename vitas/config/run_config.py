@@ -14,6 +14,7 @@ from vitas.config_section import (
     AboveZero,
     Count,
     Fraction,
+    Line,
     NonNegative,
     Positive,
     Probability,
@@ -420,12 +421,15 @@ class RunConfig(Section):
     """A run: its model, the folder it writes to, and its four stages.
 
     port: of the rendezvous under Slurm, by default derived from the job's id.
+    stall_seconds: seconds without a step after which a job of several processes counts as stalled, and ends; null is
+        ten times the slowest step seen, 2 to 30 minutes.
     """
 
     model: Model
-    save_path: str
+    save_path: Line
     seed: Count = 0
     port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    stall_seconds: Positive | None = None
     search: AnySearch | None = None
     sample: Sample | None = None
     retrain: Retrain | None = None

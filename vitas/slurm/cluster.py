@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from vitas.config import CONFIGS
 from vitas.config_section import Positive, Section, explain
-from vitas.errors import UserError
+from vitas.errors import UserError, require_one_line
 from vitas.files import read_yaml
 from vitas.run import STAGES
 from vitas.slurm import queries
@@ -60,6 +60,22 @@ class Cluster(Section):
             return None
         return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else str(self.gpus_per_node)
 
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: object) -> object:
+        # All of it ends up in an sbatch file, where a newline would begin a command.
+        return require_one_line(value) if isinstance(value, str) else value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options(cls, options: dict[str, object]) -> dict[str, object]:
+        for name, value in options.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*", name):
+                raise ValueError(f"found the option {name!r}; it must be a name as sbatch has them, e.g. mail-type")
+            if isinstance(value, str):
+                require_one_line(value, name)
+        return options
+
     @field_validator("time")
     @classmethod
     def _minutes(cls, value: str | int | None) -> str | None:
@@ -86,7 +102,8 @@ def load_cluster(path: Path | None = None, given: Mapping[str, object] | None = 
     try:
         return Cluster.model_validate(from_file.model_dump() | given | {"sbatch": options})
     except ValidationError as error:
-        raise UserError("; ".join(f"--{line.replace('_', '-', 1)}" for line in explain(error, Cluster))) from None
+        lines = (line.partition(":") for line in explain(error, Cluster))
+        raise UserError("; ".join(f"--{key.replace('_', '-')}:{text}" for key, _, text in lines)) from None
 
 
 def fill_in(cluster: Cluster, stage: str) -> Cluster:
@@ -159,8 +176,15 @@ def sbatch_values(cluster: Cluster) -> dict[str, str | int | bool]:
 
 
 def sbatch_options(cluster: Cluster) -> list[str]:
-    """The resources as command-line options: `sbatch $(vitas cluster) script/search_bcnet.sh`."""
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in sbatch_values(cluster).items()]
+    """The resources as command-line options: `sbatch $(vitas cluster) script/search_bcnet.sh`.
+
+    Raises `UserError` for a value with a space: the shell would make several words of it.
+    """
+    options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in sbatch_values(cluster).items()]
+    for option in options:
+        if option.split() != [option]:
+            raise UserError(f"found {option!r}; a shell splits it at its spaces, so use `vitas launch` for it")
+    return options
 
 
 def _names(partitions: list[queries.Partition]) -> str:

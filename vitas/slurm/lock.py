@@ -1,8 +1,12 @@
 """The lock that allows one writer at a time for each program under `save_path`.
 
 The lock is a file that says who holds it. Slurm or the kernel says whether the
-holder still runs. So the lock of a dead process is taken over, on any file
-system, and a requeued job gets its own lock back.
+holder still runs; where neither can, as on another machine or in another
+container, a holder that lives touches the file every few seconds. So the lock
+of a dead process is taken over, on any file system, and a requeued job gets its
+own lock back. A holder that only slept finds it gone before it writes again: it
+writes while it has the lock file to itself (`Lock.held`, for
+`vitas.files.guard_writes`), and nobody takes the lock over meanwhile.
 """
 
 from __future__ import annotations
@@ -12,15 +16,24 @@ import getpass
 import json
 import os
 import socket
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
 
 from vitas.errors import UserError
+from vitas.files import this_machine
 from vitas.slurm import queries
+
+TOUCH_SECONDS = 10.0
+# A lock that nobody has touched for so long is free, where nothing else says whether its holder lives.
+FREE_SECONDS = 60.0
+# How long to wait for flock. Who holds it asks Slurm for a minute at most, unless it was stopped meanwhile.
+_FLOCK_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class Holder:
     """The process that holds a lock.
 
     job, restart: its Slurm job and how often that was requeued. started: its start in the kernel's clock ticks.
+    machine: the boot of the kernel and the process namespace that `pid` and `started` are of; empty for an earlier
+        version, which does not touch its lock.
     """
 
     user: str
@@ -37,6 +52,7 @@ class Holder:
     since: str
     job: str | None = None
     restart: int = 0
+    machine: str = ""
 
     def __str__(self) -> str:
         who = f"Slurm job {self.job}" if self.job else f"process {self.pid}"
@@ -44,27 +60,54 @@ class Holder:
 
 
 class Lock:
-    """The lock file of a program, taken on creation. Raises `UserError`, naming the holder, if another holds it."""
+    """The lock file of a program, taken on creation and touched from then on.
+
+    Raises `UserError`, naming the holder and the file, if another holds it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._holder = _this_process()
+        self._released, self._touching = threading.Event(), threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         with _opened(path) as file:
             _refuse(_read(file), path)
             self._write(file)
+        threading.Thread(target=self._keep_touching, name="lock", daemon=True).start()
+
+    def _keep_touching(self) -> None:
+        while not self._released.wait(TOUCH_SECONDS):
+            # Where the file system does not answer for a moment, the next touch may come in time.
+            with self._touching, suppress(OSError, UserError):
+                if self._released.is_set() or not self._touch():
+                    return
+
+    def _touch(self) -> bool:
+        """Touch the file if it is still this process's; whether it is."""
+        with _opened(self._path) as file:
+            holder = _read(file)
+            if holder == self._holder:
+                os.utime(self._path)
+            return holder in (None, self._holder)
 
     def check(self) -> None:
         """Raise `RuntimeError` if another process took the lock: Slurm lost this node and runs the job elsewhere.
 
         If the file was removed, it is written again.
         """
+        with self.held():
+            pass
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """`check`, and within it nobody else can take the lock, if the file system supports flock."""
         with _opened(self._path) as file:
             holder = _read(file)
             if holder is None:
                 self._write(file)
-        if holder not in (None, self._holder):
-            raise RuntimeError(f"{self._path} was taken over by {holder}; this process stops")
+            elif holder != self._holder:
+                raise RuntimeError(f"{self._path} was taken over by {holder}; this process stops")
+            yield
 
     def _write(self, file: IO[str]) -> None:
         file.seek(0)
@@ -74,7 +117,8 @@ class Lock:
         os.fsync(file.fileno())
 
     def release(self) -> None:
-        with _opened(self._path) as file:
+        self._released.set()
+        with self._touching, _opened(self._path) as file:
             if _read(file) == self._holder:
                 self._path.unlink()
 
@@ -87,47 +131,97 @@ def check_free(path: Path) -> None:
 
 
 def _refuse(other: Holder | None, path: Path) -> None:
-    if other is not None and _is_alive(other, _this_process(), path):
-        raise UserError(
-            f"save_path: {path.parent} is being written by {other}; wait for it, stop it, or choose another save_path"
+    us = _this_process()
+    if other is None or not _is_alive(other, us, path):
+        return
+    message = (
+        f"save_path: {path.parent} is being written by {other}; wait for it, stop it, or choose another save_path. "
+        f"Its lock, {path}, was touched {_age(path):.0f} s ago"
+    )
+    if other.job is None and not _is_of(other, us):
+        after = (
+            f"is free when nobody has touched it for {FREE_SECONDS:.0f} s" if other.machine else "is yours to remove"
         )
+        message += f"; if that process has ended, it {after}"
+    raise UserError(message)
 
 
 def _this_process() -> Holder:
     pid = os.getpid()
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return Holder(_user(), socket.gethostname(), pid, _started(pid) or 0, since, queries.job_id(), queries.restarts())
+    place = _user(), socket.gethostname(), pid, _started(pid) or 0
+    return Holder(*place, since, queries.job_id(), queries.restarts(), this_machine())
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-    """Open the lock file, for one process at a time if the file system supports flock."""
+    """Open the lock file, for one process at a time if the file system supports flock.
+
+    Raises `UserError` for a file that cannot be opened, or that another process does not let go of.
+    """
     while True:
-        with open(path, "a+") as file:
-            # Without flock, two starts at the same moment could both take the lock; nothing else depends on it.
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            # Whatever lies there instead of a lock is read, and then no lock.
+            file = open(path, "a+", errors="replace")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"save_path: its lock, {path}, cannot be opened: {error.strerror}") from None
+        with file:
+            _flock(file, path)
             # The holder may have removed the file between our open and flock.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.seek(0)
-                yield file
+                try:
+                    yield file
+                finally:
+                    # Closing does not suffice: a loader's worker that was forked meanwhile has it open too.
+                    with suppress(OSError):
+                        file.flush()
+                        fcntl.flock(file, fcntl.LOCK_UN)
                 return
 
 
+def _flock(file: IO[str], path: Path) -> None:
+    """Without flock, two starts at the same moment could both take the lock; nothing else depends on it."""
+    end = time.monotonic() + _FLOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"save_path: its lock, {path}, is kept open by a process that does not let go of it, as one that "
+                    "was stopped while it wrote; end that process, or choose another save_path"
+                ) from None
+            time.sleep(0.01)
+        except OSError:
+            return
+
+
 def _read(file: IO[str]) -> Holder | None:
-    text = file.read()
+    """Who holds the lock; None for a file that is no lock.
+
+    It is empty when just created, torn where its writer died, or damaged: a holder that lives writes it again.
+    """
     try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
-        return None  # Empty: just created, or its writer died before writing.
+        data = json.loads(file.read(65536))
+        # A later version may write more.
+        holder = Holder(**{field.name: data[field.name] for field in fields(Holder) if field.name in data})
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = holder.pid, holder.started, holder.restart
+    texts = holder.user, holder.host, holder.since, holder.machine, holder.job or ""
+    if not all(isinstance(each, int) for each in numbers) or not all(isinstance(each, str) for each in texts):
+        return None
+    return holder if holder.job is None or holder.job.isdigit() else None
 
 
 def _is_alive(holder: Holder, us: Holder, path: Path) -> bool:
     if holder.job is not None and holder.job == us.job:
         # Slurm has ended an earlier start of this job, even if its processes linger.
-        return holder.restart == us.restart and _runs(holder, us)
+        return holder.restart == us.restart and _runs(holder, us, path)
     if holder.job is None:
-        return _runs(holder, us)
+        return _runs(holder, us, path)
     try:
         for _ in range(60):
             state = queries.state(holder.job)
@@ -137,14 +231,33 @@ def _is_alive(holder: Holder, us: Holder, path: Path) -> bool:
     except queries.SlurmError as error:
         raise UserError(
             f"save_path: {path.parent} was last written by {holder}, and Slurm does not say whether that still "
-            f"runs ({error}); if it does not, remove {path}"
+            f"runs ({error}); if it does not, remove {path}, which was touched {_age(path):.0f} s ago"
         ) from None
     return state in queries.LIVE_STATES
 
 
-def _runs(holder: Holder, us: Holder) -> bool:
-    """Whether the holder's process runs; assumed so on another machine, where we cannot tell."""
-    return holder.host != us.host or _started(holder.pid) == holder.started
+def _is_of(holder: Holder, us: Holder) -> bool:
+    """Whether the holder is of this machine and container, so that its process id says something here."""
+    return holder.host == us.host and holder.machine in ("", us.machine)
+
+
+def _runs(holder: Holder, us: Holder, path: Path) -> bool:
+    """Whether the holder's process runs; where we cannot see it, whether it has touched its lock lately."""
+    if _is_of(holder, us):
+        return _started(holder.pid) == holder.started
+    return not holder.machine or _age(path) < FREE_SECONDS
+
+
+def _age(path: Path) -> float:
+    """The seconds since the lock was last touched, by the clock of its file system: machines' clocks differ."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as probe:
+            probe.write(b"now")
+            probe.flush()
+            os.fsync(probe.fileno())
+            return max(0.0, os.stat(probe.name).st_mtime - path.stat().st_mtime)
+    except OSError:
+        return 0.0
 
 
 def _started(pid: int) -> int | None:

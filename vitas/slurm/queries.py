@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from vitas.errors import UserError
+from vitas.errors import UserError, require_one_line
 
 # States of a job that has not ended; a requeued job that waits is PENDING.
 LIVE_STATES = frozenset(
@@ -31,13 +31,24 @@ def installed() -> bool:
 
 
 def job_id() -> str | None:
-    """The id of the job that this process runs in; None outside Slurm."""
-    return os.environ.get("SLURM_JOB_ID")
+    """The id of the job that this process runs in; None outside Slurm. Raises `UserError` for what is no id."""
+    return number_in("SLURM_JOB_ID")
 
 
 def restarts() -> int:
-    """How often the job that this process runs in has been requeued so far."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    """How often the job that this process runs in has been requeued so far. Raises `UserError` for no number."""
+    return int(number_in("SLURM_RESTART_COUNT") or 0)
+
+
+def number_in(variable: str) -> str | None:
+    """The whole number that Slurm says in an environment variable, as text; None if unset.
+
+    Raises `UserError` for anything else: these texts become names of files and words of commands.
+    """
+    text = os.environ.get(variable)
+    if text is not None and not re.fullmatch(r"[0-9]+", text):
+        raise UserError(f"{variable}: found {text!r} in the environment; it must be a whole number")
+    return text
 
 
 def state(job: str) -> str | None:
@@ -127,7 +138,9 @@ def first_node_address(nodelist: str) -> str:
 
 
 def output(*command: str) -> str:
-    """The output of a Slurm command. Raises `SlurmError`."""
+    """The output of a Slurm command. Raises `SlurmError`, and `UserError` for a word with control characters."""
+    for word in command:
+        require_one_line(word, command[0])
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     except subprocess.CalledProcessError as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from vitas.errors import UserError, exit_on_user_error
+from vitas.errors import UserError, exit_on_user_error, require_one_line
 from vitas.files import read_text
 from vitas.run import STAGES, RunFolder, stages_of
 from vitas.slurm import queries
@@ -105,9 +105,10 @@ class _Executor(submitit.SlurmExecutor):
 
 def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
     cluster = fill_in(job.cluster, job.stage) if queries.installed() else job.cluster
-    executor = _Executor(
-        RunFolder(job.save_path.resolve()).start(job.program, "%j"), python=shlex.quote(sys.executable)
-    )
+    # Again when it is resolved: the folder that a relative path starts from has a name too.
+    save_path = Path(require_one_line(str(job.save_path), "save_path")).resolve()
+    root = Path(require_one_line(str(save_path), "save_path"))
+    executor = _Executor(RunFolder(root).start(job.program, "%j"), python=shlex.quote(sys.executable))
     # submitit has its own names for some of these, but accepts all under sbatch's names.
     options: dict[str, object] = {"nodes": 1, "ntasks-per-node": 1, "time": "0", "requeue": True}
     if after is not None:

@@ -16,10 +16,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vitas.errors import MISTAKE, UserError, exit_on_user_error
+from vitas.errors import MISTAKE, UserError, exit_on_user_error, require_one_line
 from vitas.files import Journal, read_text, write_text
 from vitas.released import read_configuration
 from vitas.run import RunFolder
@@ -30,6 +30,11 @@ from vitas.slurm.lock import check_free
 
 # The environment variable that names the file in which a rank says how it ended.
 OUTCOME_VARIABLE = "VITAS_OUTCOME"
+
+# How a launcher of processes tells each of them its place.
+_OF_LAUNCHER = frozenset(
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+)
 
 # Give up after so many deaths without a new checkpoint or score in between.
 MOST_DEATHS_IN_PLACE = 3
@@ -63,7 +68,7 @@ def supervise(
     save_path = read_configuration(config, where, overrides).data.get("save_path")
     if not isinstance(save_path, str):
         raise UserError(f"{where}: save_path: found {save_path!r}; it must be a string")
-    run = RunFolder(Path(save_path))
+    run = RunFolder(Path(require_one_line(save_path, f"{where}: save_path")))
     run.check_writable()
     # The ranks check this too; here it saves starting them.
     check_free(run.lock(program))
@@ -71,14 +76,16 @@ def supervise(
     path = folder / "submitted.yaml"
     if not (queries.restarts() and path.exists()):
         write_text(path, config)
+    for left in folder.glob("outcome-*.json"):
+        left.unlink(missing_ok=True)
     # Numbered by the start: ranks of an earlier one may linger on a lost node.
     outcome_file = folder / f"outcome-{queries.restarts()}.json"
-    outcome_file.unlink(missing_ok=True)
     sizes_before = {file: file.stat().st_size for file in folder.glob("rank_*.err")}
     start = "the first time" if queries.restarts() == 0 else f"after {queries.restarts()} requeue(s)"
     _print_line(f"job {job} starts `{program}` with {where}, {start}; its folder is {folder}")
 
-    environment = os.environ | {OUTCOME_VARIABLE: str(outcome_file.resolve()), "PYTHONUNBUFFERED": "1"}
+    environment = _without_launcher(os.environ)
+    environment |= {OUTCOME_VARIABLE: str(outcome_file.resolve()), "PYTHONUNBUFFERED": "1"}
     # As torchrun does, so that tasks on one node do not compete for its processors.
     environment.setdefault("OMP_NUM_THREADS", "1")
     if "SLURM_JOB_NODELIST" in os.environ:
@@ -86,7 +93,7 @@ def supervise(
         environment.setdefault("MASTER_ADDR", queries.first_node_address(os.environ["SLURM_JOB_NODELIST"]))
     if stop_margin or cluster.stop_margin:
         environment["VITAS_STOP_MARGIN"] = str(stop_margin or cluster.stop_margin)
-    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    cpus = queries.number_in("SLURM_CPUS_PER_TASK")
     command = [
         "srun",
         "--kill-on-bad-exit=1",
@@ -132,7 +139,7 @@ def _requeue(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues
         _print_line(f"job {job} {what}, ended by Slurm; if it is not requeued, submit it again to resume")
         return code
     history = Journal(folder / "requeues.jsonl")
-    progress = _progress(run)
+    progress = run.progress()
     if not stopped:
         deaths = 1
         for line in reversed(history.lines):
@@ -172,16 +179,27 @@ def ask_patiently(ask: Callable[[], object]) -> object:
     return ask()
 
 
-def _progress(run: RunFolder) -> int:
-    """When the newest checkpoint, score or result was written, in nanoseconds; 0 without any."""
-    files = [*run.root.glob("*/checkpoint/*.pth.tar"), *run.journals, run.architectures, run.results]
-    return max((path.stat().st_mtime_ns for path in files if path.exists()), default=0)
+def _without_launcher(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables without those by which torchrun tells a process its rank.
+
+    sbatch hands on the variables of the shell it was typed in, which may be inside another job; every rank of this one
+    would take that rank for its own.
+    """
+    if "RANK" not in variables:
+        return dict(variables)
+    return {
+        name: value
+        for name, value in variables.items()
+        if name not in _OF_LAUNCHER and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def _read_outcome(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        outcome = json.loads(path.read_text())
+        # A rank that was ended while it wrote leaves less.
+        return outcome if {"code", "message"} <= outcome.keys() else None
+    except (OSError, ValueError, AttributeError):
         return None
     finally:
         path.unlink(missing_ok=True)
