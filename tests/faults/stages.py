@@ -88,18 +88,18 @@ class Target:
             shutil.copytree(self._before / stage, self.run)
 
     def start(
-        self, stage: str, prepare: Callable[[], None] = lambda: None, kill_after: float | None = None, *more: str
+        self, stage: str, prepare: Callable[[], None] = lambda: None, kill_after: float | None = None, *overrides: str
     ) -> End:
         """Run a stage in a process. prepare: called in it first. kill_after: seconds until it is killed."""
-        pid = self.fork(stage, prepare, *more)
+        pid = self.fork(stage, prepare, *overrides)
         began = time.monotonic()
         code = self.wait(pid, kill_after)
         return End(code, self.output(pid), time.monotonic() - began)
 
-    def fork(self, stage: str, prepare: Callable[[], None] = lambda: None, *more: str) -> int:
+    def fork(self, stage: str, prepare: Callable[[], None] = lambda: None, *overrides: str) -> int:
         """Start a stage and return its process's id."""
         flags = [f"{name}.flag={str(name == stage).lower()}" for name in ORDER]
-        arguments = [str(self.config), *flags, *self._overrides, *more]
+        arguments = [str(self.config), *flags, *self._overrides, *overrides]
         pid = os.fork()
         if pid:
             return pid
@@ -152,7 +152,7 @@ class Target:
         found: dict[str, object] = {}
         if stage in ("search", "retrain"):
             for path in sorted((home / "checkpoint").iterdir()):
-                found[path.name] = _digest(torch.load(path, weights_only=True)) if path.suffix == ".tar" else "?"
+                found[path.name] = digest_of(torch.load(path, weights_only=True)) if path.suffix == ".tar" else "?"
         if stage == "search":
             found["seen"] = (home / "seen.yaml").read_text()
         if stage == "sample":
@@ -165,7 +165,7 @@ class Target:
         return found
 
 
-def _digest(state: object) -> str:
+def digest_of(state: object) -> str:
     """A digest of a checkpoint's contents, to the bit."""
     digest = hashlib.sha256()
 
