@@ -144,6 +144,7 @@ def test_too_many_bad_images_end_the_program_with_one_message_and_no_process_lef
     assert "Traceback" not in output + errors
 
 
+@pytest.mark.slow
 def test_bad_images_of_every_kind_end_neither_the_program_nor_its_workers(words, folder) -> None:
     (folder / "0" / "text.png").write_text("no picture")
     os.mkfifo(folder / "1" / "fifo.png")
