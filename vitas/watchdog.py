@@ -76,7 +76,9 @@ class _Watchdog:
         return True
 
     def _look(self) -> None:
-        watch, at = self.watch, self.watch and self.watch.at
+        # The main thread changes it at any moment.
+        watch = self.watch
+        at = watch.at if watch else None
         if at is None or self.patience:
             if self._is_asked():
                 self._answer(busy=True)

@@ -1,6 +1,7 @@
 """How candidates are scored: sides, races, brief adaptation, finalists; and that a restart scores nothing twice."""
 
 import json
+import time
 from collections import Counter
 
 import numpy as np
@@ -14,7 +15,7 @@ from search.predictor import ChoiceLosses
 from search.sample import sample
 from search.scoring import SupernetScorer, score_subnet
 from search.search import build_supernet
-from vitas import Architecture, checkpoint
+from vitas import Architecture, checkpoint, watchdog
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
@@ -22,6 +23,7 @@ from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.evaluate import evaluate
 from vitas.report import Report
+from vitas.run import RunFolder
 
 ADAPT = "sample.adapt={steps: 3, batch_size: 20, lr: 0.002}"
 
@@ -270,3 +272,31 @@ def test_scores_made_in_another_way_are_refused(trained) -> None:
     for options, differing in ((["sample.sides=mean"], "sides"), (["sample.race={}"], "race")):
         with pytest.raises(UserError, match=f"scores made with another {differing}"):
             sample(trained(*options), World())
+
+
+def test_each_wave_of_scores_is_a_step_by_which_a_stalled_rank_is_noticed(tmp_path, monkeypatch) -> None:
+    said, steps = [], []
+    journal = scoring.MeasurementJournal(
+        tmp_path / "scores.jsonl", {}, lambda line: (line["a"], line["b"]), lambda a, b: {"a": a, "b": b}, "scores",
+        Report("sample", RunFolder(tmp_path), World()), World(),
+    )  # fmt: skip
+    beat = watchdog.beat
+    monkeypatch.setattr(watchdog, "beat", lambda step: steps.append(step) or beat(step))
+
+    def measure(candidate: int) -> int:
+        # The third hangs, until it is noticed.
+        while candidate == 2 and not said:
+            time.sleep(0.05)
+        return candidate
+
+    def end(message: str, report: bool) -> None:
+        said.append(message)
+        watchdog._watchdog._stopped.set()
+
+    watchdog.start(tmp_path / "stall-0", 0, ["here", "there"], 0.5, end)
+    try:
+        assert journal.measure([0, 1, 2, 3], measure, 1) == [0, 1, 2, 3]
+    finally:
+        watchdog.stop()
+    assert steps == [1, 2, 3, 4]
+    assert said[0].startswith("error: no step of scores for ")

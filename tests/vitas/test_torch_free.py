@@ -15,6 +15,7 @@ MODULES = [
     "vitas.config", "vitas", "vitas.errors", "vitas.architecture", "vitas.space", "vitas.budget", "vitas.sharing",
     "vitas.catalog", "vitas.asvit.genotype", "vitas.run", "vitas.files", "vitas.config_section", "vitas.released",
     "vitas.data.folders", "vitas.program", "vitas.cli", "vitas.cli.describe", "vitas.cli.launch", "search.objectives",
+    "vitas.watchdog",
     *(f"vitas.slurm.{path.stem}" for path in sorted((REPOSITORY / "vitas" / "slurm").glob("[!_]*.py"))),
 ]  # fmt: skip
 # Name: (module, arguments, exit code, what it prints). {config} is a YAML of a small run.

@@ -18,6 +18,7 @@ import pytest
 
 from tests.processes import ENVIRONMENT, REPOSITORY, command
 from vitas import watchdog
+from vitas.files import write_text
 
 GIVEN = ("retrain.architecture=p8-e32-token-h2q96m64", "retrain.epochs=1000", "stall_seconds=4")
 # The program `retrain`, one rank of which hangs at its tenth step.
@@ -247,7 +248,7 @@ def test_it_waits_for_another_rank_that_is_busy(watched, tmp_path):
         end = time.monotonic() + 5
         while time.monotonic() < end:
             about = '{"host": "there", "step": 1, "what": "retrain", "busy": "writes", "waits": false, "at": "x"}'
-            (tmp_path / "stall-0" / "rank_1.busy").write_text(about)
+            write_text(tmp_path / "stall-0" / "rank_1.busy", about)
             time.sleep(0.1)
     assert said == []
 
