@@ -29,8 +29,8 @@ def trained_supernet(config: RunConfig, weights: str) -> tuple[SuperNet, dict]:
 
     Raises `UserError` where there is none, and where a subnet is more than one network.
     """
-    path = supernet_checkpoint(config)
-    state = checkpoint.read(path)
+    load_name = config.sample.load_name if config.sample else None
+    path, state = CheckpointFolder(config.folder.checkpoints("search")).read(load_name)
     supernet = SuperNet.of(config)
     require_one_network(supernet)
     checkpoint.load_state(supernet, state, path, weights)

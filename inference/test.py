@@ -6,11 +6,14 @@ import json
 import time
 from pathlib import Path
 
+from torch import nn
+
 from inference.network import checkpoints_to_test, load_network
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, gather, stop_requested
+from vitas.errors import UserError
 from vitas.evaluate import evaluate
 from vitas.files import write_text
 from vitas.report import Report, shown_path
@@ -24,7 +27,7 @@ def test(config: RunConfig, world: World) -> None:
     """Measure; `save_path/retrain/results.json` holds the last checkpoint's numbers, and all under `checkpoints`."""
     settings, model = config.test, config.model
     report = Report("test", config.folder, world)
-    paths = checkpoints_to_test(config)
+    paths, loaded = _first_network(config, world)
     folder = CheckpointFolder(config.folder.checkpoints("retrain"))
     by_preference = (
         settings.load_name is None
@@ -34,8 +37,6 @@ def test(config: RunConfig, world: World) -> None:
     others = ", ".join(path.name for path in folder.candidates()[1:]) if by_preference else ""
     if others:
         report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")
-    # Before the images are decoded, which takes minutes: a file that does not fit is refused at once.
-    loaded = {path: load_network(path, config) for path in paths[:1] if path.exists()}
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, False, report)
     if images.left_out:
         report.line(
@@ -44,7 +45,8 @@ def test(config: RunConfig, world: World) -> None:
         )
     rows = []
     for path in paths:
-        wait_for(path, report, world)
+        if path not in loaded:
+            wait_for(path, report, world)
         network = (loaded.pop(path, None) or load_network(path, config)).to(world.device)
         architecture = network.architecture
         score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
@@ -76,6 +78,27 @@ def test(config: RunConfig, world: World) -> None:
     if world.is_main:
         report.line(f"results are in {shown_path(config.folder.results)}")
     report.close()
+
+
+def _first_network(config: RunConfig, world: World) -> tuple[list[Path], dict[Path, nn.Module]]:
+    """The files to measure, the same on all ranks, and the network of the first if it is written.
+
+    It is loaded before the images are decoded, which takes minutes: a file that does not fit is refused at once.
+    """
+    while True:
+        # A rank may see an older newest file than another.
+        paths = gather(checkpoints_to_test(config), world)[0]
+        network = mistake = None
+        try:
+            network = load_network(paths[0], config) if paths[0].exists() else None
+        except UserError as error:
+            mistake = error
+        written = all(gather(network is not None, world))
+        if mistake and paths[0].exists():
+            raise mistake
+        if written or config.test.start is not None:
+            return paths, {paths[0]: network} if written else {}
+        # A training that goes on may have removed the newest since, and written another.
 
 
 def _released(row: dict) -> str:

@@ -116,24 +116,25 @@ def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> AnyArch
 
 def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> None:
     """Load the weights that the run's trained supernet has for a network."""
-    path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
-    network.load_state_dict(_inherited(network, config, path).state_dict())
+    inherited, path = _inherited(network, config)
+    network.load_state_dict(inherited.state_dict())
     report.line(f"starts from the weights of {shown_path(path)}")
 
 
-def _inherited(network: VisionTransformer, config: RunConfig, path: Path) -> VisionTransformer:
+def _inherited(network: VisionTransformer, config: RunConfig) -> tuple[VisionTransformer, Path]:
+    """The network with the supernet's weights, and the checkpoint that they are from."""
+    path, state = CheckpointFolder(config.folder.checkpoints("search")).read()
     supernet = SuperNet.of(config)
-    checkpoint.load_weights(supernet, path)
-    return supernet.extract(network.architecture)
+    checkpoint.load_state(supernet, state, path)
+    return supernet.extract(network.architecture), path
 
 
 def report_gain(network: VisionTransformer, config: RunConfig, report: Report, world: World) -> None:
     """Say what training gained over the supernet's weights, by the val images of `sample`, if the run has them."""
-    path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
     settings, model = config.sample, config.model
     if settings is None or not Path(settings.data.data_dir).is_dir():
         return
-    before = _inherited(network, config, path).to(world.device).eval()
+    before = _inherited(network, config)[0].to(world.device).eval()
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, False, report)
     was, now = (evaluate(each, images, settings.batch_size, settings.amp, world) for each in (before, network.eval()))
     report.line(

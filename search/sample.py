@@ -45,9 +45,8 @@ def sample(config: RunConfig, world: World) -> None:
     """
     settings, space, budget = config.sample, config.space, config.sample.budget
     report = Report("sample", config.folder, world)
-    path = CheckpointFolder(config.folder.checkpoints("search")).resolve(settings.load_name)
+    path, state = CheckpointFolder(config.folder.checkpoints("search")).read(settings.load_name)
     supernet = build_supernet(config, world).eval()
-    state = checkpoint.read(path)
     checkpoint.load_state(supernet, state, path, settings.weights)
     model = config.model
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, True, report)

@@ -159,6 +159,17 @@ class CheckpointFolder:
         held = ", ".join(sorted(path.name for path in paths)) or "no checkpoint"
         raise UserError(f"load_name: found {load_name!r}, which is not a file; {self.folder} holds {held}")
 
+    def read(self, load_name: str | None = None) -> tuple[Path, dict]:
+        """The file that `resolve` finds, and the dict in it. Raises `UserError` as `resolve` and `read` do."""
+        while True:
+            path = self.resolve(load_name)
+            try:
+                return path, read(path)
+            except UserError:
+                # A training that goes on may have removed the newest since, and written another.
+                if load_name is not None or path.exists():
+                    raise
+
 
 def write(state: Mapping, path: Path) -> None:
     """Write a checkpoint with its digest, so that it is there whole or not at all."""

@@ -123,12 +123,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int
 
 def no_room(error: OSError, path: Path, written: int = 0) -> UserError:
     """The error for a file that could not be written for want of room."""
-    reason = error.strerror or str(error)
-    with suppress(OSError):
-        reason += f"; {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB are free there"
+    reason, remedy = error.strerror or str(error), "Make it writable"
+    if error.errno != errno.EROFS:
+        remedy = "Make room"
+        with suppress(OSError):
+            reason += f"; {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB are free there"
     so_far = f" after {written / 1e6:,.1f} MB of it" if written else ""
     return UserError(
-        f"{path} cannot be written{so_far} ({reason}); what was there before is whole. Make room, and run the same "
+        f"{path} cannot be written{so_far} ({reason}); what was there before is whole. {remedy}, and run the same "
         "command again: it resumes"
     )
 

@@ -208,7 +208,9 @@ def _release(lock: Lock | None) -> None:
         # First, because the check would write the lock again.
         signals.guard(None)
         guard_writes(None)
-        lock.release()
+        # On a disk that fails, the file stays; the next start sees that its holder is gone.
+        with suppress(UserError, OSError):
+            lock.release()
 
 
 def _rank() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ class Report:
             return
         with self._going_on_without_room():
             if self._writer is None:
+                threading.excepthook = _without_writers
                 self._writer = SummaryWriter(self._events, purge_step=step, filename_suffix=f".{self.stage}")
             for name, value in values.items():
                 self._writer.add_scalar(f"{self.stage}/{name}", value, step)
@@ -124,6 +126,13 @@ class Report:
         if self._writer is not None:
             with self._going_on_without_room():
                 self._writer.close()
+
+
+def _without_writers(failure: threading.ExceptHookArgs) -> None:
+    """Show no traceback of TensorBoard's thread for want of room: the next call to its writer raises the same."""
+    error = failure.exc_value
+    if not (isinstance(error, OSError) and error.errno in NO_ROOM and "Writer" in type(failure.thread).__name__):
+        threading.__excepthook__(failure)
 
 
 def duration(seconds: float) -> str:
