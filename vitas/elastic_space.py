@@ -111,6 +111,8 @@ class ElasticSpace:
         count = len(self.network.blocks)
         if self.network.family != "vit" or self.network.depth != count:
             raise UserError(f"{self.network} is not of the family vit, or holds identities")
+        if not count:
+            raise UserError(f"{self.network} has no blocks, so nothing can be taken from it")
         if not all(map(is_integer, self.block_order)) or sorted(self.block_order) != list(range(count)):
             raise UserError(f"block_order: found {list(self.block_order)}; it must order the blocks 0 to {count - 1}")
         beyond = [block for block in self.shares.kept_blocks if block >= count]

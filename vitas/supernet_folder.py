@@ -22,7 +22,7 @@ from safetensors.torch import save
 from vitas import checkpoint
 from vitas.architecture import Architecture
 from vitas.elastic_space import AnySpace, ElasticSpace
-from vitas.errors import UserError, require_integer, require_number
+from vitas.errors import UserError, require_integer, require_number, require_text
 from vitas.files import parse_json, read_text, read_yaml, write_folder
 from vitas.models import SuperNet, VisionTransformer
 from vitas.space import SearchSpace
@@ -169,12 +169,15 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
             )
             for row in rows
         ]
-        images = about["mean"], about["std"], about["class_names"]
-        crop_fraction = float(about["crop_fraction"])
+        if not front:
+            raise UserError("the front is empty")
+        mean, std = (tuple(require_number(value, name) for value in about[name]) for name in ("mean", "std"))
+        class_names = tuple(require_text(name, "class_names") for name in about["class_names"])
+        crop_fraction = require_number(about["crop_fraction"], "crop_fraction", 0, 1)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: {ABOUT} or {FRONT} is not what `export --supernet` writes ({error!r})") from None
     checkpoint.load_weights(supernet, folder / WEIGHTS)
-    return ReleasedSupernet(supernet.eval(), tuple(front), *map(tuple, images), crop_fraction)
+    return ReleasedSupernet(supernet.eval(), tuple(front), mean, std, class_names, crop_fraction)
 
 
 def _require_weights(given: tuple, path: Path) -> None:

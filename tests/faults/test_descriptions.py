@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from vitas import Architecture, Genotype
 from vitas.architecture import MAX_BLOCKS
-from vitas.catalog import SPACE_ABE, SPACE_F, Found, find_architecture, find_architectures, read_found, write_found, zoo
+from vitas.catalog import (
+    SPACE_ABE,
+    SPACE_F,
+    Found,
+    find_architecture,
+    find_architectures,
+    parse_architecture,
+    read_found,
+    write_found,
+    zoo,
+)
 from vitas.elastic_space import Shares, read_elastic_space
 from vitas.errors import UserError
 
@@ -50,7 +60,7 @@ genotypes_by_grammar = st.lists(parts, min_size=3, max_size=6).map("|".join)
 
 def use(architecture) -> None:
     """What is read must be whole: a text that says the same, and costs."""
-    assert find_architecture(str(architecture)) == architecture
+    assert parse_architecture(str(architecture)) == architecture
     assert find_architecture(architecture.to_dict()) == architecture
     try:
         architecture.check_image_size(224)
@@ -165,6 +175,13 @@ def test_any_file_of_a_pretrained_network_is_read_or_refused(tmp_path_factory, c
     if space is not None:
         with bounded():
             assert space.encode(space.network).size == space.gene_counts.size
+
+
+def test_a_pretrained_network_without_blocks_is_refused(tmp_path: Path):
+    path = tmp_path / "pretrained.yaml"
+    path.write_text("architecture: vit16-e64-token\nblock_order: []\n")
+    with pytest.raises(UserError, match="has no blocks"):
+        read_elastic_space(path, Shares())
 
 
 def test_what_is_written_is_read_again_though_it_is_long(tmp_path: Path):
