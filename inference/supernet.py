@@ -11,8 +11,8 @@ from vitas.catalog import BEST
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.folders import check_image_folder, class_names
-from vitas.errors import UserError
-from vitas.files import Journal
+from vitas.errors import UserError, require_number
+from vitas.files import Journal, read_records
 from vitas.models import SuperNet, VisionTransformer
 from vitas.report import shown_path
 from vitas.supernet_folder import ABOUT, Member, front_of, require_one_network, write_supernet_folder
@@ -104,8 +104,14 @@ def _measured(config: RunConfig, supernet: SuperNet) -> Iterator[Member]:
     lines = Journal(path).lines
     if lines and lines[0].get("supernet") != supernet.digest():
         raise UserError(f"{path} holds scores of other weights than these; move it away and run `sample` again")
-    for line in lines[1:]:
-        if line.get("rung", "supernet") == "supernet":
-            architecture = Architecture.parse(line["architecture"]).compact()
-            costs = architecture.costs(model.image_size, model.num_classes)
-            yield Member(architecture, line["top1"], costs["macs"], costs["parameters"])
+
+    def read(line: dict) -> Member | None:
+        if line.get("rung", "supernet") != "supernet":
+            return None
+        architecture = Architecture.parse(line.get("architecture")).compact()
+        costs = architecture.costs(model.image_size, model.num_classes)
+        return Member(
+            architecture, require_number(line.get("top1"), "top1", 0, 100), costs["macs"], costs["parameters"]
+        )
+
+    yield from filter(None, read_records(path, lines[1:], read, first=2))

@@ -7,7 +7,7 @@ and after that the latency of any architecture is a sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from search.scoring import MeasurementJournal
 from vitas.architecture import Architecture, Block
 from vitas.config import RunConfig
 from vitas.distributed import World
+from vitas.errors import UserError, is_integer, require_number
 from vitas.evaluate import images_per_second, seconds_per_pass
 from vitas.models import VisionTransformer
 from vitas.models.vision_transformer import TransformerBlock
@@ -43,6 +44,19 @@ def parts_of(architecture: Architecture, image_size: int) -> list[Part]:
     return parts
 
 
+# The kinds of parts, and how many numbers each has.
+_NUMBERS = {"ends": 2, "attention": 4, "mlp": 3}
+
+
+def read_record(line: Mapping) -> tuple[Part, float]:
+    """The part and its milliseconds of a journal's line. Raises `UserError` for any other."""
+    found = line.get("part")
+    kind, *numbers = found if isinstance(found, list) and found else [None]
+    if not isinstance(kind, str) or len(numbers) != _NUMBERS.get(kind) or not all(map(is_integer, numbers)):
+        raise UserError(f"part is {found!r}; it must be {' or '.join(_NUMBERS)} with its numbers")
+    return (kind, *numbers), require_number(line.get("milliseconds"), "milliseconds", 0)
+
+
 class LatencyTable:
     """Milliseconds of a forward pass of one image, in batches of `sample.budget.batch_size`, on this run's device.
 
@@ -57,7 +71,7 @@ class LatencyTable:
         self._journal: MeasurementJournal[Part, float] = MeasurementJournal(
             config.folder.latency,
             where_measured(config, world) | {"classifier": config.space.classifier},
-            lambda line: (tuple(line["part"]), line["milliseconds"]),
+            read_record,
             lambda part, milliseconds: {"part": list(part), "milliseconds": milliseconds},
             "measured latencies",
             report,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ from vitas.architecture import Architecture
 from vitas.budget import SpeedModel
 from vitas.config import RunConfig
 from vitas.distributed import World
+from vitas.errors import require_number
 from vitas.evaluate import images_per_second
 from vitas.models import VisionTransformer
 from vitas.report import Report
@@ -17,6 +20,8 @@ from vitas.seeds import stream_seed
 
 # Seconds of measuring one architecture, after half as many of warm-up.
 SECONDS = 0.4
+# No device is so slow, and what is less cannot be divided by.
+LEAST = 1e-9
 # The model is fitted to so many random subnets at each of these identity probabilities, from deep to shallow.
 FITTED = 16
 FITTED_AT = (0.0, 0.25, 0.5, 0.75)
@@ -37,6 +42,12 @@ def where_measured(config: RunConfig, world: World) -> dict[str, object]:
     }
 
 
+def read_record(line: Mapping) -> tuple[Architecture, float]:
+    """The architecture and the images per second of a journal's line. Raises `UserError` for any other."""
+    speed = require_number(line.get("images_per_second"), "images_per_second", LEAST)
+    return Architecture.parse(line.get("architecture")), speed
+
+
 class SpeedMeter:
     """Measures architectures on this run's device, each once, and journals the speeds.
 
@@ -49,7 +60,7 @@ class SpeedMeter:
         self._journal = MeasurementJournal(
             config.folder.speeds,
             where_measured(config, world),
-            lambda line: (Architecture.parse(line["architecture"]), line["images_per_second"]),
+            read_record,
             lambda architecture, speed: {"architecture": str(architecture), "images_per_second": speed},
             "measured speeds",
             report,

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Counts for what is not finite; above all losses and latencies, and below what an optimiser could not scale.
+WORST = 1e15
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -29,8 +32,10 @@ class Objective:
     best: float = 0.0
 
     def minimised(self, quantities: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The values to minimise [candidates], from the quantities [candidates] by name."""
+        """The values to minimise [candidates], from the quantities [candidates] by name, all finite."""
         values = np.asarray(quantities[self.quantity], dtype=float)
+        # The loss of weights that have diverged is NaN, which no ranking puts last by itself.
+        values = np.where(np.isfinite(values), values, -WORST if self.more_is_better else WORST)
         return self.best - values if self.more_is_better else values
 
 

@@ -6,6 +6,8 @@ changes says whether more training would change what the search finds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy.stats import kendalltau
 from torch import nn
@@ -16,9 +18,16 @@ from vitas.budget import CostModel
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
+from vitas.errors import require_integer
 from vitas.in_budget import InBudget
 from vitas.report import Report
 from vitas.seeds import stream_seed
+
+
+def read_record(line: Mapping) -> tuple[tuple[int, Architecture], SubnetScore]:
+    """The epoch, the subnet and the score of a journal's line. Raises `UserError` for any other."""
+    key = require_integer(line.get("epoch"), "epoch"), Architecture.parse(line.get("architecture"))
+    return key, SubnetScore.from_record(line)
 
 
 class Panel:
@@ -37,11 +46,8 @@ class Panel:
         self._journal: MeasurementJournal[tuple[int, Architecture], SubnetScore] = MeasurementJournal(
             config.folder.panel,
             {"seed": config.seed, "images": self._images.total, "subnets": [str(subnet) for subnet in self._subnets]},
-            lambda line: (
-                (line["epoch"], Architecture.parse(line["architecture"])),
-                SubnetScore(line["top1"], line["loss"]),
-            ),
-            lambda key, score: {"epoch": key[0], "architecture": str(key[1]), "top1": score.top1, "loss": score.loss},
+            read_record,
+            lambda key, score: {"epoch": key[0], "architecture": str(key[1]), **score.record},
             "scores of the panel",
             report,
             world,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from vitas.architecture import Architecture
 from vitas.config import RunConfig, Sample
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, barrier, broadcast, gather
-from vitas.errors import UserError
+from vitas.errors import UserError, require_number, require_text
 from vitas.evaluate import evaluate
-from vitas.files import Journal
+from vitas.files import Journal, read_records
 from vitas.models import SuperNet
 from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed
@@ -36,13 +36,13 @@ class MeasurementJournal(Generic[Candidate, Value]):
 
     path: the file. Its first line is `origin`, every other line the record of a candidate.
     origin: plain data that the values depend on.
-    read: record -> (candidate, value).
+    read: record -> (candidate, value). Raises `UserError` for a record that `write` does not write.
     write: (candidate, value) -> record.
     noun: what to call the values in messages, e.g. "scores".
 
     known: the values by candidate.
 
-    Raises `UserError` for a file of another origin.
+    Raises `UserError` for a file of another origin, and with the line for a record that cannot be read.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MeasurementJournal(Generic[Candidate, Value]):
                 f"{path} holds {noun} made with another {' and another '.join(differing)}; "
                 "move it away, or choose another save_path"
             )
-        self.known: dict[Candidate, Value] = dict(map(read, lines[1:]))
+        self.known: dict[Candidate, Value] = dict(read_records(path, lines[1:], read, first=2))
         if self.known:
             report.line(f"resumes from {len(self.known)} {noun} in {shown_path(path)}")
 
@@ -99,15 +99,30 @@ class MeasurementJournal(Generic[Candidate, Value]):
 
 @dataclass(frozen=True)
 class SubnetScore:
-    """The score of a subnet. top1: in percent. loss: mean cross-entropy."""
+    """The score of a subnet. top1: in percent. loss: mean cross-entropy; not finite where the weights have diverged."""
 
     top1: float
     loss: float
 
     @property
     def facts(self) -> dict[str, float]:
-        """The score as plain data; without the loss if it is from a journal of an earlier version, which had none."""
-        return {name: value for name, value in vars(self).items() if not math.isnan(value)}
+        """The score as plain data; without the loss if it is not known, or not finite, which JSON has no number for."""
+        return {name: value for name, value in vars(self).items() if math.isfinite(value)}
+
+    @property
+    def record(self) -> dict[str, float | None]:
+        """The score as a journal holds it."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping) -> SubnetScore:
+        """The score in a record of a journal. Raises `UserError` unless it is one: what is infinite would always win.
+
+        Journals of earlier versions hold no loss, or NaN for one that is not finite.
+        """
+        top1, loss = require_number(record.get("top1"), "top1", 0, 100), record.get("loss")
+        is_known = loss is not None and loss == loss
+        return cls(top1, require_number(loss, "loss", 0) if is_known else math.nan)
 
 
 def score_logits(sides: Sequence[Callable[[Tensor], Tensor]], images: EvaluationSet, settings: Sample) -> SubnetScore:
@@ -181,7 +196,13 @@ class SupernetScorer:
             if (section := getattr(settings, name)) is not None:
                 origin[name] = section.model_dump()
         self._journal = MeasurementJournal(
-            config.folder.population, origin, self._read, self._record, "scores", report, world
+            config.folder.population,
+            origin,
+            partial(read_record, objectives=settings.objectives),
+            self._record,
+            "scores",
+            report,
+            world,
         )
 
     @property
@@ -231,17 +252,20 @@ class SupernetScorer:
 
     def _record(self, key: tuple[Architecture, str], score: SubnetScore) -> dict:
         architecture, rung = key
-        record = {"architecture": str(architecture), "top1": score.top1, "loss": score.loss}
+        record = {"architecture": str(architecture), **score.record}
         if len(self._rungs) > 1 or rung == "unseen":
             record["rung"] = rung
         return record | {"generation": self._generation, **describe_candidate(architecture, self._config)}
 
-    def _read(self, line: dict) -> tuple[tuple[Architecture, str], SubnetScore]:
-        # Journals of earlier versions hold no loss.
-        if "loss" not in line and "loss" in self._config.sample.objectives:
-            raise UserError(f"{self._config.folder.population} holds scores without a loss; move it away")
-        key = Architecture.parse(line["architecture"]), line.get("rung", "supernet")
-        return key, SubnetScore(line["top1"], line.get("loss", float("nan")))
+
+def read_record(line: Mapping, objectives: Sequence[str]) -> tuple[tuple[Architecture, str], SubnetScore]:
+    """The architecture, the rung and the score of a journal's line. Raises `UserError` for any other."""
+    # Journals of earlier versions hold no loss.
+    if "loss" not in line and "loss" in objectives:
+        raise UserError("the score has no loss, which is an objective now")
+    score = SubnetScore.from_record(line)
+    rung = require_text(line.get("rung", "supernet"), "rung")
+    return (Architecture.parse(line.get("architecture")), rung), score
 
 
 def describe_candidate(architecture: Architecture, config: RunConfig) -> dict:

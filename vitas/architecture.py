@@ -13,11 +13,18 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from vitas.costs import count_macs, count_parameters
-from vitas.errors import UserError, require_integer
+from vitas.errors import UserError, require_integer, require_text
 
 CLASSIFIERS = ("token", "mean")
 # ViTAS's networks, and the plain ones that timm calls ViT and DeiT. What differs is in `Architecture.family`.
 FAMILIES = ("vitas", "vit")
+
+# Above those of any network that was ever trained. Descriptions come from anyone's files, and a few characters of one
+# may ask for more than a machine has.
+MAX_BLOCKS = 256
+MAX_DIM = 2**16
+# Characters of a canonical text: as many different blocks have fewer.
+MAX_TEXT = 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,9 @@ class Block:
         if (self.heads, self.qkv_dim, self.mlp_dim) == (0, 0, 0):
             return
         if min(self.heads, self.qkv_dim, self.mlp_dim) < 1:
-            raise UserError(f"{self}: heads, qkv_dim and mlp_dim must be positive (all zero is the identity)")
+            raise UserError(f"{self!r}: heads, qkv_dim and mlp_dim must be positive (all zero is the identity)")
+        if max(self.heads, self.qkv_dim // 3, self.mlp_dim) > MAX_DIM:
+            raise UserError(f"{self!r}: heads, a third of qkv_dim, and mlp_dim must be at most {MAX_DIM:,}")
         if self.qkv_dim % (3 * self.heads):
             raise UserError(
                 f"qkv_dim {self.qkv_dim} does not split into q, k and v for {self.heads} heads: "
@@ -55,9 +64,10 @@ class Block:
 
 IDENTITY = Block(0, 0, 0)
 
-_TEXT_HEAD = re.compile(r"(p|vit)(\d+)-e(\d+)-(token|mean)$")
+# int() takes the digits of all scripts, and any number of them; nine are above every limit.
+_TEXT_HEAD = re.compile(r"(p|vit)([0-9]{1,9})-e([0-9]{1,9})-(token|mean)")
 _PREFIXES = {"p": "vitas", "vit": "vit"}
-_TEXT_BLOCK = re.compile(r"(?:h(\d+)q(\d+)m(\d+)|(id))(?:x(\d+))?$")
+_TEXT_BLOCK = re.compile(r"(?:h([0-9]{1,9})q([0-9]{1,9})m([0-9]{1,9})|(id))(?:x([0-9]{1,9}))?")
 TEXT_FORM = "p16-e230-token-h3q432m720x12-idx4"
 
 
@@ -86,10 +96,15 @@ class Architecture:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
+        check_block_count(len(self.blocks))
         if self.family not in FAMILIES:
             raise UserError(f"family is {self.family!r}; it must be {' or '.join(FAMILIES)}")
         if self.patch_size < 1 or self.embed_dim < 1:
             raise UserError(f"patch size {self.patch_size} and embedding dim {self.embed_dim} must be positive")
+        if max(self.patch_size, self.embed_dim) > MAX_DIM:
+            raise UserError(
+                f"patch size {self.patch_size} and embedding dim {self.embed_dim} must be at most {MAX_DIM:,}"
+            )
         if self.classifier not in CLASSIFIERS:
             raise UserError(f"classifier is {self.classifier!r}; it must be {' or '.join(CLASSIFIERS)}")
         for block in self.active_blocks:
@@ -174,13 +189,15 @@ class Architecture:
     @classmethod
     def parse(cls, text: str) -> Architecture:
         """The architecture of a canonical text. Raises `UserError`, naming the part that does not parse."""
+        if len(require_text(text, "architecture")) > MAX_TEXT:
+            raise UserError(f"architecture {text!r} has {len(text):,} characters; it may have {MAX_TEXT:,}")
         parts = text.strip().split("-")
-        head = _TEXT_HEAD.match("-".join(parts[:3]))
+        head = _TEXT_HEAD.fullmatch("-".join(parts[:3]))
         if head is None:
             raise UserError(f"architecture {text!r} must begin like {TEXT_FORM!r}: patch, embedding dim, classifier")
         blocks: list[Block] = []
         for part in parts[3:]:
-            match = _TEXT_BLOCK.match(part)
+            match = _TEXT_BLOCK.fullmatch(part)
             if match is None:
                 raise UserError(
                     f"architecture {text!r}: found {part!r}; a block must read h3q432m720 or id, and x12 repeats it"
@@ -191,6 +208,7 @@ class Architecture:
                     f"architecture {text!r}: {part!r} repeats its block {repeat} times; it must be at least 1"
                 )
             block = IDENTITY if identity else Block(int(heads), int(qkv_dim), int(mlp_dim))
+            check_block_count(len(blocks) + int(repeat or 1))
             blocks += [block] * int(repeat or 1)
         return cls(int(head[2]), int(head[3]), tuple(blocks), head[4], _PREFIXES[head[1]])
 
@@ -232,6 +250,7 @@ class Architecture:
             repeat = numbers.pop("repeat", 1)
             if repeat < 1:
                 raise UserError(f"architecture.blocks[{i}].repeat is {repeat}; it must be at least 1")
+            check_block_count(len(blocks) + repeat)
             blocks += [Block(**numbers)] * repeat
         return cls(
             require_integer(data["patch_size"], "architecture.patch_size"),
@@ -240,6 +259,12 @@ class Architecture:
             data.get("classifier", "token"),
             data.get("family", FAMILIES[0]),
         )
+
+
+def check_block_count(count: int) -> None:
+    """Raise `UserError` for more blocks, identities included, than an architecture may have."""
+    if count > MAX_BLOCKS:
+        raise UserError(f"found {count:,} blocks; an architecture may have {MAX_BLOCKS}")
 
 
 def check_patch_size(patch_size: int, image_size: int) -> None:

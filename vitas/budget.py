@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict
 
-from vitas.config_section import DATACLASS_SECTION, Count, Positive
+from vitas.config_section import DATACLASS_SECTION, MOST, Count, Positive
 from vitas.costs import attention_macs_per_dim, count_macs, mlp_macs_per_dim
 from vitas.elastic_space import AnySpace
 from vitas.errors import UserError
@@ -119,12 +119,23 @@ class CostModel:
 
 @dataclass(frozen=True)
 class MacsModel(CostModel):
-    """Counts the MACs of genomes of one space at one image size and class count."""
+    """Counts the MACs of genomes of one space at one image size and class count.
+
+    Raises `UserError` where the largest network has more than arrays of integers hold.
+    """
 
     space: AnySpace
     image_size: int
     num_classes: int
     convention: str = "released"
+
+    def __post_init__(self) -> None:
+        space, depth = self.space, self.space.depths[-1]
+        attention, mlp = (sum(dims[-1] for dims in part) for part in space.dims_of_blocks(depth))
+        sizes = space.embed_dims[-1], attention, mlp, self.image_size, self.num_classes, self.convention
+        largest = max(count_macs(patch_size, *sizes, space.prefix_tokens) for patch_size in space.patch_sizes)
+        if largest > MOST:
+            raise UserError(f"the largest network of the space has {largest:,} MACs; it may have {MOST:,}")
 
     def predict(self, genomes: np.ndarray) -> np.ndarray:
         """MACs [population] of genomes [population, genes], as int64."""
@@ -146,9 +157,14 @@ class MacsModel(CostModel):
 
         Exact, without enumerating the space: for one patch size, embedding dim
         and depth the cost is linear in the sums of attention and MLP dims, and
-        there are few different sums.
+        there are few different sums. Raises `UserError` where there are not.
         """
         space = self.space
+        if len(space.patch_sizes) * len(space.embed_dims) * len(space.depths) > _MAX_CELLS:
+            raise UserError(
+                f"the space has {len(space.patch_sizes)} patch sizes x {len(space.embed_dims)} embedding dims x "
+                f"{len(space.depths)} depths to look through; it may have {_MAX_CELLS:,}"
+            )
         attention_sums, mlp_sums = _sums_by_depth(space)
         best: int | None = None
         for patch_size in space.patch_sizes:
@@ -180,8 +196,15 @@ class MacsModel(CostModel):
             )
 
 
+# What `MacsModel.nearest` looks through in seconds: (patch size, embedding dim, depth), and sums of dims of blocks.
+_MAX_CELLS = 50_000
+_MAX_SUMS = 2**22
+
+
 def _sums_by_depth(space: AnySpace) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """For each depth, the ascending sums that the attention dims of its blocks can have, and those of the MLP dims."""
+
+    held = 0
 
     @cache
     def sums(dims: tuple[tuple[int, ...], ...]) -> np.ndarray:
@@ -189,7 +212,19 @@ def _sums_by_depth(space: AnySpace) -> tuple[dict[int, np.ndarray], dict[int, np
             return np.zeros(1, dtype=np.int64)
         if space.shared_blocks:
             return np.array(dims[0], dtype=np.int64) * len(dims)
-        return np.unique(sums(dims[:-1])[:, None] + np.array(dims[-1], dtype=np.int64))
+        nonlocal held
+        before, last = sums(dims[:-1]), np.array(dims[-1], dtype=np.int64)
+        if max(held, before.size * last.size) > _MAX_SUMS:
+            raise UserError(
+                f"the widths of the space add up to more than {_MAX_SUMS:,} different sums over {len(dims)} blocks, "
+                "too many to look through; take fewer widths, or multiples of one number"
+            )
+        # Quicker than np.unique, which sorts.
+        is_sum = np.zeros(before[-1] + last[-1] + 1, dtype=bool)
+        is_sum[before[:, None] + last] = True
+        found = np.flatnonzero(is_sum)
+        held += found.size
+        return found
 
     by_depth = {depth: space.dims_of_blocks(depth) for depth in space.depths}
     return tuple({depth: sums(tuple(dims[i])) for depth, dims in by_depth.items()} for i in range(2))

@@ -17,7 +17,7 @@ import yaml
 
 from vitas.architecture import Architecture, Block
 from vitas.asvit.genotype import Genotype
-from vitas.errors import UserError
+from vitas.errors import UserError, require_text
 from vitas.files import read_yaml, write_text
 from vitas.space import SearchSpace
 
@@ -149,7 +149,7 @@ def parse_architecture(text: str) -> AnyArchitecture:
 
     Raises `UserError`, naming the part that does not parse.
     """
-    return Genotype.parse(text) if "|" in text else Architecture.parse(text)
+    return Genotype.parse(text) if "|" in require_text(text, "architecture") else Architecture.parse(text)
 
 
 def _from_mapping(data: Mapping, space: SearchSpace | None) -> AnyArchitecture:

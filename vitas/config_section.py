@@ -17,8 +17,10 @@ from pydantic_core import PydanticUndefined
 
 from vitas.errors import require_one_line
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+# No number of a run is nearly so large, and arrays hold it.
+MOST = 10**18
+Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
 Number = Annotated[float, Field(strict=True)]
 NonNegative = Annotated[float, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
@@ -72,10 +74,16 @@ def sections_in(annotation: Any) -> list[type]:
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
+# Nobody reads more mistakes at once, and similar keys are looked for at each.
+_EXPLAINED = 20
+
+
 def explain(error: ValidationError, root: type) -> list[str]:
     """One line per mistake: the key, what it held and what is allowed."""
+    faults = error.errors()
     # A value that fits no member of a union has a fault for each member; one line is enough.
-    return list(dict.fromkeys(_explain_fault(fault, root) for fault in error.errors()))
+    lines = list(dict.fromkeys(_explain_fault(fault, root) for fault in faults[:_EXPLAINED]))
+    return lines + [f"and {len(faults) - _EXPLAINED:,} more"] * (len(faults) > _EXPLAINED)
 
 
 def _explain_fault(fault: Mapping, root: type) -> str:

@@ -65,14 +65,16 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
     path, weights, origin = config.folder.pretrained, config.folder.pretrained_weights, _origin(config)
     if path.exists() and weights.exists():
         found = read_yaml(path)
-        there = found.get("origin", {}) if isinstance(found, dict) else {}
+        there = found.get("origin") if isinstance(found, dict) else None
+        if not isinstance(there, dict):
+            raise UserError(f"{path}: must hold the architecture and the origin that `search` writes; move it away")
         differing = [key for key, value in origin.items() if there.get(key) != value]
         if differing:
             raise UserError(
                 f"{path} was made with {differing[0]} {there.get(differing[0])!r}, and now it is "
                 f"{origin[differing[0]]!r}; set it back, or choose another save_path"
             )
-        report.line(f"starts from {origin['source']}: {found['architecture']} in {shown_path(weights)}")
+        report.line(f"starts from {origin['source']}: {found.get('architecture')} in {shown_path(weights)}")
         return
     model, settings = config.model, config.model.importance
     given = Images(model.image_size, model.num_classes, model.mean, model.std)

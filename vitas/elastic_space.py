@@ -27,7 +27,7 @@ from pydantic import ConfigDict
 
 from vitas.architecture import Architecture, Block
 from vitas.config_section import DATACLASS_SECTION, Share, as_tuple
-from vitas.errors import UserError
+from vitas.errors import UserError, is_integer
 from vitas.files import read_yaml
 from vitas.space import BlockDims, GenomeColumns, SearchSpace, ascending
 
@@ -40,7 +40,7 @@ SCORES = {
 }
 # What `keep` may hold, beside single blocks.
 PARTS = ("embed", "heads", "mlp", "depth")
-_BLOCK = re.compile(r"blocks\.(\d+)")
+_BLOCK = re.compile(r"blocks\.([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,9 @@ class ElasticSpace:
         count = len(self.network.blocks)
         if self.network.family != "vit" or self.network.depth != count:
             raise UserError(f"{self.network} is not of the family vit, or holds identities")
-        if sorted(self.block_order) != list(range(count)):
+        if not count:
+            raise UserError(f"{self.network} has no blocks, so nothing can be taken from it")
+        if not all(map(is_integer, self.block_order)) or sorted(self.block_order) != list(range(count)):
             raise UserError(f"block_order: found {list(self.block_order)}; it must order the blocks 0 to {count - 1}")
         beyond = [block for block in self.shares.kept_blocks if block >= count]
         if beyond:
@@ -425,9 +427,13 @@ def read_elastic_space(path: Path, shares: Shares) -> ElasticSpace:
 @lru_cache(maxsize=8)
 def _read(path: Path, modified: int, shares: Shares) -> ElasticSpace:
     data = read_yaml(path)
-    if not isinstance(data, dict) or not {"architecture", "block_order"} <= data.keys():
+    if not isinstance(data, dict) or "architecture" not in data or not isinstance(data.get("block_order"), list):
         raise UserError(f"{path}: must hold the architecture and the block_order that `search` writes")
     try:
-        return ElasticSpace(Architecture.parse(data["architecture"]), tuple(data["block_order"]), shares)
+        network = Architecture.parse(data["architecture"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
+        return ElasticSpace(network, tuple(data["block_order"]), shares)
     except UserError as error:
         raise UserError(f"model.space.{error}") from None

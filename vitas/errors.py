@@ -6,6 +6,7 @@ Every program catches it at the top, prints its message and exits with code 2
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import unicodedata
@@ -15,9 +16,23 @@ from contextlib import contextmanager
 # The exit code after a `UserError`.
 MISTAKE = 2
 
+# Characters of a message's line. Messages quote what was found, which may be all of a file.
+_LINE = 2000
+
 
 class UserError(ValueError):
-    """A mistake of the user. The message says which key or file, what it held and what would be right."""
+    """A mistake of the user. The message says which key or file, what it held and what would be right.
+
+    Of a very long line the middle is left out: the beginning says where, and the end what would be right.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(_shortened, message.split("\n"))))
+
+
+def _shortened(line: str) -> str:
+    half = _LINE // 2 - 20
+    return line if len(line) <= _LINE else f"{line[:half]} [{len(line) - 2 * half:,} more] {line[-half:]}"
 
 
 @contextmanager
@@ -59,6 +74,23 @@ def require_integer(value: object, key: str) -> int:
     """Return `value`. Raises `UserError`, beginning with `key`, unless it is an integer."""
     if not is_integer(value):
         raise UserError(f"{key} is {value!r}; it must be an integer")
+    return value
+
+
+def require_text(value: object, key: str) -> str:
+    """Return `value`. Raises `UserError`, beginning with `key`, unless it is a string."""
+    if not isinstance(value, str):
+        raise UserError(f"{key} is {value!r}; it must be a text")
+    return value
+
+
+def require_number(value: object, key: str, least: float = -math.inf, most: float = math.inf) -> float:
+    """Return `value`. Raises `UserError`, beginning with `key`, unless it is a finite number from least to most."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Of integers too: they may be too large to be divided or drawn.
+    if not is_number or not max(least, -sys.float_info.max) <= value <= min(most, sys.float_info.max):
+        ends = [f" {word} {end:g}" for word, end in (("from", least), ("to", most)) if math.isfinite(end)]
+        raise UserError(f"{key} is {value!r}; it must be a finite number{''.join(ends)}")
     return value
 
 

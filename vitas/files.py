@@ -1,4 +1,9 @@
-"""Files: atomic writes, journals, and YAML read as plain data."""
+"""Files: atomic writes, journals, and YAML and JSON read as plain data.
+
+What is read may come from anyone. So everything has a bound here, far above what
+is ever written, and whatever exceeds it, or is not what it should be, is a
+`UserError` before it takes memory or time.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,29 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn, TypeVar
 
 import yaml
 
 from vitas.errors import UserError, require_one_line
+
+# Of a text file, and of a line of a journal.
+MAX_BYTES = 4 * 2**20
+MAX_LINE = 2**20
+# Values of a YAML file, with what aliases stand for; 200,000 are a front of 1,700 networks of 12 blocks.
+MAX_VALUES = 200_000
+# Of a run's YAML, whose keys are compared with all that there are. The longest here has 150.
+MAX_CONFIGURATION = 10_000
+# Values inside values. Python's own limit is nearer the deeper the caller is.
+MAX_DEPTH = 64
+# Characters of a number.
+MAX_DIGITS = 64
+
+Read = TypeVar("Read")
 
 
 def make_folder(folder: Path, key: str) -> None:
@@ -192,41 +211,87 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_INTEGER, _FLOAT = _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_TAG = "tag:yaml.org,2002:"
+_INTEGER, _FLOAT = _NUMBERS = (f"{_TAG}int", f"{_TAG}float")
+# What a YAML file may hold; dates are strings.
+_PLAIN = tuple(_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
+# The null character ends a path for the system, and half a surrogate pair cannot be written to any file.
+_UNUSABLE = re.compile(r"[\0\ud800-\udfff]")
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Plain data only; 1e-3 is a number, 12:00:00 is a string, and a repeated key is an error."""
+    """Plain data only, and of bounded size; 1e-3 is a number, 12:00:00 is a string, a repeated key is an error."""
 
     # YAML 1.1 reads 12:00:00 as a number in base 60; people mean a time limit.
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if tag not in _NUMBERS]
+        first: [(tag, pattern) for tag, pattern in found if tag not in (*_NUMBERS, f"{_TAG}timestamp")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    yaml_constructors = {
+        tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag in (*_PLAIN, None)
+    }
+
+    def __init__(self, text: str, most: int) -> None:
+        super().__init__(text)
+        self._most, self._count = most, 0
+        # Of the values that are being read, from the outermost inwards: [values in it, values inside each other].
+        self._open: list[list[int]] = []
+        # The same of those that have been read, by the node's id.
+        self._extents: dict[int, list[int]] = {}
+
+    def compose_node(self, parent, index):
+        """Read a value, or what an alias stands for, unless that makes too many or too deep ones."""
+        event = self.peek_event()
+        self._open.append([1, 1])
+        self._require(event, 1, len(self._open))
+        node = super().compose_node(parent, index)
+        own = self._open.pop()
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._extents:
+                self._refuse(event, f"the alias {event.anchor!r} stands for a value that it is in itself")
+            own = self._extents[id(node)]
+            self._require(event, own[0] - 1, len(self._open) + own[1])
+        self._extents[id(node)] = own
+        if self._open:
+            around = self._open[-1]
+            around[0] += own[0]
+            around[1] = max(around[1], own[1] + 1)
+        return node
+
+    def _require(self, event, more: int, depth: int) -> None:
+        self._count += more
+        if self._count > self._most:
+            self._refuse(event, f"it holds more than {self._most:,} values, with what its aliases stand for")
+        if depth > MAX_DEPTH:
+            self._refuse(event, f"it holds more than {MAX_DEPTH} lists and mappings inside each other")
+
+    @staticmethod
+    def _refuse(at, fault: str) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, fault, at.start_mark)
 
     def construct_object(self, node, deep=False):
+        if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+            self._refuse(node, f"found a number of {len(node.value):,} characters; it may have {MAX_DIGITS}")
         try:
-            return super().construct_object(node, deep)
-        except ValueError as error:
-            # Text in the form of a date or number that is not a valid one, e.g. 2020-13-45.
-            raise yaml.constructor.ConstructorError(
-                None, None, f"found {node.value!r}: {error}", node.start_mark
-            ) from None
+            value = super().construct_object(node, deep)
+        except (ValueError, LookupError):
+            # Text that is not what its form or its tag says, e.g. 0x_ or !!bool maybe.
+            kind = node.tag.removeprefix(_TAG)
+            self._refuse(node, f"found {node.value!r}, which is no {kind}")
+        if isinstance(value, str) and (found := _UNUSABLE.search(value)):
+            self._refuse(node, f"found a text with the character U+{ord(found[0]):04X}")
+        return value
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == f"{_TAG}merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"found the key {key!r}; a key must be a word", key_node.start_mark
-                )
+            if not isinstance(key, str):
+                self._refuse(key_node, f"found the key {key!r}; a key must be a word")
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
+                self._refuse(key_node, f"the key {key!r} appears twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -247,11 +312,19 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def parse_yaml(text: str, where: str) -> object:
-    """YAML as plain data. Raises `UserError`, naming `where`, for invalid YAML."""
+def parse_yaml(text: str, where: str, most: int = MAX_VALUES) -> object:
+    """YAML as plain data: mappings with strings as keys, lists, strings, numbers, booleans and None.
+
+    most: as many values, with what aliases stand for.
+
+    Raises `UserError`, naming `where`, for invalid YAML and for more.
+    """
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{where} has {len(text):,} characters; a YAML file may have {MAX_BYTES:,}")
     try:
-        return yaml.load(text, _YamlLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+        return _YamlLoader(text, most).get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # The scanner lets some errors of Python through, e.g. for a \U escape beyond Unicode.
         raise UserError(f"{where} is not valid YAML: {_one_line(error)}") from None
 
 
@@ -260,14 +333,27 @@ def _one_line(error: Exception) -> str:
 
 
 def read_yaml(path: Path) -> object:
-    """A YAML file as plain data. Raises `UserError` for a missing file or invalid YAML."""
+    """A YAML file as plain data. Raises `UserError` for a missing file, and as `parse_yaml` does."""
     return parse_yaml(read_text(path), str(path))
 
 
-def read_text(path: Path) -> str:
-    """A file's text. Raises `UserError` for a missing file or one that is not text."""
+def parse_json(text: str | bytes, where: str) -> object:
+    """JSON as plain data. Raises `UserError`, naming `where`, for anything else. Numbers may be NaN or infinite."""
     try:
-        return path.read_text()
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where} is not JSON") from None
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises `UserError` for a missing file, one that is not text, and one of more than 4 MiB."""
+    try:
+        with open(path, "rb") as file:
+            # No more than that, as a device has no end.
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes, which no file of this kind has")
+        return content.decode()
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file") from None
     except OSError as error:
@@ -277,7 +363,7 @@ def read_text(path: Path) -> str:
 def parse_configuration(text: str, where: str) -> dict:
     """A run's YAML as plain data, unchecked. Raises `UserError`, naming `where`, unless it is a mapping."""
     # YAML anchors make one object of several sections; an override must change only the section it names.
-    data = _unshare(parse_yaml(text, where))
+    data = _unshare(parse_yaml(text, where, MAX_CONFIGURATION))
     if not isinstance(data, dict):
         raise UserError(f"{where}: found {type(data).__name__}; it must be a mapping of keys")
     return data
@@ -310,7 +396,7 @@ class Journal:
     """A file of JSON lines that only ever gains whole lines.
 
     `lines` holds the records in it, those of earlier processes included. A half-written
-    last line is cut off. Raises `UserError` where any other line is broken.
+    last line is cut off. Raises `UserError`, with the line's number, where any other line is broken or no mapping.
     """
 
     def __init__(self, path: Path) -> None:
@@ -318,22 +404,35 @@ class Journal:
         self.lines: list[dict] = []
         if not path.exists():
             return
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                self.lines.append(json.loads(line))
-            except ValueError:
-                raise UserError(f"{path}: line {number} is not JSON; fix it, or move the file away") from None
-        if torn:
-            os.truncate(path, path.stat().st_size - len(torn))
+        with open(path, "rb") as file:
+            while line := file.readline(MAX_LINE):
+                if not line.endswith(b"\n"):
+                    if len(line) == MAX_LINE:
+                        raise UserError(f"{self._place(len(self.lines) + 1)} has more than {MAX_LINE:,} bytes{_MEND}")
+                    break
+                self.lines.append(self._record(line, len(self.lines) + 1))
+        if line:
+            os.truncate(path, path.stat().st_size - len(line))
+
+    def _place(self, number: int) -> str:
+        return f"{self.path}: line {number}"
+
+    def _record(self, line: bytes, number: int) -> dict:
+        try:
+            record = parse_json(line, self._place(number))
+        except UserError as error:
+            raise UserError(f"{error}{_MEND}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{self._place(number)} holds {record!r}; it must be a mapping of keys{_MEND}")
+        return record
 
     def append(self, *records: dict) -> None:
-        """Append records and flush them to disk."""
+        """Append records, of finite numbers, and flush them to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
         try:
             with may_write(), open(self.path, "ab") as file:
-                file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+                file.write(b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records))
                 file.flush()
                 os.fsync(file.fileno())
             if is_new:
@@ -344,3 +443,20 @@ class Journal:
                 raise no_room(error, self.path) from None
             raise
         self.lines += records
+
+
+_MEND = "; fix it, or move the file away"
+
+
+def read_records(path: Path, records: Sequence[dict], read: Callable[[dict], Read], first: int = 1) -> list[Read]:
+    """What `read` makes of records, which are the lines of a journal from line `first` on.
+
+    Raises `UserError`, with the file and the line, where `read` does.
+    """
+    found = []
+    for number, record in enumerate(records, first):
+        try:
+            found.append(read(record))
+        except UserError as error:
+            raise UserError(f"{path}: line {number}: {error}{_MEND}") from None
+    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vitas import checkpoint
 from vitas.errors import UserError
-from vitas.files import write_folder
+from vitas.files import parse_json, read_text, write_folder
 from vitas.models.vision_transformer import VisionTransformer
 from vitas.timm import GENERIC, POOL_OF_CLASSIFIER
 
@@ -110,7 +110,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError:
+        config = parse_json(read_text(path), str(path))
+    except UserError:
         return False
     return isinstance(config, dict) and config.get("architecture") == GENERIC

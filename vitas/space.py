@@ -26,9 +26,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict
 
-from vitas.architecture import CLASSIFIERS, IDENTITY, Architecture, Block
+from vitas.architecture import CLASSIFIERS, IDENTITY, MAX_BLOCKS, MAX_DIM, MAX_TEXT, Architecture, Block
 from vitas.config_section import DATACLASS_SECTION, Flag, Number, Positive, as_tuple
 from vitas.errors import UserError
+
+# Values of a choice: more than a search tells apart, and checks grow with their products.
+MAX_CHOICES = 64
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,13 @@ class SearchSpace:
     def __post_init__(self) -> None:
         for name in ("patch_sizes", "heads", "widths"):
             object.__setattr__(self, name, ascending(name, getattr(self, name)))
-        for name in ("embed_dim", "depth", "qkv_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: found {getattr(self, name)}; it must be at least 1")
+        limits = {"embed_dim": MAX_DIM, "depth": MAX_BLOCKS, "qkv_dim": 3 * MAX_DIM, "mlp_dim": MAX_DIM}
+        for name, most in limits.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name}: found {getattr(self, name)}; it must be from 1 to {most:,}")
+        for name in ("patch_sizes", "heads"):
+            if getattr(self, name)[-1] > MAX_DIM:
+                raise UserError(f"{name}: found {getattr(self, name)[-1]}; it must be at most {MAX_DIM:,}")
         if self.widths[-1] > 1:
             raise UserError(f"widths: found {self.widths[-1]}; ratios must be above 0 and at most 1")
         if self.classifier not in CLASSIFIERS:
@@ -430,8 +437,10 @@ class SearchSpace:
     def from_net_id(self, net_id: str | Sequence[int]) -> Architecture:
         """The architecture of a released `net_id`; identities keep their positions."""
         self._check_net_id_space()
+        if isinstance(net_id, str) and len(net_id) > MAX_TEXT:
+            raise UserError(f"net_id: found {len(net_id):,} characters; it may have {MAX_TEXT:,}")
         try:
-            entries = [int(entry) for entry in (net_id.split() if isinstance(net_id, str) else map(index, net_id))]
+            entries = [_gene(entry) for entry in (net_id.split() if isinstance(net_id, str) else net_id)]
         except (TypeError, ValueError):
             raise UserError(f"net_id: found {net_id!r}; it must be integers separated by spaces") from None
         model_len = 1 + self.depth
@@ -450,6 +459,15 @@ class SearchSpace:
     def _check_net_id_space(self) -> None:
         if self.shared_blocks:
             raise UserError("net_id names architectures of per-block spaces; this space shares its blocks")
+
+
+def _gene(entry: object) -> int:
+    """The integer of an entry of a net_id, where it is a text of nine characters at most, or an integer."""
+    if not isinstance(entry, str):
+        return index(entry)
+    if len(entry) > 9:
+        raise ValueError
+    return int(entry)
 
 
 @dataclass(frozen=True)
@@ -476,6 +494,8 @@ class GenomeColumns:
 def ascending(name: str, values: Sequence) -> tuple:
     """The values as a tuple. Raises `UserError`, beginning with the name, unless they are ascending and above 0."""
     values = tuple(values)
+    if len(values) > MAX_CHOICES:
+        raise UserError(f"{name}: found {len(values):,} values; it may hold {MAX_CHOICES}")
     rising = all(a < b for a, b in pairwise(values))
     if not values or not rising or not all(math.isfinite(v) for v in values) or values[0] <= 0:
         raise UserError(f"{name}: found {list(values)}; it must be a list of ascending numbers above 0")

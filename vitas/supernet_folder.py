@@ -14,13 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import yaml
+from pydantic import TypeAdapter
 
 from vitas import checkpoint
 from vitas.architecture import Architecture
 from vitas.elastic_space import AnySpace, ElasticSpace
-from vitas.errors import UserError
-from vitas.files import read_text, read_yaml, write_folder
+from vitas.errors import UserError, require_integer, require_number, require_text
+from vitas.files import parse_json, read_text, read_yaml, write_folder
 from vitas.models import SuperNet, VisionTransformer
 from vitas.space import SearchSpace
 
@@ -151,20 +153,44 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; it must be a folder that `export --supernet` wrote")
     try:
-        about = json.loads(read_text(folder / ABOUT))
+        about = parse_json(read_text(folder / ABOUT), str(folder / ABOUT))
         space = _space_from_dict(about["space"])
-        supernet = SuperNet(space, about["num_classes"], about["image_size"], about["sharing"], about["qkv_mode"])
+        sizes = [require_integer(about[name], name) for name in ("num_classes", "image_size")]
+        if not all(1 <= size <= 1_000_000 for size in sizes):
+            raise UserError(f"num_classes and image_size are {sizes[0]:,} and {sizes[1]:,}")
+        given = space, *sizes, about["sharing"], about["qkv_mode"]
+        _require_weights(given, folder / WEIGHTS)
+        supernet = SuperNet(*given)
         rows = read_yaml(folder / FRONT)["front"]
         front = [
-            Member(Architecture.parse(row["text"]), float(row["top1"]), int(row["macs"]), int(row["parameters"]))
+            Member(
+                Architecture.parse(row["text"]),
+                require_number(row["top1"], "top1", 0, 100),
+                *(require_integer(row[name], name) for name in COSTS),
+            )
             for row in rows
         ]
-        images = about["mean"], about["std"], about["class_names"]
-        crop_fraction = float(about["crop_fraction"])
-    except (ValueError, KeyError, TypeError) as error:
+        if not front:
+            raise UserError("the front is empty")
+        mean, std = (tuple(require_number(value, name) for value in about[name]) for name in ("mean", "std"))
+        class_names = tuple(require_text(name, "class_names") for name in about["class_names"])
+        crop_fraction = require_number(about["crop_fraction"], "crop_fraction", 0, 1)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: {ABOUT} or {FRONT} is not what `export --supernet` writes ({error!r})") from None
     checkpoint.load_weights(supernet, folder / WEIGHTS)
-    return ReleasedSupernet(supernet.eval(), tuple(front), *map(tuple, images), crop_fraction)
+    return ReleasedSupernet(supernet.eval(), tuple(front), mean, std, class_names, crop_fraction)
+
+
+def _require_weights(given: tuple, path: Path) -> None:
+    """Raise `UserError` where the arguments of `SuperNet` describe more weights than a file of them can hold.
+
+    They are a few characters of a file that may be anyone's, and would else take all memory there is.
+    """
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in SuperNet(*given).parameters())
+    # No format has less than a byte a weight.
+    if count > path.stat().st_size:
+        raise UserError(f"it describes {count:,} weights, more than {path.name} holds")
 
 
 def _space_to_dict(space: AnySpace) -> dict:
@@ -176,4 +202,5 @@ def _space_to_dict(space: AnySpace) -> dict:
 def _space_from_dict(data: Mapping) -> AnySpace:
     if "network" in data:
         return ElasticSpace.from_dict(data)
-    return SearchSpace(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+    # As in a run's YAML, so with the same checks of types.
+    return TypeAdapter(SearchSpace).validate_python(dict(data))

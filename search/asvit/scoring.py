@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from vitas.asvit.scores import Scores, mean_scores, score_once
 from vitas.config import RunConfig
 from vitas.data.images import channels, normalize, spread_images
 from vitas.distributed import World
-from vitas.errors import UserError
+from vitas.errors import UserError, require_integer, require_number
 from vitas.report import Report
 
 
@@ -36,7 +36,7 @@ class GenotypeScorer:
             "batch_size": settings.batch_size,
             "images": "noise" if images is None else hashlib.blake2b(images.numpy(), digest_size=16).hexdigest(),
         }
-        self._journal = MeasurementJournal(path, origin, _read, _record, "scored initialisations", report, world)
+        self._journal = MeasurementJournal(path, origin, read_record, _record, "scored initialisations", report, world)
 
     def score(self, genotypes: Sequence[Genotype]) -> list[Scores]:
         """The mean scores of genotypes over `search.repeat` initialisations, in order."""
@@ -62,18 +62,21 @@ class GenotypeScorer:
 
 def _record(unit: tuple[Genotype, int], scores: Scores) -> dict:
     genotype, index = unit
-    return {
-        "architecture": str(genotype),
-        "initialisation": index,
-        "length_distortion": scores.length_distortion,
-        # JSON has no infinity.
-        "ntk_condition": scores.ntk_condition if math.isfinite(scores.ntk_condition) else None,
-    }
+    # JSON has no infinity.
+    finite = {name: value if math.isfinite(value) else None for name, value in vars(scores).items()}
+    return {"architecture": str(genotype), "initialisation": index, **finite}
 
 
-def _read(line: dict) -> tuple[tuple[Genotype, int], Scores]:
-    condition = math.inf if line["ntk_condition"] is None else line["ntk_condition"]
-    return (Genotype.parse(line["architecture"]), line["initialisation"]), Scores(line["length_distortion"], condition)
+def read_record(line: Mapping) -> tuple[tuple[Genotype, int], Scores]:
+    """The genotype, the initialisation and the scores of a journal's line. Raises `UserError` for any other."""
+    unit = Genotype.parse(line.get("architecture")), require_integer(line.get("initialisation"), "initialisation")
+    # What is not finite ranks last by either score.
+    worst, found = Scores(math.nan, math.inf), {}
+    for name, last in vars(worst).items():
+        if name not in line:
+            raise UserError(f"{name} is missing")
+        found[name] = last if line[name] is None else require_number(line[name], name)
+    return unit, Scores(**found)
 
 
 def ntk_images(config: RunConfig, report: Report | None = None) -> Tensor | None:

@@ -211,7 +211,15 @@ def test_a_float_may_be_written_as_people_write_it(text, value):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("12", 12), ("4_000_000", 4_000_000), ("e5", "e5"), ("1e", "1e"), ("'1e-3'", "1e-3"), ("p16-e230", "p16-e230")],
+    [
+        ("12", 12),
+        ("4_000_000", 4_000_000),
+        ("e5", "e5"),
+        ("1e", "1e"),
+        ("'1e-3'", "1e-3"),
+        ("p16-e230", "p16-e230"),
+        ("2020-01-01", "2020-01-01"),
+    ],
 )
 def test_what_is_no_float_stays_what_it_was(text, value):
     found = parse_yaml(f"key: {text}", "here")["key"]
@@ -233,9 +241,20 @@ def test_merge_keys_and_anchors_work():
         ("a: [1", "line 1"),
         ("a: *nowhere", "nowhere"),
         ("? [a, b]\n: 1", "line 1"),
-        ("a: 2020-13-45", "2020-13-45"),
         ("a: 0x_", "0x_"),
         ("a: \x00", "#x0000"),
+        ('a: "\\0"', "U+0000"),
+        ('a: "\\ud800"', "U+D800"),
+        ('a: "\\UFFFFFFFF"', "not valid YAML"),
+        ("1: a", "the key 1; a key must be a word"),
+        ("{a: 1, null: 2}", "the key None; a key must be a word"),
+        ("a: !!timestamp x", "timestamp"),
+        ("a: !!bool maybe", "'maybe', which is no bool"),
+        ("a: !!float ''", "'', which is no float"),
+        ("a: !!binary x", "binary"),
+        ("a: !!set {b}", "set"),
+        ("a: !!map [b]", "expected a mapping"),
+        ("a: {<<: 3}", "mapping"),
     ],
 )
 def test_text_that_is_no_yaml_is_refused_by_place_and_fault(text, fragment):

@@ -13,18 +13,21 @@ dim; it stands for one layer per stage and a hidden dim of 32.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from vitas.architecture import check_token_reduction, coarser_side
-from vitas.errors import UserError, require_integer
+from vitas.architecture import MAX_BLOCKS, MAX_TEXT, check_token_reduction, coarser_side
+from vitas.errors import UserError, require_integer, require_text
 
 STAGES = 4
 STEM_STRIDE = 4
 STAGE_STRIDE = 2
 MAX_DIM = 1024
+# Above every number of a genotype that was ever built; see `vitas.architecture.MAX_DIM`.
+MAX_NUMBER = 2**16
 TOPOLOGY_HIDDEN_DIM = 32
 TEXT_FORM = "8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180"
 TOPOLOGY_FORM = "8,2,3|4,1,2|4,1,4|4,1,6|32"
@@ -76,6 +79,18 @@ class Genotype:
                         f"genotype: {name} of stage {number} is {getattr(stage, name)}; "
                         f"it must be at least {least.get(name, 1)}"
                     )
+                if getattr(stage, name) > MAX_NUMBER:
+                    raise UserError(
+                        f"genotype: {name} of stage {number} is {getattr(stage, name)}; "
+                        f"it must be at most {MAX_NUMBER:,}"
+                    )
+        for name, value, most in (
+            ("heads", self.heads, MAX_NUMBER),
+            ("hidden dim", self.hidden_dim, MAX_NUMBER),
+            ("layers of all stages", self.depth, MAX_BLOCKS),
+        ):
+            if value > most:
+                raise UserError(f"genotype: {name} are {value}; they must be at most {most:,}")
         halvings = 2 ** (STAGES - 1)
         if self.heads < 1 or self.heads % halvings:
             raise UserError(
@@ -215,6 +230,8 @@ class Genotype:
     @classmethod
     def parse(cls, text: str) -> Genotype:
         """The genotype of a text in the full or the topology form. Raises `UserError`, naming the wrong number."""
+        if len(require_text(text, "genotype")) > MAX_TEXT:
+            raise UserError(f"genotype {text!r} has {len(text):,} characters; it may have {MAX_TEXT:,}")
         parts = text.strip().split("|")
         if len(parts) != STAGES + 1:
             raise UserError(
@@ -376,8 +393,11 @@ def _numbers(text: str, part: str, place: str, names: tuple[str, ...], least: in
             f" and, but for a topology, {names[-1]}"
         )
     for word, name in zip(words, names, strict=False):
-        if not word.strip().isdecimal():
-            raise UserError(f"genotype {text!r}: {name} in {place} is {word!r}; it must be a whole number")
+        # int() takes the digits of all scripts, and any number of them; nine are above every limit.
+        if not re.fullmatch(r" *[0-9]{1,9} *", word):
+            raise UserError(
+                f"genotype {text!r}: {name} in {place} is {word!r}; it must be a whole number of at most 9 digits"
+            )
     return tuple(int(word) for word in words)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from vitas.architecture import Architecture
 from vitas.asvit.genotype import STEM_STRIDE, Genotype
 from vitas.catalog import PUBLISHED_ACCURACY, AnyArchitecture, find_architectures, zoo
 from vitas.costs import count_parameters
-from vitas.errors import UserError
+from vitas.errors import UserError, require_number
+from vitas.files import parse_json, read_text
 from vitas.run import RunFolder
 
 
@@ -117,16 +117,17 @@ def compare(save_paths: list[Path]) -> None:
 
 def read_results(path: Path) -> dict:
     """The numbers of a results.json. Raises `UserError` where the stage `test` has not written one."""
-    try:
-        results = json.loads(path.read_text())
-    except OSError:
-        raise UserError(f"{path}: no such file; the stage test writes it") from None
-    except ValueError:
-        raise UserError(f"{path} is no JSON") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the stage test writes it")
+    results = parse_json(read_text(path), str(path))
     keys = ("top1", "top5", "macs", "macs_released", "parameters", "images_per_second")
     missing = [key for key in keys if not isinstance(results, dict) or key not in results]
     if missing:
         raise UserError(f"{path}: has no {missing[0]}; it must be what the stage test writes")
+    # Genotypes have no count in the released convention.
+    for key in keys:
+        if results[key] is not None or key != "macs_released":
+            require_number(results[key], f"{path}: {key}")
     return results
 
 

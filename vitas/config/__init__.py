@@ -84,11 +84,16 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
         config = RunConfig.model_validate(source.data)
     except ValidationError as error:
         raise _mistakes(path, source, explain(error, RunConfig)) from None
-    mistakes = list(check(config, stages))
+    try:
+        mistakes = list(check(config, stages))
+        doubt = None if mistakes else doubts(config)
+    except OSError as error:
+        # Of a folder that is named in it, e.g. one that may not be read.
+        raise _mistakes(path, source, [f"{error.filename}: {error.strerror}"]) from None
     if mistakes:
         raise _mistakes(path, source, mistakes)
     warnings = [_released_warning(path, source)] if source.is_released else []
-    warnings += [doubt] if (doubt := doubts(config)) else []
+    warnings += [doubt] if doubt else []
     config._warning = "\nwarning: ".join(warnings) or None
     return config
 

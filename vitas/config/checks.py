@@ -193,7 +193,10 @@ def _check_subnets(config: RunConfig):
 
 
 def _check_waiting(test: Test, retrain: Retrain):
-    for epoch in range(test.start, test.end + 1, test.strip):
+    waited = range(test.start, test.end + 1, test.strip)
+    beyond = max(0, -(-(retrain.epochs + 1 - test.start) // test.strip))
+    # Of the others, if any is never written, one of the first three is not: the range has one stride.
+    for epoch in (*waited[:3], *waited[beyond : beyond + 1]):
         if epoch > retrain.epochs or (epoch % retrain.checkpoint_epochs and epoch != retrain.epochs):
             yield (
                 f"test.end: found {test.end}; it would wait for epoch {epoch}, which is never written: retrain.epochs "

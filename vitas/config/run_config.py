@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag
 
+from vitas.architecture import MAX_DIM
 from vitas.budget import Budget, MacsModel
 from vitas.catalog import BEST, AnyArchitecture, find_architecture, read_found
 from vitas.config_section import (
@@ -71,8 +72,8 @@ class Model(Section):
     sharing, qkv_mode: see `vitas.SuperNet`.
     """
 
-    image_size: Positive = 224
-    num_classes: Positive = 1000
+    image_size: Annotated[int, Field(ge=1, le=MAX_DIM)] = 224
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     mean: Channels = [0.485, 0.456, 0.406]
     std: Annotated[list[AboveZero], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
     space: AnySpaceSection | None = None

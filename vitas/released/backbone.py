@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vitas.architecture import IDENTITY, Architecture, Block
+from vitas.architecture import IDENTITY, MAX_BLOCKS, Architecture, Block, check_block_count
 from vitas.errors import UserError, is_integer
 from vitas.space import SearchSpace
 
@@ -44,10 +44,10 @@ def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, in
             raise UserError(f"{where}.net_id: {error}") from None
     # Stochastic depth grows over `depth` positions, so identities fill up the missing ones.
     depth = section.get("depth", len(architecture.blocks))
-    if not is_integer(depth) or depth < len(architecture.blocks):
+    if not is_integer(depth) or not len(architecture.blocks) <= depth <= MAX_BLOCKS:
         raise UserError(
-            f"{where}.depth: found {depth!r}; "
-            f"it must be at least the {len(architecture.blocks)} positions of the row Block"
+            f"{where}.depth: found {depth!r}; it must be at least the {len(architecture.blocks)} positions of the row "
+            f"Block, and at most {MAX_BLOCKS}"
         )
     padding = (IDENTITY,) * (depth - len(architecture.blocks))
     return (
@@ -80,6 +80,7 @@ def _concrete(section: Mapping, where: str) -> Architecture:
     if len(patches) > 1 or len(block[2]) > 1 or "id" in block[8]:
         raise UserError(f"{where}.net_id: is missing; the rows of {where}.backbone leave a choice")
     try:
+        check_block_count(block[0])
         return Architecture(patches[0], dim, (Block(block[2][0], block[3], block[5]),) * block[0], classifier)
     except UserError as error:
         raise UserError(f"{where}.backbone.Block: {error}") from None
