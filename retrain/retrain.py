@@ -52,6 +52,7 @@ def retrain(config: RunConfig, world: World) -> None:
     trained: nn.Module = network
     if world.size > 1:
         trained = DistributedDataParallel(network, [world.device] if world.device.type == "cuda" else None)
+        settle_buckets(trained, model.image_size, world.device)
     schedule = TokenSchedule.from_phases(settings.tokens, settings.epochs * loader.steps_per_epoch)
     macs = {r: architecture.macs(model.image_size, model.num_classes, reduce=r) for r in schedule.reductions}
     if settings.tokens:
@@ -100,6 +101,18 @@ def retrain(config: RunConfig, world: World) -> None:
     if world.is_main:
         report.line(f"the network is in {shown_path(checkpoints.newest())}")
     report.close()
+
+
+def settle_buckets(trained: DistributedDataParallel, image_size: int, device: torch.device) -> None:
+    """Have gradients reduced in the same buckets in every step, so that a resumed run equals an undisturbed one.
+
+    After its first backward pass, DistributedDataParallel puts gradients into buckets anew, in the order in which they
+    came. With more than two ranks, sums of another bucket are rounded otherwise; so that pass must not be a step's.
+    """
+    trained.train()
+    trained(torch.zeros(2, 3, image_size, image_size, device=device)).sum().backward()
+    # The new buckets are made at the start of the next forward pass.
+    trained.zero_grad()
 
 
 def architecture_of(config: RunConfig, checkpoints: CheckpointFolder) -> AnyArchitecture:
