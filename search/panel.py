@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import kendalltau
 from torch import nn
 
-from search.scoring import MeasurementJournal, SubnetScore, score_subnet
+from search.scoring import SET_OF_IMAGES, MeasurementJournal, SubnetScore, score_subnet
 from vitas.architecture import Architecture
 from vitas.budget import CostModel
 from vitas.config import RunConfig
@@ -45,7 +45,12 @@ class Panel:
         self._images = EvaluationSet.load(data, model.image_size, model.mean, model.std, world, True, report)
         self._journal: MeasurementJournal[tuple[int, Architecture], SubnetScore] = MeasurementJournal(
             config.folder.panel,
-            {"seed": config.seed, "images": self._images.total, "subnets": [str(subnet) for subnet in self._subnets]},
+            {
+                "seed": config.seed,
+                "images": self._images.total,
+                SET_OF_IMAGES: self._images.names,
+                "subnets": [str(subnet) for subnet in self._subnets],
+            },
             read_record,
             lambda key, score: {"epoch": key[0], "architecture": str(key[1]), **score.record},
             "scores of the panel",

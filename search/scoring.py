@@ -27,6 +27,8 @@ from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed
 from vitas.slurm.signals import Interrupted
 
+# In the origin of scores: a digest of the names of the images that they were made with.
+SET_OF_IMAGES = "set of images"
 Candidate = TypeVar("Candidate", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -61,7 +63,10 @@ class MeasurementJournal(Generic[Candidate, Value]):
         if not lines:
             if self._file:
                 self._file.append(origin)
-        elif lines[0] != origin:
+        else:
+            # A journal of an earlier version does not say this.
+            origin = {name: value for name, value in origin.items() if name != SET_OF_IMAGES or name in lines[0]}
+        if lines and lines[0] != origin:
             differing = [name for name in {**origin, **lines[0]} if origin.get(name) != lines[0].get(name)]
             raise UserError(
                 f"{path} holds {noun} made with another {' and another '.join(differing)}; "
@@ -172,6 +177,7 @@ class SupernetScorer:
         origin = {
             "supernet": supernet.digest(),
             "images": images.total,
+            SET_OF_IMAGES: images.names,
             "data": settings.data.model_dump(exclude={"data_dir", "workers", "bad_images"}),
         }
         if settings.finalists:

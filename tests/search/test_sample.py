@@ -1,6 +1,7 @@
 """`sample`: what evolution with a supernet finds, what it writes down, and what it does not do twice."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -69,6 +70,26 @@ def test_scores_of_another_supernet_are_refused(evolved) -> None:
     evolved.folder.population.write_text("\n".join([json.dumps(origin), *lines[1:]]) + "\n")
     with pytest.raises(UserError, match=r"population\.jsonl.*supernet"):
         sample(evolved, World())
+
+
+def test_scores_on_other_images_are_refused_and_on_moved_ones_kept(evolved, path, tmp_path) -> None:
+    moved = shutil.copytree(evolved.sample.data.data_dir, tmp_path / "moved")
+    config = configuration.load(path, [f"sample.data.data_dir={moved}"])
+    sample(config, World())
+    image = next((moved / "3").iterdir())
+    image.rename(image.with_name("other.png"))
+    with pytest.raises(UserError, match="scores made with another set of images"):
+        sample(config, World())
+
+
+def test_a_journal_of_an_earlier_version_says_nothing_of_its_set_of_images(evolved) -> None:
+    lines = evolved.folder.population.read_text().splitlines()
+    origin = json.loads(lines[0])
+    del origin["set of images"]
+    evolved.folder.population.write_text("\n".join([json.dumps(origin), *lines[1:]]) + "\n")
+    before = evolved.folder.population.read_bytes()
+    sample(evolved, World())
+    assert evolved.folder.population.read_bytes() == before
 
 
 def test_a_journal_of_an_earlier_version_goes_on_without_losses(evolved, path) -> None:

@@ -434,3 +434,18 @@ def test_testing_on_the_val_images_is_warned_of(make_config, digits):
     warning = load(make_config({"test.data.data_dir": str(digits / "val")})).warning
     assert "have images in common" in warning
     assert str(digits / "val") in warning
+
+
+def test_images_that_a_later_program_needs_are_missed_before_the_hours_of_this_one(make_config, tmp_path):
+    path = make_config({"retrain.data.data_dir": str(tmp_path / "nowhere")})
+    warning = load(path, stages=["search", "sample"]).warning
+    assert re.search(r"retrain\.data\.data_dir: found .*nowhere.*`retrain` will need it", warning)
+    assert load(path, ["retrain.flag=false"], stages=["search", "sample"]).warning is None
+    # Nothing runs, so nothing is lost.
+    assert load(path).warning is None
+
+
+def test_the_panels_images_are_looked_at_before_the_first_epochs(make_config, tmp_path):
+    path = make_config({"sample.data.data_dir": str(tmp_path / "nowhere"), "search.panel": {}, "sample.flag": False})
+    with pytest.raises(UserError, match=r"sample\.data\.data_dir: found .*nowhere"):
+        load(path, stages=["search", "sample"])

@@ -86,14 +86,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
         raise _mistakes(path, source, explain(error, RunConfig)) from None
     try:
         mistakes = list(check(config, stages))
-        doubt = None if mistakes else doubts(config)
+        found = [] if mistakes else list(doubts(config, stages))
     except OSError as error:
         # Of a folder that is named in it, e.g. one that may not be read.
         raise _mistakes(path, source, [f"{error.filename}: {error.strerror}"]) from None
     if mistakes:
         raise _mistakes(path, source, mistakes)
     warnings = [_released_warning(path, source)] if source.is_released else []
-    warnings += [doubt] if doubt else []
+    warnings += found
     config._warning = "\nwarning: ".join(warnings) or None
     return config
 

@@ -115,10 +115,10 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     if config.retrain is not None:
         yield from _check_tokens(config, flagged)
     for name in flagged:
-        data = getattr(config, name).data
-        if data is None:
-            continue
-        yield from _attempt(f"{name}.data.data_dir: ", lambda d=data: check_image_folder(d.data_dir, model.num_classes))
+        yield from _check_data(config, name)
+    if "search" in flagged and "sample" not in flagged and getattr(config.search, "panel", None) is not None:
+        # The panel's images, which are looked at when the first epochs are over.
+        yield from _check_data(config, "sample")
     yield from _check_class_names(config)
     if "sample" in flagged and isinstance(config.search, Search):
         train, val = config.search.data.data_dir, config.sample.data.data_dir
@@ -130,17 +130,27 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
             )
 
 
-def doubts(config: RunConfig) -> str | None:
-    """What is allowed, but is seldom meant."""
-    if config.sample is None or config.test is None:
-        return None
-    val, test = config.sample.data.data_dir, config.test.data.data_dir
-    if common_image(val, test) is None:
-        return None
-    return (
-        f"sample.data.data_dir {val!r} and test.data.data_dir {test!r} have images in common: "
-        "what the search chose by these images is flattered by a test on them"
-    )
+def doubts(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
+    """A line for each thing that is allowed, but is seldom meant, where the flagged ones of `stages` run."""
+    if config.sample is not None and config.test is not None:
+        val, test = config.sample.data.data_dir, config.test.data.data_dir
+        if common_image(val, test) is not None:
+            yield (
+                f"sample.data.data_dir {val!r} and test.data.data_dir {test!r} have images in common: "
+                "what the search chose by these images is flattered by a test on them"
+            )
+    # Of the stages of other programs: better said now than after the days that these take.
+    later = [name for name in config.flagged(tuple(STAGES)) if name not in stages]
+    for name in later if config.flagged(stages) else ():
+        for line in _check_data(config, name):
+            yield f"{line}; `{name}` will need it"
+
+
+def _check_data(config: RunConfig, stage: str) -> Iterator[str]:
+    section = getattr(config, stage)
+    if section is not None and section.data is not None:
+        folder, classes = section.data.data_dir, config.model.num_classes
+        yield from _attempt(f"{stage}.data.data_dir: ", lambda: check_image_folder(folder, classes))
 
 
 def _needs_space(config: RunConfig, flagged: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitas.data.bad_images import BadImages
-from vitas.data.folders import EvaluationData
+from vitas.data.folders import EvaluationData, listing, listing_digest
 from vitas.data.images import channels, decode, normalize, open_image_folder
 from vitas.distributed import World, gather
 from vitas.report import Report
@@ -23,6 +23,7 @@ class EvaluationSet:
 
     total: images of the whole set, on all ranks; `n` is less if each holds only its share.
     left_out: bad images of the folder, which are not in it.
+    names: a digest of the names of the folder's images, to tell whether they are the same; empty if there is no folder.
     """
 
     images: Tensor
@@ -31,6 +32,7 @@ class EvaluationSet:
     std: Tensor
     total: int
     left_out: int = 0
+    names: str = ""
 
     @classmethod
     def load(
@@ -48,7 +50,8 @@ class EvaluationSet:
         report: of the stage, which names the bad images (see `BadImages`). Raises `UserError`, on all ranks, when too
             many are bad.
         """
-        samples = open_image_folder(settings.data_dir).samples
+        folder = open_image_folder(settings.data_dir)
+        samples, names = folder.samples, listing_digest(listing(folder.classes, folder.samples))
         bad = BadImages(settings.data_dir, len(samples), settings.bad_images, report)
         images, labels, own = _decode(samples[world.share(len(samples))], settings, image_size)
         shares = gather((len(images), own), world)
@@ -60,7 +63,8 @@ class EvaluationSet:
         device = world.device
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
-        return cls(images, labels.to(device), channels(mean, device), channels(std, device), sum(counts), len(found))
+        normalisation = channels(mean, device), channels(std, device)
+        return cls(images, labels.to(device), *normalisation, sum(counts), len(found), names)
 
     def split(self, share: float, seed: int) -> tuple[EvaluationSet, EvaluationSet]:
         """A random share of the images, at least one, and the rest. For sets that hold all their images."""

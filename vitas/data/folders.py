@@ -138,6 +138,11 @@ def listing(classes: Sequence[str], samples: Iterable[tuple[str, int]]) -> Listi
     }
 
 
+def listing_digest(listed: Listing) -> str:
+    """A digest of a listing, to compare folders by it alone."""
+    return hashlib.sha256(repr(sorted(listed.items())).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
 def explain_change(before: Listing, now: Listing) -> str:
     """In words, how two listings differ: the first class that does, and how many do."""
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
