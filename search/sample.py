@@ -185,7 +185,7 @@ def _first_population(config: RunConfig, cost_model: CostModel, prior: ChoiceLos
 def _report_generation(
     generation: int, last: int, scorer: SupernetScorer, children: np.ndarray, report: Report, update
 ) -> None:
-    best = max(score.top1 for score in scorer.known.values())
+    best = scorer.best_top1
     text = f"best top-1 {best:.2f}%  {len(scorer.known)} scored"
     update(generation + 1, text)
     mean = children.mean() if len(children) else float("nan")

@@ -73,8 +73,14 @@ class MeasurementJournal(Generic[Candidate, Value]):
                 "move it away, or choose another save_path"
             )
         self.known: dict[Candidate, Value] = dict(read_records(path, lines[1:], read, first=2))
+        self._forget_lines()
         if self.known:
             report.line(f"resumes from {len(self.known)} {noun} in {shown_path(path)}")
+
+    def _forget_lines(self) -> None:
+        # `known` has what they say, in a fraction of the memory.
+        if self._file:
+            self._file.lines.clear()
 
     def measure(
         self, candidates: Sequence[Candidate], measure_one: Callable[[Candidate], Value], ranks: int
@@ -92,7 +98,8 @@ class MeasurementJournal(Generic[Candidate, Value]):
                 if self._file:
                     # Before this process can stop, so that no value is lost or measured twice.
                     self._file.append(*(self._write(*pair) for pair in zip(wave, values, strict=True)))
-                self.known |= dict(zip(wave, values, strict=True))
+                    self._forget_lines()
+            self.known |= dict(zip(wave, values, strict=True))
                 watchdog.beat(len(self.known))
                 if reason := distributed.stop_requested(self._world, at_once=True):
                     self._report.line(f"stops after {len(self.known)} {self._noun}, which are saved ({reason})")
@@ -166,6 +173,7 @@ class SupernetScorer:
     images is kept for `score_finalists`.
 
     objective: the first objective that is a score; by it candidates are ranked.
+    best_top1: of the scores on the last rung.
     """
 
     def __init__(
@@ -210,12 +218,15 @@ class SupernetScorer:
             report,
             world,
         )
+        self._known: dict[Architecture, SubnetScore] = {}
+        self.best_top1 = 0.0
+        last = self._rungs[-1].name
+        self._take({architecture: score for (architecture, rung), score in self._journal.known.items() if rung == last})
 
     @property
-    def known(self) -> dict[Architecture, SubnetScore]:
+    def known(self) -> Mapping[Architecture, SubnetScore]:
         """The scores on the last rung, by architecture (identities last: one network is one entry)."""
-        last = self._rungs[-1].name
-        return {architecture: score for (architecture, rung), score in self._journal.known.items() if rung == last}
+        return self._known
 
     @property
     def count(self) -> int:
@@ -254,7 +265,15 @@ class SupernetScorer:
         by_cost = sorted(architectures, key=lambda a: a.macs(model.image_size, model.num_classes))
         keys = [(architecture, rung.name) for architecture in by_cost]
         values = self._journal.measure(keys, lambda key: rung.score(key[0]), self._world.size)
-        return dict(zip(by_cost, values, strict=True))
+        scores = dict(zip(by_cost, values, strict=True))
+        if rung.name == self._rungs[-1].name:
+            self._take(scores)
+        return scores
+
+    def _take(self, scores: Mapping[Architecture, SubnetScore]) -> None:
+        """Add scores on the last rung. There may be very many, so a generation must not go through all of them."""
+        self._known |= scores
+        self.best_top1 = max([self.best_top1, *(score.top1 for score in scores.values())])
 
     def _record(self, key: tuple[Architecture, str], score: SubnetScore) -> dict:
         architecture, rung = key

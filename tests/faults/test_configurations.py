@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fuzz import bounded, changed_text, fuzzed, read_or_refused, scalars, yaml_bombs, yaml_by_grammar, yaml_like
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.faults.fuzz import (
+    bounded,
+    changed_text,
+    fuzzed,
+    read_or_refused,
+    scalars,
+    yaml_bombs,
+    yaml_by_grammar,
+    yaml_like,
+)
 from vitas.config import load, require
 from vitas.errors import UserError
 from vitas.files import MAX_BYTES, MAX_CONFIGURATION, MAX_DEPTH, MAX_VALUES, parse_yaml

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fuzz import bounded, changed_data, changed_text, fuzzed, read_or_refused, scalars, values, yaml_like
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.faults.fuzz import bounded, changed_data, changed_text, fuzzed, read_or_refused, scalars, values, yaml_like
 from vitas import Architecture, Genotype
 from vitas.architecture import MAX_BLOCKS
 from vitas.catalog import (

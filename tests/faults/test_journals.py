@@ -8,13 +8,13 @@ from functools import partial
 from unittest.mock import Mock
 
 import pytest
-from fuzz import bounded, fuzzed, json_lines_like, read_or_refused
 from hypothesis import given
 
 from search import latency, measured_speed, panel, scoring
 from search.asvit import scoring as asvit_scoring
 from search.asvit.scoring import Scores
 from search.scoring import MeasurementJournal, SubnetScore
+from tests.faults.fuzz import bounded, fuzzed, json_lines_like, read_or_refused
 from vitas import Genotype, zoo
 from vitas.distributed import World
 from vitas.errors import UserError

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz import bounded, changed_data, changed_text, fuzzed, read_or_refused, values, yaml_like
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.faults.fuzz import bounded, changed_data, changed_text, fuzzed, read_or_refused, values, yaml_like
 from vitas import Architecture, Block, SearchSpace, SuperNet, load_supernet
 from vitas.elastic_space import AnySpace, ElasticSpace
 from vitas.errors import UserError
