@@ -98,8 +98,8 @@ class MeasurementJournal(Generic[Candidate, Value]):
                 if self._file:
                     # Before this process can stop, so that no value is lost or measured twice.
                     self._file.append(*(self._write(*pair) for pair in zip(wave, values, strict=True)))
-                    self._forget_lines()
-            self.known |= dict(zip(wave, values, strict=True))
+                self._forget_lines()
+                self.known |= dict(zip(wave, values, strict=True))
                 watchdog.beat(len(self.known))
                 if reason := distributed.stop_requested(self._world, at_once=True):
                     self._report.line(f"stops after {len(self.known)} {self._noun}, which are saved ({reason})")
