@@ -304,13 +304,16 @@ class SearchSpace:
 
         For per-block spaces, and at most `depth` blocks.
         """
-        result = genome.copy()
+        return self._rearrangements(genome, np.array(blocks, dtype=np.int64)[None])[0]
+
+    def _rearrangements(self, genome: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """As `rearranged`, for several lists of positions [count, blocks]: genomes [count, genes]."""
+        result = np.repeat(genome[None], len(blocks), axis=0)
         old, new = self.columns(genome), self.columns(result)
-        count = len(blocks)
         for name, unused in (("choice", len(self.heads)), ("qkv", 0), ("mlp", 0)):
-            part = getattr(new, name)[0]
-            part[:count] = getattr(old, name)[0, list(blocks)]
-            part[count:] = unused
+            part = getattr(new, name)
+            part[:, : blocks.shape[1]] = getattr(old, name)[0, blocks]
+            part[:, blocks.shape[1] :] = unused
         return result
 
     def with_blocks(self, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:
@@ -356,7 +359,7 @@ class SearchSpace:
         that is doubled: the copy stands next to it.
         """
         counts = self.gene_counts
-        changed = []
+        changed = [np.empty((0, counts.size), dtype=np.int64)]
         if self.shared_blocks:
             genes = range(1, counts.size)
         else:
@@ -364,18 +367,20 @@ class SearchSpace:
             # The genes of blocks that are there, and the embedding dim.
             widths = range(2 + self.depth, 2 + self.depth + 2 * depth)
             genes = [*range(1, 1 + depth), 1 + self.depth, *widths]
+            place, turn = np.arange(depth), np.arange(depth)[:, None]
             if self.identity and depth > 1:
-                changed += [self.rearranged(genome, np.delete(np.arange(depth), i)) for i in range(depth)]
+                changed.append(self._rearrangements(genome, place[:-1] + (place[:-1] >= turn)))
             if depth < self.depth:
-                changed += [self.rearranged(genome, np.insert(np.arange(depth), i, i)) for i in range(depth)]
-        for gene in genes:
-            # Leaving a block out is above.
-            values = len(self.heads) if 1 <= gene <= self.depth and not self.shared_blocks else counts[gene]
-            for value in range(values):
-                if value != genome[gene]:
-                    changed.append(genome.copy())
-                    changed[-1][gene] = value
-        return np.array(changed, dtype=np.int64).reshape(-1, counts.size)
+                longer = np.arange(depth + 1)
+                changed.append(self._rearrangements(genome, longer - (longer > turn)))
+        # Leaving a block out is above.
+        values = [len(self.heads) if 1 <= g <= self.depth and not self.shared_blocks else counts[g] for g in genes]
+        gene = np.repeat(genes, values)
+        value = np.concatenate([np.arange(number) for number in values])
+        gene, value = gene[value != genome[gene]], value[value != genome[gene]]
+        replaced = np.repeat(genome[None], len(gene), axis=0)
+        replaced[np.arange(len(gene)), gene] = value
+        return np.concatenate([*changed, replaced])
 
     def extreme(self, genome: np.ndarray, widest: bool) -> np.ndarray:
         """The canonical genome [genes] of the largest network, or the smallest, with a genome's patch size.
