@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict
@@ -20,6 +20,8 @@ from vitas.elastic_space import AnySpace
 from vitas.errors import UserError
 
 IMAGES_PER_SECOND = "images_per_second"
+# One cost, or those of several architectures [population].
+Cost = TypeVar("Cost", float, np.ndarray)
 # YAML reads a bare `true` as a boolean.
 Convention = Annotated[
     Literal["released", "true", "images_per_second"],
@@ -61,16 +63,17 @@ class Budget:
         """The budget with both ends moved outwards by a share of themselves."""
         return replace(self, minimum=int(self.minimum * (1 - share)), maximum=int(self.maximum * (1 + share)))
 
-    def distance(self, cost):
+    def distance(self, cost: Cost) -> Cost:
         """How far costs (a number or an array) are outside the budget; 0 is inside. The only test of 'inside'."""
-        return np.maximum(np.maximum(self.minimum - cost, cost - self.maximum), 0)
+        outside: Cost = np.maximum(np.maximum(self.minimum - cost, cost - self.maximum), 0)
+        return outside
 
     def __contains__(self, cost: float) -> bool:
         return bool(self.distance(cost) == 0)
 
     def nearest(self, costs: np.ndarray) -> float:
         """The cost nearest to the budget among costs [population]."""
-        return costs[np.argmin(self.distance(costs))]
+        return float(costs[np.argmin(self.distance(costs))])
 
     def __str__(self) -> str:
         if self.is_speed:
@@ -113,7 +116,7 @@ class CostModel:
 
     def mean(self, genomes: np.ndarray) -> float:
         """The mean cost of genomes [population, genes]."""
-        mean = self.additive(genomes).mean()
+        mean = float(self.additive(genomes).mean())
         return 1 / mean if self.less_is_dearer else mean
 
 
@@ -166,7 +169,7 @@ class MacsModel(CostModel):
                 f"{len(space.depths)} depths to look through; it may have {_MAX_CELLS:,}"
             )
         attention_sums, mlp_sums = _sums_by_depth(space)
-        best: int | None = None
+        best, distance = 0, np.inf
         for patch_size in space.patch_sizes:
             tokens = (self.image_size // patch_size) ** 2 + space.prefix_tokens * (self.convention == "true")
             for embed_dim in space.embed_dims:
@@ -179,9 +182,9 @@ class MacsModel(CostModel):
                     at = np.searchsorted(mlp, budget.minimum - attention)
                     for index in (at - 1, at):
                         total = int(budget.nearest(attention + mlp[np.clip(index, 0, len(mlp) - 1)]))
-                        if best is None or budget.distance(total) < budget.distance(best):
-                            best = total
-                    if best in budget:
+                        if budget.distance(total) < distance:
+                            best, distance = total, budget.distance(total)
+                    if distance == 0:
                         return best
         return best
 
@@ -227,7 +230,8 @@ def _sums_by_depth(space: AnySpace) -> tuple[dict[int, np.ndarray], dict[int, np
         return found
 
     by_depth = {depth: space.dims_of_blocks(depth) for depth in space.depths}
-    return tuple({depth: sums(tuple(dims[i])) for depth, dims in by_depth.items()} for i in range(2))
+    attention, mlp = ({depth: sums(tuple(dims[i])) for depth, dims in by_depth.items()} for i in range(2))
+    return attention, mlp
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,8 @@ class SpeedModel(CostModel):
 
     def predict(self, genomes: np.ndarray) -> np.ndarray:
         """Predicted images per second [population] of genomes [population, genes]."""
-        return 1 / (_speed_features(self.space, self.image_size, genomes) @ np.array(self.prices))
+        seconds: np.ndarray = _speed_features(self.space, self.image_size, genomes) @ np.array(self.prices)
+        return 1 / seconds
 
 
 def _speed_features(space: AnySpace, image_size: int, genomes: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ these alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from vitas import checkpoint
@@ -54,7 +56,7 @@ def prepare(config: RunConfig, report: Report, world: World) -> None:
             raise UserError(f"sample.budget: {error}") from None
 
 
-def _origin(config: RunConfig) -> dict:
+def _origin(config: RunConfig) -> dict[str, Any]:
     """What the files depend on, as plain data."""
     model = config.model
     images = {"image_size": model.image_size, "num_classes": model.num_classes, "mean": model.mean, "std": model.std}

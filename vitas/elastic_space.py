@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 from pydantic import ConfigDict
@@ -29,7 +29,7 @@ from vitas.architecture import Architecture, Block
 from vitas.config_section import DATACLASS_SECTION, Share, as_tuple
 from vitas.errors import UserError, is_integer
 from vitas.files import read_yaml
-from vitas.space import BlockDims, GenomeColumns, SearchSpace, ascending
+from vitas.space import BlockDims, Dims, GenomeColumns, SearchSpace, ascending
 
 ShareList = Annotated[tuple[Share, ...], as_tuple]
 # The rules by which a network is ordered, and what each looks at (`vitas.importance`).
@@ -249,7 +249,7 @@ class ElasticSpace:
         picked = (tables.heads[places, columns.qkv], tables.attention[places, columns.qkv])
         return BlockDims(*(np.where(columns.active, part, 0) for part in (*picked, tables.mlp[places, columns.mlp])))
 
-    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[tuple, ...]]]:
+    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[Dims, ...]]]:
         """As `SearchSpace.width_genes`."""
         attention = tuple(
             tuple(heads * dim for heads in counts) for counts, dim in zip(self.head_counts, self.head_dims, strict=True)
@@ -316,7 +316,9 @@ class ElasticSpace:
             [genomes[:, :3], np.where(np.concatenate([active, active], axis=1), genomes[:, 3:], values[:, 3:])], axis=1
         )
 
-    def with_blocks(self, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:
+    def with_blocks(
+        self, patch: int | np.ndarray, embed: int | np.ndarray, depth: int | np.ndarray, kinds: np.ndarray
+    ) -> np.ndarray:
         """Canonical genomes [count, genes] from gene values or arrays [count], and kinds of block.
 
         kinds: [count, depth]; its first columns are those of a member's blocks, in their order.
@@ -337,7 +339,8 @@ class ElasticSpace:
         """The canonical genome with the complementary widths: the last value where it had the first, and so on."""
         result = self.gene_counts - 1 - genome
         result[:2] = genome[:2]
-        return self.canonical(result)[0]
+        canonical: np.ndarray = self.canonical(result)[0]
+        return canonical
 
     def single_changes(self, genome: np.ndarray) -> np.ndarray:
         """All canonical genomes [changes, genes] with another value of one gene that is in use.
@@ -364,7 +367,8 @@ class ElasticSpace:
     def extreme(self, genome: np.ndarray, widest: bool) -> np.ndarray:
         """The canonical genome [genes] of the network itself, or of its smallest member."""
         result = self.gene_counts - 1 if widest else np.zeros_like(self.gene_counts)
-        return self.canonical(result)[0]
+        canonical: np.ndarray = self.canonical(result)[0]
+        return canonical
 
     def sample_genomes(
         self, rng: np.random.Generator, count: int, identity_probability: float | None = None
@@ -389,13 +393,13 @@ class ElasticSpace:
     def from_net_id(self, net_id: str | Sequence[int]) -> Architecture:
         raise UserError("net_id names architectures of ViTAS's spaces; this is the space of a pretrained network")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Its YAML form, as plain data."""
         shares = {name: list(getattr(self.shares, name)) for name in (*PARTS, "keep")}
         return {"network": str(self.network), "block_order": list(self.block_order), "shares": shares}
 
     @classmethod
-    def from_dict(cls, data: dict) -> ElasticSpace:
+    def from_dict(cls, data: dict[str, Any]) -> ElasticSpace:
         """The space of a YAML form. Raises `UserError` for another."""
         try:
             shares = Shares(**{name: tuple(values) for name, values in data["shares"].items()})

@@ -39,15 +39,18 @@ class _Cells:
 
     def least(self) -> np.ndarray:
         """What the cheapest kind of each row costs [cells, rows]."""
-        return np.where(self._exists, self.costs, np.inf).min(axis=2)
+        least: np.ndarray = np.where(self._exists, self.costs, np.inf).min(axis=2)
+        return least
 
     def most(self) -> np.ndarray:
         """What the dearest kind of each row costs [cells, rows]."""
-        return np.where(self._exists, self.costs, -np.inf).max(axis=2)
+        most: np.ndarray = np.where(self._exists, self.costs, -np.inf).max(axis=2)
+        return most
 
     def total(self, of_rows: np.ndarray) -> np.ndarray:
         """The cost of each cell [cells] where a block of each row costs so much [cells, rows]."""
-        return self.fixed + (self.blocks * of_rows).sum(axis=1)
+        total: np.ndarray = self.fixed + (self.blocks * of_rows).sum(axis=1)
+        return total
 
 
 class InBudget:
@@ -153,7 +156,7 @@ def _cells(model: CostModel) -> _Cells:
             for used in positions
         ]
     )
-    rows: list[tuple] = []
+    rows: list[tuple[object, ...]] = []
     for patch in range(len(space.patch_sizes)):
         for embed in range(len(space.embed_dims)):
             first = np.zeros((len(depths), space.depth), dtype=np.int64)
@@ -171,7 +174,7 @@ def _costs_of_kinds(model: CostModel, patch: int, embed: int) -> np.ndarray:
         depth = space.depths[0]
         kinds = np.arange(exists.shape[1])
         totals = model.additive(space.with_blocks(patch, embed, depth, np.tile(kinds[:, None], space.depth)))
-        return ((totals - totals[0]) / depth)[None]
+        return np.atleast_2d((totals - totals[0]) / depth)
     costs = np.zeros(exists.shape)
     positions = space.block_positions(space.depths[-1])
     for place, row in enumerate(positions):
@@ -217,7 +220,8 @@ def _weights(cells: _Cells, favour: np.ndarray) -> np.ndarray:
     # Of each (patch size, depth), its patch size; of each patch size, its number of depths.
     depths = np.bincount(of_patch, weights=1 / in_pair[of_pair])
     weights = favour / (depths[of_patch] * in_pair[of_pair])
-    return weights / np.bincount(of_patch, weights)[of_patch] / len(depths)
+    shares: np.ndarray = weights / np.bincount(of_patch, weights)[of_patch]
+    return shares / len(depths)
 
 
 def move_into_budget(genomes: np.ndarray, model: CostModel, budget: Budget, rng: np.random.Generator) -> np.ndarray:

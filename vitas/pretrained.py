@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -77,7 +78,7 @@ def load_pretrained(source: str, images: Images) -> Pretrained:
     raise UserError(f"found {source!r}, which is neither a file nor a model of timm; {hint}")
 
 
-def as_checkpoint(network: VisionTransformer, images: Images) -> dict:
+def as_checkpoint(network: VisionTransformer, images: Images) -> dict[str, Any]:
     """What a checkpoint of `retrain` says of a network for these images: `load_pretrained` and fine-tuning read it."""
     return {
         "model": {name: value.cpu() for name, value in network.state_dict().items()},
@@ -186,7 +187,7 @@ def _timm_from_file(name: str, file: Path, images: Images) -> nn.Module:
     return network
 
 
-def _weights(state: Mapping) -> dict[str, Tensor]:
+def _weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights in a file of timm's, DeiT's or anybody's training."""
     for key in ("model", "state_dict"):
         if isinstance(state.get(key), Mapping):

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import index
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict
@@ -32,6 +32,10 @@ from vitas.errors import UserError
 
 # Values of a choice: more than a search tells apart, and checks grow with their products.
 MAX_CHOICES = 64
+
+Value = TypeVar("Value", int, float)
+# What the values of a gene stand for.
+Dims: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -176,9 +180,10 @@ class SearchSpace:
     @property
     def gene_limits(self) -> GenomeColumns:
         """The number of values of each gene, by name; of a choice, without the identity."""
-        of_blocks = [np.full((1, self.depth), len(values)) for values in (self.heads, self.widths, self.widths)]
-        firsts = (np.array([len(values)]) for values in (self.patch_sizes, self.widths))
-        return GenomeColumns(*firsts, *of_blocks, np.ones((1, self.depth), dtype=bool))
+        of_blocks = (np.full((1, self.depth), len(values)) for values in (self.heads, self.widths, self.widths))
+        choice, qkv, mlp = of_blocks
+        patch, embed = (np.array([len(values)]) for values in (self.patch_sizes, self.widths))
+        return GenomeColumns(patch, embed, choice, qkv, mlp, np.ones((1, self.depth), dtype=bool))
 
     def columns(self, genomes: np.ndarray) -> GenomeColumns:
         """Named views of genomes [population, genes]."""
@@ -211,7 +216,7 @@ class SearchSpace:
             chosen(self.mlp_dims, columns.mlp),
         )
 
-    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[tuple, ...]]]:
+    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[Dims, ...]]]:
         """For each kind of width: its genes, where they are used, and the dims that they stand for, by position."""
         return {
             "embed": (columns.embed[:, None], np.ones((len(columns.embed), 1), dtype=bool), (self.embed_dims,)),
@@ -299,7 +304,7 @@ class SearchSpace:
         columns.mlp[:] = np.where(active, shifted[2], 0)
         return genomes
 
-    def rearranged(self, genome: np.ndarray, blocks: Sequence[int]) -> np.ndarray:
+    def rearranged(self, genome: np.ndarray, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
         """The canonical genome [genes] whose blocks are these positions of a genome; a position may come repeatedly.
 
         For per-block spaces, and at most `depth` blocks.
@@ -313,7 +318,9 @@ class SearchSpace:
             part[count:] = unused
         return result
 
-    def with_blocks(self, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:
+    def with_blocks(
+        self, patch: int | np.ndarray, embed: int | np.ndarray, depth: int | np.ndarray, kinds: np.ndarray
+    ) -> np.ndarray:
         """Canonical genomes [count, genes] from gene values or arrays [count], and kinds of block [count, depth].
 
         Where all blocks are equal, the kind of the first is that of all.
@@ -358,7 +365,7 @@ class SearchSpace:
         counts = self.gene_counts
         changed = []
         if self.shared_blocks:
-            genes = range(1, counts.size)
+            genes = [*range(1, counts.size)]
         else:
             depth = int(self.columns(genome).active.sum())
             # The genes of blocks that are there, and the embedding dim.
@@ -461,7 +468,7 @@ class SearchSpace:
             raise UserError("net_id names architectures of per-block spaces; this space shares its blocks")
 
 
-def _gene(entry: object) -> int:
+def _gene(entry: SupportsIndex | str) -> int:
     """The integer of an entry of a net_id, where it is a text of nine characters at most, or an integer."""
     if not isinstance(entry, str):
         return index(entry)
@@ -491,12 +498,12 @@ class GenomeColumns:
     active: np.ndarray
 
 
-def ascending(name: str, values: Sequence) -> tuple:
+def ascending(name: str, values: Sequence[Value]) -> tuple[Value, ...]:
     """The values as a tuple. Raises `UserError`, beginning with the name, unless they are ascending and above 0."""
-    values = tuple(values)
-    if len(values) > MAX_CHOICES:
-        raise UserError(f"{name}: found {len(values):,} values; it may hold {MAX_CHOICES}")
-    rising = all(a < b for a, b in pairwise(values))
-    if not values or not rising or not all(math.isfinite(v) for v in values) or values[0] <= 0:
-        raise UserError(f"{name}: found {list(values)}; it must be a list of ascending numbers above 0")
-    return values
+    found = tuple(values)
+    if len(found) > MAX_CHOICES:
+        raise UserError(f"{name}: found {len(found):,} values; it may hold {MAX_CHOICES}")
+    rising = all(a < b for a, b in pairwise(found))
+    if not found or not rising or not all(math.isfinite(v) for v in found) or found[0] <= 0:
+        raise UserError(f"{name}: found {list(found)}; it must be a list of ascending numbers above 0")
+    return found

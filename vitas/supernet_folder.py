@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -193,13 +194,13 @@ def _require_weights(given: tuple, path: Path) -> None:
         raise UserError(f"it describes {count:,} weights, more than {path.name} holds")
 
 
-def _space_to_dict(space: AnySpace) -> dict:
+def _space_to_dict(space: AnySpace) -> dict[str, Any]:
     if isinstance(space, ElasticSpace):
         return space.to_dict()
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(space).items()}
 
 
-def _space_from_dict(data: Mapping) -> AnySpace:
+def _space_from_dict(data: Mapping[str, Any]) -> AnySpace:
     if "network" in data:
         return ElasticSpace.from_dict(data)
     # As in a run's YAML, so with the same checks of types.

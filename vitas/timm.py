@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import timm.models
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -204,7 +205,7 @@ class TimmVisionTransformer(VisionTransformer):
         """Keep only the inputs of blocks for the backward pass, which computes the rest again."""
         self.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter names as patterns, by depth: timm's layer-wise learning rate decay goes by it."""
         # 99999 is timm's mark for "as the group before": the last norm goes with the last block.
         return {
@@ -328,8 +329,8 @@ def _create(
     name: str,
     architecture: Architecture,
     pretrained: bool,
-    pretrained_cfg: Mapping | str | None = None,
-    pretrained_cfg_overlay: Mapping | None = None,
+    pretrained_cfg: Mapping[str, Any] | str | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     img_size: int | Sequence[int] | None = None,
     out_indices: int | Sequence[int] | None = None,
     **kwargs,
@@ -384,7 +385,7 @@ def _rename_released_keys(network: nn.Module, state_dict: dict[str, Tensor], pre
     state_dict.update({prefix + name: value for name, value in weights.items()})
 
 
-def checkpoint_filter_fn(state_dict: Mapping, model: TimmVisionTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: TimmVisionTransformer) -> dict[str, Tensor]:
     """Weights of a file for a network that may take another image size, as timm loads pretrained ones.
 
     state_dict: of a checkpoint of this project, a released ViTAS file, or a

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ class Task:
     losses: Callable[[Tensor, Tensor, int], Iterable[Tensor]]
     num_classes: int
     after_backward: Callable[[int], None] = lambda step: None
-    about: Mapping = field(default_factory=dict)
-    states: Mapping = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, Any] = field(default_factory=dict)
     scalars: Callable[[range], Mapping[str, float]] = lambda steps: {}
     describe: Callable[[int], str] = lambda step: ""
     after_epoch: Callable[[int, nn.Module], str | None] = lambda epoch, network: None
@@ -188,7 +189,7 @@ def train(
     return done
 
 
-def _is_sound(state: Mapping, done: int, watch: StepWatch, is_last: bool, report: Report) -> bool:
+def _is_sound(state: Mapping[str, Any], done: int, watch: StepWatch, is_last: bool, report: Report) -> bool:
     """Whether a state is worth keeping. Raises `Diverged` if it is not and has to be."""
     watch.review(done)
     watch.require_finite(state, done)

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -251,7 +252,7 @@ class Genotype:
         except UserError as error:
             raise UserError(f"{text}: {error}") from None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The YAML form: plain numbers and lists."""
         return {
             "stages": [{name: getattr(stage, name) for name in _STAGE_NUMBERS} for stage in self.stages],
@@ -260,7 +261,7 @@ class Genotype:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping) -> Genotype:
+    def from_dict(cls, data: Mapping[str, Any]) -> Genotype:
         """The genotype of a YAML form; `layers` and `hidden_dim` may be left out, as in a topology."""
         _check_keys(data, "genotype", required={"stages", "heads"}, optional={"hidden_dim"})
         if not isinstance(data["stages"], list):
@@ -401,7 +402,7 @@ def _numbers(text: str, part: str, place: str, names: tuple[str, ...], least: in
     return tuple(int(word) for word in words)
 
 
-def _check_keys(data: Mapping, place: str, required: set[str], optional: set[str]) -> None:
+def _check_keys(data: Mapping[str, Any], place: str, required: set[str], optional: set[str]) -> None:
     unknown = sorted(set(data) - required - optional, key=str)
     missing = sorted(required - set(data))
     if unknown or missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -115,7 +116,7 @@ def compare(save_paths: list[Path]) -> None:
     _wide_console().print(table)
 
 
-def read_results(path: Path) -> dict:
+def read_results(path: Path) -> dict[str, Any]:
     """The numbers of a results.json. Raises `UserError` where the stage `test` has not written one."""
     if not path.exists():
         raise UserError(f"{path}: no such file; the stage test writes it")

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vitas.errors import MISTAKE, UserError, exit_on_user_error, require_one_line
 from vitas.files import Journal, read_text, write_text
@@ -194,7 +195,7 @@ def _without_launcher(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _read_outcome(path: Path) -> dict | None:
+def _read_outcome(path: Path) -> dict[str, Any] | None:
     try:
         outcome = json.loads(path.read_text())
         # A rank that was ended while it wrote leaves less.
@@ -205,7 +206,7 @@ def _read_outcome(path: Path) -> dict | None:
         path.unlink(missing_ok=True)
 
 
-def _print_rank_errors(folder: Path, sizes_before: dict[Path, int], outcome: dict | None) -> None:
+def _print_rank_errors(folder: Path, sizes_before: dict[Path, int], outcome: dict[str, Any] | None) -> None:
     """Print why ranks ended into the job's log, and remove empty error files."""
     if outcome:
         print(outcome["message"], file=sys.stderr, flush=True)
