@@ -293,7 +293,8 @@ def load_state(model: nn.Module, state: Mapping[str, Any], path: Path | str, wei
 def interpolate_positions(pos_embed_1ND: Tensor, patches: int, prefix_tokens: int = 1) -> Tensor:
     """Interpolate position embeddings [1, prefix + n, D] to [1, prefix + patches, D]: bicubic; the prefix stays."""
     side = math.isqrt(patches)
-    return resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=prefix_tokens)
+    resampled: Tensor = resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=prefix_tokens)
+    return resampled
 
 
 def start_from(model: nn.Module, path: Path | str) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -399,7 +399,7 @@ class ElasticSpace:
         return {"network": str(self.network), "block_order": list(self.block_order), "shares": shares}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ElasticSpace:
+    def from_dict(cls, data: Mapping[str, Any]) -> ElasticSpace:
         """The space of a YAML form. Raises `UserError` for another."""
         try:
             shares = Shares(**{name: tuple(values) for name, values in data["shares"].items()})

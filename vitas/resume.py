@@ -89,7 +89,8 @@ class TrainingState:
 
         Raises `UserError` for a checkpoint of another recipe, other images or another program.
         """
-        path = mistake = None
+        path: Path | None = None
+        mistake: str | None = None
         if world.is_main:
             try:
                 checkpoints.tidy()
@@ -126,7 +127,8 @@ class TrainingState:
                 part.load_state_dict(state[name])
         self.returns = state.get("returns", 0)
         total = self._settings.epochs * self._per_epoch
-        step, per_epoch = state["step"], state["recipe"].get("steps_per_epoch", self._per_epoch)
+        step = state["step"]
+        per_epoch: int = state["recipe"].get("steps_per_epoch", self._per_epoch)
         if not is_integer(step) or not 0 <= step <= self._settings.epochs * per_epoch:
             raise KeyError(f"its step is {step!r}, of {total}")
         if per_epoch == self._per_epoch:

@@ -154,7 +154,8 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; it must be a folder that `export --supernet` wrote")
     try:
-        about = parse_json(read_text(folder / ABOUT), str(folder / ABOUT))
+        # Whatever they hold: all of it is checked where it is used.
+        about: Any = parse_json(read_text(folder / ABOUT), str(folder / ABOUT))
         space = _space_from_dict(about["space"])
         sizes = [require_integer(about[name], name) for name in ("num_classes", "image_size")]
         if not all(1 <= size <= 1_000_000 for size in sizes):
@@ -162,14 +163,14 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
         given = space, *sizes, about["sharing"], about["qkv_mode"]
         _require_weights(given, folder / WEIGHTS)
         supernet = SuperNet(*given)
-        rows = read_yaml(folder / FRONT)["front"]
+        rows: Any = read_yaml(folder / FRONT)
         front = [
             Member(
                 Architecture.parse(row["text"]),
                 require_number(row["top1"], "top1", 0, 100),
                 *(require_integer(row[name], name) for name in COSTS),
             )
-            for row in rows
+            for row in rows["front"]
         ]
         if not front:
             raise UserError("the front is empty")
@@ -182,7 +183,7 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
     return ReleasedSupernet(supernet.eval(), tuple(front), mean, std, class_names, crop_fraction)
 
 
-def _require_weights(given: tuple, path: Path) -> None:
+def _require_weights(given: tuple[Any, ...], path: Path) -> None:
     """Raise `UserError` where the arguments of `SuperNet` describe more weights than a file of them can hold.
 
     They are a few characters of a file that may be anyone's, and would else take all memory there is.

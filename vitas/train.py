@@ -161,7 +161,7 @@ def train(
                 epoch, within = divmod(done, per_epoch)
                 enough = task.after_epoch(epoch, network) if within == 0 else None
                 reason = stop_requested(world) if done < total and not enough else None
-                is_last = done == total or enough
+                is_last = bool(done == total or enough)
                 ends_epoch = within == 0 and (epoch % settings.checkpoint_epochs == 0 or is_last)
                 saves = ends_epoch or reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0)
                 if saves and _is_sound(state.at(done), done, watch, is_last, report) and world.is_main:
@@ -233,7 +233,7 @@ def _go_back(
 
 
 def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
-    exempt = model.no_weight_decay()
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim > 1 and name not in exempt]
     others = [p for name, p in named if p.ndim <= 1 or name in exempt]
@@ -259,16 +259,16 @@ class Criterion:
         self._distillation = settings.distillation
         if settings.mixup or settings.cutmix:
             # Mixup smooths the labels itself.
-            self._of_labels: nn.Module = SoftTargetCrossEntropy()
+            self._of_labels: Callable[[Tensor, Tensor], Tensor] = SoftTargetCrossEntropy()
         elif settings.label_smoothing:
             self._of_labels = LabelSmoothingCrossEntropy(settings.label_smoothing)
         else:
             self._of_labels = nn.CrossEntropyLoss()
 
     def __call__(self, logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
-        """Without `taught`, the teacher's logits [b, classes], the loss of the labels alone."""
+        """Without distillation, or `taught`, the teacher's logits [b, classes], the loss of the labels alone."""
         logits = logits.float()
-        if taught is None:
+        if taught is None or self._distillation is None:
             return self._of_labels(logits, targets)
         weight, temperature = self._distillation.weight, self._distillation.temperature
         if self._distillation.hard:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -370,7 +370,7 @@ class GenotypeSpace:
         _check_image_size(image_size, _image_step(math.lcm(*splits) for splits in self.splits), "this space")
 
 
-def _image_step(splits) -> int:
+def _image_step(splits: Iterable[int]) -> int:
     """The smallest image size that fits; all that fit are its multiples."""
     return math.lcm(*(STEM_STRIDE * STAGE_STRIDE**i * split for i, split in enumerate(splits)))
 

@@ -48,7 +48,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         if config.sample.adapt is not None and not isinstance(config.search, Search):
             yield "sample.adapt: its images and its loss are missing (section search)"
         budget = config.sample.budget
-        has_space = isinstance(model.space, SearchSpace) or model.from_pretrained is not None
+        has_space = isinstance(model.space, SearchSpace) == (model.from_pretrained is None)
         if has_space and is_known and searches and not budget.is_speed:
             yield from _attempt("sample.budget: ", lambda: config.macs_model.require(budget))
     for name, section in (("search", config.search), ("retrain", config.retrain)):
