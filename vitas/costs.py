@@ -8,13 +8,15 @@ a single architecture and a population.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
+# Of numbers, truth values or texts; where one is named, it says of which, and its shape.
+Array: TypeAlias = NDArray[Any]
 # Of one architecture, or of several [population].
-Amount = TypeVar("Amount", int, npt.NDArray[np.int64])
+Amount = TypeVar("Amount", int, NDArray[np.int64])
 
 # How MACs are counted: as computed, or as in ViTAS's budgets and tables.
 CONVENTIONS = ("true", "released")

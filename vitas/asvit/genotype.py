@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vitas.architecture import MAX_BLOCKS, MAX_TEXT, check_token_reduction, coarser_side
+from vitas.costs import Array
 from vitas.errors import UserError, require_integer, require_text
 
 STAGES = 4
@@ -321,7 +322,7 @@ class GenotypeSpace:
         return named | {"heads": self.heads}
 
     @property
-    def gene_counts(self) -> np.ndarray:
+    def gene_counts(self) -> Array:
         """The number of values of each gene, an integer array [genes]."""
         return np.array([len(values) for values in self.choices.values()])
 
@@ -330,7 +331,7 @@ class GenotypeSpace:
         """The number of topologies."""
         return math.prod(len(values) for values in self.choices.values())
 
-    def decode(self, genome: Sequence[int] | np.ndarray) -> Genotype:
+    def decode(self, genome: Sequence[int] | Array) -> Genotype:
         """The topology of a genome [genes]. Raises `UserError` for a wrong length or a gene out of range."""
         choices = self.choices
         if len(genome) != len(choices):
@@ -343,7 +344,7 @@ class GenotypeSpace:
         stages = tuple(Stage(*values[3 * i : 3 * i + 3]) for i in range(STAGES))
         return Genotype(stages, values[-1])
 
-    def encode(self, genotype: Genotype) -> np.ndarray:
+    def encode(self, genotype: Genotype) -> Array:
         """The genome of a genotype's topology, an integer array [genes]; layers and hidden dim are ignored.
 
         Raises `UserError`, naming what is outside the space.
@@ -357,7 +358,7 @@ class GenotypeSpace:
             genome.append(allowed.index(value))
         return np.array(genome)
 
-    def sample_genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def sample_genomes(self, rng: np.random.Generator, count: int) -> Array:
         """`count` random genomes [count, genes]; every value of a gene is equally likely."""
         return rng.integers(0, self.gene_counts, size=(count, self.gene_counts.size))
 

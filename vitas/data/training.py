@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from torchvision.datasets import ImageFolder
 
 from vitas.config import RunConfig, Training
+from vitas.costs import Array
 from vitas.data.bad_images import BadImages
 from vitas.data.folders import Augmentation, TrainingData, listing
 from vitas.data.images import following, open_image_folder
@@ -161,7 +162,7 @@ class TrainingLoader:
     def _items(self, start: int, end: int, seed: int) -> Iterator[list[tuple[int, int, int]]]:
         """For each step, this rank's items: epoch, index of the image, index of the repeat."""
         part = self._world.share(self._batch_size)
-        order: np.ndarray | None = None
+        order: Array | None = None
         for step in range(start, end):
             epoch, position = divmod(step, self.steps_per_epoch)
             if order is None or position == 0:
