@@ -32,7 +32,16 @@ setup(
         "quickstart": ["scikit-learn>=1.4"],
         "export": EXPORT,
         "bench": ["mlxtend>=0.23", "matplotlib>=3.8", "torch-pruning>=1.6"],
-        "test": ["scikit-learn>=1.4", "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", *EXPORT],
+        "test": [
+            "scikit-learn>=1.4",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=2.4",
+            "types-PyYAML>=6",
+            *EXPORT,
+        ],
     },
     entry_points={"console_scripts": ["vitas = vitas.cli:main"]},
 )

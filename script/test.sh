@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up .venv, lint, and run the whole test suite. For tests/cluster/ the tests start a real Slurm on this machine, and
-# stop it again. Arguments go to pytest: ./script/test.sh -k space
+# Set up .venv, lint, check types, and run the whole test suite. For tests/cluster/ the tests start a real Slurm on this
+# machine, and stop it again. Arguments go to pytest: ./script/test.sh -k space
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 case "${1:-}" in -h | --help) print_help "${BASH_SOURCE[0]}"; exit ;; esac
@@ -10,6 +10,7 @@ if ! PATH="$PATH:/usr/sbin" command -v slurmctld >/dev/null || ! PATH="$PATH:/us
 fi
 ruff check .
 ruff format --check --quiet . || { echo "error: run 'ruff format .'" >&2; exit 1; }
+mypy --no-error-summary || { echo "error: the types above are wrong; 'mypy' checks them again" >&2; exit 1; }
 # Two at a time: while tests/cluster/ waits for Slurm, the other tests run. A file's tests share what they set up.
 export OMP_NUM_THREADS=1
 exec python -m pytest -n 2 --dist loadfile "$@"

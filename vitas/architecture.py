@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from vitas.costs import count_macs, count_parameters
 from vitas.errors import UserError, require_integer, require_text
@@ -120,7 +121,7 @@ class Architecture:
     def attention_scale(self, block: Block) -> float:
         """What attention logits of a block are multiplied by."""
         dim = block.attention_dim if self.family == "vit" else self.embed_dim
-        return (dim // block.heads) ** -0.5
+        return float((dim // block.heads) ** -0.5)
 
     def check_image_size(self, image_size: int) -> None:
         """Raise `UserError` unless the patches tile the image."""
@@ -212,7 +213,7 @@ class Architecture:
             blocks += [block] * int(repeat or 1)
         return cls(int(head[2]), int(head[3]), tuple(blocks), head[4], _PREFIXES[head[1]])
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The YAML form: plain numbers, strings and lists."""
         return {
             **({} if self.family == FAMILIES[0] else {"family": self.family}),
@@ -226,7 +227,7 @@ class Architecture:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping) -> Architecture:
+    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
         """The architecture of a YAML form. A block may carry `repeat: n`."""
         unknown = sorted(set(data) - {"patch_size", "embed_dim", "classifier", "blocks", "family"}, key=str)
         missing = [key for key in ("patch_size", "embed_dim", "blocks") if key not in data]

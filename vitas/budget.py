@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict
 
 from vitas.config_section import DATACLASS_SECTION, MOST, Count, Positive
-from vitas.costs import attention_macs_per_dim, count_macs, mlp_macs_per_dim
+from vitas.costs import Array, attention_macs_per_dim, count_macs, mlp_macs_per_dim
 from vitas.elastic_space import AnySpace
 from vitas.errors import UserError
 
 IMAGES_PER_SECOND = "images_per_second"
+# One cost, or those of several architectures [population].
+Cost = TypeVar("Cost", float, Array)
 # YAML reads a bare `true` as a boolean.
 Convention = Annotated[
     Literal["released", "true", "images_per_second"],
@@ -61,16 +63,17 @@ class Budget:
         """The budget with both ends moved outwards by a share of themselves."""
         return replace(self, minimum=int(self.minimum * (1 - share)), maximum=int(self.maximum * (1 + share)))
 
-    def distance(self, cost):
+    def distance(self, cost: Cost) -> Cost:
         """How far costs (a number or an array) are outside the budget; 0 is inside. The only test of 'inside'."""
-        return np.maximum(np.maximum(self.minimum - cost, cost - self.maximum), 0)
+        outside: Cost = np.maximum(np.maximum(self.minimum - cost, cost - self.maximum), 0)
+        return outside
 
     def __contains__(self, cost: float) -> bool:
         return bool(self.distance(cost) == 0)
 
-    def nearest(self, costs: np.ndarray) -> float:
+    def nearest(self, costs: Array) -> float:
         """The cost nearest to the budget among costs [population]."""
-        return costs[np.argmin(self.distance(costs))]
+        return float(costs[np.argmin(self.distance(costs))])
 
     def __str__(self) -> str:
         if self.is_speed:
@@ -88,11 +91,11 @@ class CostModel:
     space: AnySpace
     less_is_dearer = False
 
-    def predict(self, genomes: np.ndarray) -> np.ndarray:
+    def predict(self, genomes: Array) -> Array:
         """The costs [population] of genomes [population, genes], in the unit of a `Budget`."""
         raise NotImplementedError
 
-    def additive(self, genomes: np.ndarray) -> np.ndarray:
+    def additive(self, genomes: Array) -> Array:
         """The costs [population] in the unit in which the blocks of a network add up: MACs, or seconds an image."""
         costs = self.predict(genomes)
         return 1 / costs if self.less_is_dearer else costs
@@ -111,9 +114,9 @@ class CostModel:
         costs = self.predict(np.array(ends))
         return costs.min(), costs.max()
 
-    def mean(self, genomes: np.ndarray) -> float:
+    def mean(self, genomes: Array) -> float:
         """The mean cost of genomes [population, genes]."""
-        mean = self.additive(genomes).mean()
+        mean = float(self.additive(genomes).mean())
         return 1 / mean if self.less_is_dearer else mean
 
 
@@ -137,7 +140,7 @@ class MacsModel(CostModel):
         if largest > MOST:
             raise UserError(f"the largest network of the space has {largest:,} MACs; it may have {MOST:,}")
 
-    def predict(self, genomes: np.ndarray) -> np.ndarray:
+    def predict(self, genomes: Array) -> Array:
         """MACs [population] of genomes [population, genes], as int64."""
         columns = self.space.columns(genomes)
         dims = self.space.dims(columns)
@@ -166,7 +169,7 @@ class MacsModel(CostModel):
                 f"{len(space.depths)} depths to look through; it may have {_MAX_CELLS:,}"
             )
         attention_sums, mlp_sums = _sums_by_depth(space)
-        best: int | None = None
+        best, distance = 0, np.inf
         for patch_size in space.patch_sizes:
             tokens = (self.image_size // patch_size) ** 2 + space.prefix_tokens * (self.convention == "true")
             for embed_dim in space.embed_dims:
@@ -179,9 +182,9 @@ class MacsModel(CostModel):
                     at = np.searchsorted(mlp, budget.minimum - attention)
                     for index in (at - 1, at):
                         total = int(budget.nearest(attention + mlp[np.clip(index, 0, len(mlp) - 1)]))
-                        if best is None or budget.distance(total) < budget.distance(best):
-                            best = total
-                    if best in budget:
+                        if budget.distance(total) < distance:
+                            best, distance = total, budget.distance(total)
+                    if distance == 0:
                         return best
         return best
 
@@ -201,13 +204,13 @@ _MAX_CELLS = 50_000
 _MAX_SUMS = 2**22
 
 
-def _sums_by_depth(space: AnySpace) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+def _sums_by_depth(space: AnySpace) -> tuple[dict[int, Array], dict[int, Array]]:
     """For each depth, the ascending sums that the attention dims of its blocks can have, and those of the MLP dims."""
 
     held = 0
 
     @cache
-    def sums(dims: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    def sums(dims: tuple[tuple[int, ...], ...]) -> Array:
         if not dims:
             return np.zeros(1, dtype=np.int64)
         if space.shared_blocks:
@@ -227,7 +230,8 @@ def _sums_by_depth(space: AnySpace) -> tuple[dict[int, np.ndarray], dict[int, np
         return found
 
     by_depth = {depth: space.dims_of_blocks(depth) for depth in space.depths}
-    return tuple({depth: sums(tuple(dims[i])) for depth, dims in by_depth.items()} for i in range(2))
+    attention, mlp = ({depth: sums(tuple(dims[i])) for depth, dims in by_depth.items()} for i in range(2))
+    return attention, mlp
 
 
 @dataclass(frozen=True)
@@ -247,9 +251,7 @@ class SpeedModel(CostModel):
     less_is_dearer = True
 
     @classmethod
-    def fit(
-        cls, space: AnySpace, image_size: int, genomes: np.ndarray, images_per_second: Sequence[float]
-    ) -> SpeedModel:
+    def fit(cls, space: AnySpace, image_size: int, genomes: Array, images_per_second: Sequence[float]) -> SpeedModel:
         """The model with the least squared relative error over measured genomes [population, genes]."""
         # Imported here: it takes half a second, and few runs need it.
         from scipy.optimize import nnls
@@ -260,12 +262,13 @@ class SpeedModel(CostModel):
         prices, _ = nnls(relative, np.ones(len(relative)))
         return cls(space, image_size, tuple(float(p) for p in prices / np.where(scale > 0, scale, 1)))
 
-    def predict(self, genomes: np.ndarray) -> np.ndarray:
+    def predict(self, genomes: Array) -> Array:
         """Predicted images per second [population] of genomes [population, genes]."""
-        return 1 / (_speed_features(self.space, self.image_size, genomes) @ np.array(self.prices))
+        seconds: Array = _speed_features(self.space, self.image_size, genomes) @ np.array(self.prices)
+        return 1 / seconds
 
 
-def _speed_features(space: AnySpace, image_size: int, genomes: np.ndarray) -> np.ndarray:
+def _speed_features(space: AnySpace, image_size: int, genomes: Array) -> Array:
     """Features [population, 9] that the time of an image's forward pass depends on."""
     columns = space.columns(genomes)
     patch = np.array(space.patch_sizes)[columns.patch].astype(float)

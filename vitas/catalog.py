@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -95,7 +95,7 @@ def zoo() -> dict[str, AnyArchitecture]:
 
 
 def find_architecture(
-    reference: str | Mapping | AnyArchitecture,
+    reference: str | Mapping[str, Any] | AnyArchitecture,
     listed: Mapping[str, AnyArchitecture] | None = None,
     space: SearchSpace | None = None,
 ) -> AnyArchitecture:
@@ -124,7 +124,7 @@ def find_architecture(
     return next(iter(found.values()))
 
 
-def find_architectures(reference: str, also: Sequence[str] | Mapping = ()) -> dict[str, AnyArchitecture]:
+def find_architectures(reference: str, also: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, AnyArchitecture]:
     """The architectures, by name, that a zoo name, a canonical text, FILE.yaml or FILE.yaml:NAME refers to.
 
     A file is a run's `architectures.yaml`, or the YAML form of one
@@ -152,7 +152,7 @@ def parse_architecture(text: str) -> AnyArchitecture:
     return Genotype.parse(text) if "|" in require_text(text, "architecture") else Architecture.parse(text)
 
 
-def _from_mapping(data: Mapping, space: SearchSpace | None) -> AnyArchitecture:
+def _from_mapping(data: Mapping[str, Any], space: SearchSpace | None) -> AnyArchitecture:
     if "net_id" in data:
         if set(data) != {"net_id"}:
             raise UserError(f"found {data!r}; net_id must be the only key, its space is model.space")
@@ -180,7 +180,7 @@ class Found:
 
     name: str
     architecture: AnyArchitecture
-    facts: Mapping
+    facts: Mapping[str, Any]
 
 
 def write_found(path: Path, entries: Sequence[Found]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,12 +56,12 @@ class CheckpointFolder:
         found = map(self.epoch_of, self.folder.glob("epoch_*_ckpt.pth.tar"))
         return sorted(epoch for epoch in found if epoch is not None)
 
-    def save_recent(self, state: Mapping) -> None:
+    def save_recent(self, state: Mapping[str, Any]) -> None:
         """Write the state of a run within an epoch."""
         with watchdog.patient("writes a checkpoint"):
             write(state, self.folder / RECENT)
 
-    def save_epoch(self, state: Mapping) -> None:
+    def save_epoch(self, state: Mapping[str, Any]) -> None:
         """Write the state after epoch `state["epoch"]`, then remove old files."""
         with watchdog.patient("writes a checkpoint"):
             write(state, self.epoch_path(state["epoch"]))
@@ -159,7 +160,7 @@ class CheckpointFolder:
         held = ", ".join(sorted(path.name for path in paths)) or "no checkpoint"
         raise UserError(f"load_name: found {load_name!r}, which is not a file; {self.folder} holds {held}")
 
-    def read(self, load_name: str | None = None) -> tuple[Path, dict]:
+    def read(self, load_name: str | None = None) -> tuple[Path, dict[str, Any]]:
         """The file that `resolve` finds, and the dict in it. Raises `UserError` as `resolve` and `read` do."""
         while True:
             path = self.resolve(load_name)
@@ -171,7 +172,7 @@ class CheckpointFolder:
                     raise
 
 
-def write(state: Mapping, path: Path) -> None:
+def write(state: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint with its digest, so that it is there whole or not at all."""
     write_atomically(path, lambda file: write_with_digest(file, lambda into: torch.save(state, into)))
 
@@ -181,7 +182,7 @@ def safetensors_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     return sealed_safetensors(safetensors_save(dict(state), {**metadata, DIGEST: NOT_YET}))
 
 
-def read(path: Path | str, device: torch.device | str = "cpu") -> dict:
+def read(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The dict in a checkpoint file, read with `weights_only`. Raises `UserError` for any other file.
 
     A file that changed since it was written is refused: ours by their digest,
@@ -217,7 +218,7 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _refuse_inflated(state: Mapping, path: Path | str) -> None:
+def _refuse_inflated(state: Mapping[str, Any], path: Path | str) -> None:
     """Raise `UserError` for a tensor of more elements than the file holds: to copy it would fill the memory."""
     for tensor in _tensors_in(state):
         if tensor.layout is not torch.strided or tensor.is_quantized:
@@ -254,7 +255,7 @@ def _is_safetensors(path: Path | str) -> bool:
     return head[4:] == b"\0\0\0\0{"
 
 
-def _read_safetensors(path: Path | str, device: torch.device | str) -> dict:
+def _read_safetensors(path: Path | str, device: torch.device | str) -> dict[str, Any]:
     try:
         if reason := safetensors_damage(Path(path)):
             raise UserError(f"{path} is not a complete safetensors file ({reason})")
@@ -282,7 +283,7 @@ def load_weights(model: nn.Module, path: Path | str, weights: str = "model") -> 
     load_state(model, read(path), path, weights)
 
 
-def load_state(model: nn.Module, state: Mapping, path: Path | str, weights: str = "model") -> None:
+def load_state(model: nn.Module, state: Mapping[str, Any], path: Path | str, weights: str = "model") -> None:
     """`load_weights` from a checkpoint that is already read; `path` is its file, for messages."""
     named = _weights_in(state, path, weights)
     _refuse_differences(path, _differences(model.state_dict(), named))
@@ -292,7 +293,8 @@ def load_state(model: nn.Module, state: Mapping, path: Path | str, weights: str 
 def interpolate_positions(pos_embed_1ND: Tensor, patches: int, prefix_tokens: int = 1) -> Tensor:
     """Interpolate position embeddings [1, prefix + n, D] to [1, prefix + patches, D]: bicubic; the prefix stays."""
     side = math.isqrt(patches)
-    return resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=prefix_tokens)
+    resampled: Tensor = resample_abs_pos_embed(pos_embed_1ND, [side, side], num_prefix_tokens=prefix_tokens)
+    return resampled
 
 
 def start_from(model: nn.Module, path: Path | str) -> list[str]:
@@ -329,7 +331,7 @@ def _refuse_differences(path: Path | str, differences: list[str]) -> None:
         raise UserError(f"{path} does not fit this architecture: {shown}{more}")
 
 
-def _weights_in(state: Mapping, path: Path | str, weights: str = "model") -> dict:
+def _weights_in(state: Mapping[str, Any], path: Path | str, weights: str = "model") -> dict[str, Any]:
     """The weights in a checkpoint, under our names. Raises `UserError` if there are none."""
     if weights == "ema" and state.get("ema") is None:
         raise UserError(
@@ -350,7 +352,7 @@ def _weights_in(state: Mapping, path: Path | str, weights: str = "model") -> dic
     return dict(named)
 
 
-def _differences(wanted: Mapping, found: Mapping) -> list[str]:
+def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     rows = []
     for key in {**wanted, **found}:
         shapes = [

@@ -41,7 +41,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def leaves(data: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     """The values of nested mappings with their dotted keys; an empty mapping counts as a value."""
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
@@ -50,7 +50,7 @@ def leaves(data: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{key}", value
 
 
-def fields_of(section: type) -> dict[str, Any]:
+def fields_of(section: type[Any]) -> dict[str, Any]:
     """The keys of a section and their annotations."""
     if is_dataclass(section):
         hints = get_type_hints(section, include_extras=True)
@@ -58,7 +58,7 @@ def fields_of(section: type) -> dict[str, Any]:
     return {name: field.annotation for name, field in section.model_fields.items()}
 
 
-def defaults_of(section: type) -> dict[str, Any]:
+def defaults_of(section: type[Any]) -> dict[str, Any]:
     """The optional keys of a section and their defaults."""
     if is_dataclass(section):
         return {field.name: field.default for field in fields(section) if field.default is not MISSING}
@@ -86,7 +86,7 @@ def explain(error: ValidationError, root: type) -> list[str]:
     return lines + [f"and {len(faults) - _EXPLAINED:,} more"] * (len(faults) > _EXPLAINED)
 
 
-def _explain_fault(fault: Mapping, root: type) -> str:
+def _explain_fault(fault: Mapping[str, Any], root: type) -> str:
     location, parents, own, in_union = _locate(root, fault["loc"])
     key, kind, context = ".".join(map(str, location)), fault["type"], fault.get("ctx", {})
     if in_union:
@@ -109,13 +109,13 @@ def _explain_fault(fault: Mapping, root: type) -> str:
     return f"{key}: found {fault['input']!r}; it must be {_with_article(allowed)}"
 
 
-def _locate(root: type, location: tuple) -> tuple[list, list[type], list[type], bool]:
+def _locate(root: type, location: tuple[int | str, ...]) -> tuple[list[int | str], list[type], list[type], bool]:
     """Map pydantic's location of a fault to the YAML's keys; pydantic adds union tags and names of union members.
 
     Returns the keys and indices, the sections that hold the last key, the
     sections allowed as its value, and whether the fault is in a union's member.
     """
-    kept: list = []
+    kept: list[int | str] = []
     parents: list[type] = []
     sections: list[type] = [root]
     for part in location:

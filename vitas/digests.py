@@ -66,7 +66,7 @@ class _Hashing:
 def write_with_digest(file: IO[bytes], write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a file with a zip archive, as `torch.save` does, and add its digest."""
     hashing = _Hashing(file)
-    write(hashing)
+    write(hashing)  # type: ignore[arg-type]  # of a file, torch writes and flushes alone
     hashing.finish()
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ from vitas.slurm import queries, signals
 TIMEOUT = timedelta(minutes=30)
 # For the rendezvous: importing torch from a busy file system takes minutes.
 MEETING_SECONDS = 600
+
+Item = TypeVar("Item")
 
 
 class RendezvousError(RuntimeError):
@@ -77,7 +80,7 @@ def _rendezvous(rank: int, size: int) -> dist.Store:
     seconds = number_from_environment("VITAS_RENDEZVOUS_SECONDS") or MEETING_SECONDS
     end = time.monotonic() + seconds
     try:
-        store = _open_store(address, port, size, rank == 0, seconds)
+        store: dist.Store = _open_store(address, port, size, rank == 0, seconds)
     except dist.DistError as error:
         if rank == 0:
             raise UserError(
@@ -181,16 +184,16 @@ def sum_(values: Tensor, world: World) -> Tensor:
     return values
 
 
-def gather(item: object, world: World) -> list:
+def gather(item: Item, world: World) -> list[Item]:
     """The items of all ranks, in rank order, on every rank."""
     if world.size == 1:
         return [item]
-    items: list = [None] * world.size
+    items = [item] * world.size
     dist.all_gather_object(items, item)
     return items
 
 
-def broadcast(item: object, world: World) -> object:
+def broadcast(item: Item, world: World) -> Item:
     """Rank 0's item, on every rank."""
     if world.size == 1:
         return item

@@ -7,11 +7,13 @@ these alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from vitas import checkpoint
 from vitas.architecture import Architecture
-from vitas.config import RunConfig
+from vitas.config import RunConfig, Search
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.images import channels, draw_images
 from vitas.distributed import World, barrier, broadcast
@@ -54,7 +56,7 @@ def prepare(config: RunConfig, report: Report, world: World) -> None:
             raise UserError(f"sample.budget: {error}") from None
 
 
-def _origin(config: RunConfig) -> dict:
+def _origin(config: RunConfig) -> dict[str, Any]:
     """What the files depend on, as plain data."""
     model = config.model
     images = {"image_size": model.image_size, "num_classes": model.num_classes, "mean": model.mean, "std": model.std}
@@ -65,8 +67,7 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
     path, weights, origin = config.folder.pretrained, config.folder.pretrained_weights, _origin(config)
     if path.exists() and weights.exists():
         found = read_yaml(path)
-        there = found.get("origin") if isinstance(found, dict) else None
-        if not isinstance(there, dict):
+        if not isinstance(found, dict) or not isinstance(there := found.get("origin"), dict):
             raise UserError(f"{path}: must hold the architecture and the origin that `search` writes; move it away")
         differing = [key for key, value in origin.items() if there.get(key) != value]
         if differing:
@@ -76,7 +77,9 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
             )
         report.line(f"starts from {origin['source']}: {found.get('architecture')} in {shown_path(weights)}")
         return
-    model, settings = config.model, config.model.importance
+    model, search, settings = config.model, config.search, config.model.importance
+    if model.from_pretrained is None or not isinstance(search, Search):
+        raise ValueError("no section of this run starts from a pretrained network")
     given = Images(model.image_size, model.num_classes, model.mean, model.std)
     try:
         pretrained = load_pretrained(model.from_pretrained, given)
@@ -89,7 +92,7 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
     if not pretrained.has_classifier:
         count = max(count, IMAGES_OF_A_CLASS * model.num_classes)
     crop = config.sample.data.crop_fraction if config.sample else 1.0
-    data = config.search.data
+    data = search.data
     seed = stream_seed(config.seed, "importance")
     pixels, labels = draw_images(
         data.data_dir, count, model.image_size, crop, seed, data.workers, data.bad_images, report

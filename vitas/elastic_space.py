@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 from pydantic import ConfigDict
 
 from vitas.architecture import Architecture, Block
 from vitas.config_section import DATACLASS_SECTION, Share, as_tuple
+from vitas.costs import Array
 from vitas.errors import UserError, is_integer
 from vitas.files import read_yaml
-from vitas.space import BlockDims, GenomeColumns, SearchSpace, ascending
+from vitas.space import BlockDims, Dims, GenomeColumns, SearchSpace, ascending
 
 ShareList = Annotated[tuple[Share, ...], as_tuple]
 # The rules by which a network is ordered, and what each looks at (`vitas.importance`).
@@ -191,7 +192,7 @@ class ElasticSpace:
         return attention, [self.mlp_counts[i] for i in used]
 
     @cached_property
-    def block_kinds(self) -> np.ndarray:
+    def block_kinds(self) -> Array:
         """Which kinds of block there are at each position [depth, kinds]; a kind is (heads, MLP width) as a number."""
         heads, mlps = (max(map(len, counts)) for counts in (self.head_counts, self.mlp_counts))
         exists = np.zeros((self.depth, heads, mlps), dtype=bool)
@@ -207,7 +208,7 @@ class ElasticSpace:
         return len(self.embed_dims) * bodies
 
     @cached_property
-    def gene_counts(self) -> np.ndarray:
+    def gene_counts(self) -> Array:
         """The number of values of each gene, an integer array [genes]."""
         of_blocks = [len(counts) for part in (self.head_counts, self.mlp_counts) for counts in part]
         return np.array([1, len(self.depths), len(self.embed_dims), *of_blocks])
@@ -221,11 +222,11 @@ class ElasticSpace:
         return GenomeColumns(*firsts, ones, np.array([heads]), np.array([mlps]), ones.astype(bool))
 
     @cached_property
-    def _active(self) -> np.ndarray:
+    def _active(self) -> Array:
         """Which blocks members of each depth have [depths, depth]."""
         return np.array([np.isin(np.arange(self.depth), self.block_positions(depth)) for depth in self.depths])
 
-    def columns(self, genomes: np.ndarray) -> GenomeColumns:
+    def columns(self, genomes: Array) -> GenomeColumns:
         """Named views of genomes [population, genes]; `qkv` is the heads gene. Columns of blocks are positions."""
         genomes = np.atleast_2d(genomes)
         active = self._active[genomes[:, 1]]
@@ -237,7 +238,7 @@ class ElasticSpace:
     def _tables(self) -> BlockDims:
         """Heads, attention dims and MLP dims by position and gene [depth, values]."""
 
-        def table(rows: Sequence[Sequence[int]]) -> np.ndarray:
+        def table(rows: Sequence[Sequence[int]]) -> Array:
             return np.array([[*row, *[0] * (max(map(len, rows)) - len(row))] for row in rows])
 
         heads = table(self.head_counts)
@@ -249,7 +250,7 @@ class ElasticSpace:
         picked = (tables.heads[places, columns.qkv], tables.attention[places, columns.qkv])
         return BlockDims(*(np.where(columns.active, part, 0) for part in (*picked, tables.mlp[places, columns.mlp])))
 
-    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[tuple, ...]]]:
+    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[Array, Array, tuple[Dims, ...]]]:
         """As `SearchSpace.width_genes`."""
         attention = tuple(
             tuple(heads * dim for heads in counts) for counts, dim in zip(self.head_counts, self.head_dims, strict=True)
@@ -260,7 +261,7 @@ class ElasticSpace:
             "mlp": (columns.mlp, columns.active, self.mlp_counts),
         }
 
-    def decode(self, genome: Sequence[int] | np.ndarray) -> Architecture:
+    def decode(self, genome: Sequence[int] | Array) -> Architecture:
         """The architecture of a genome. Raises `UserError` for a wrong length or a gene out of range."""
         genes = np.asarray(genome)
         limits = self.gene_counts
@@ -277,7 +278,7 @@ class ElasticSpace:
         )
         return Architecture(self.patch_sizes[0], self.embed_dims[one.embed[0]], blocks, self.classifier, "vit")
 
-    def encode(self, architecture: Architecture) -> np.ndarray:
+    def encode(self, architecture: Architecture) -> Array:
         """The canonical genome of an architecture [genes]. Raises `UserError`, naming what is outside the space."""
         network = self.network
         for what, found, ours in (
@@ -302,21 +303,21 @@ class ElasticSpace:
             genome[3 + self.depth + i] = _index("MLP dim", self.mlp_counts[i], block.mlp_dim)
         return genome
 
-    def canonical(self, genomes: np.ndarray) -> np.ndarray:
+    def canonical(self, genomes: Array) -> Array:
         """Genomes [population, genes] with 0 in the genes of blocks that are left out: one row for each network."""
         genomes = np.array(np.atleast_2d(genomes))
         active = self._active[genomes[:, 1]]
         genomes[:, 3:] *= np.concatenate([active, active], axis=1)
         return genomes
 
-    def filled(self, genomes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def filled(self, genomes: Array, values: Array) -> Array:
         """Genomes [population, genes] with those of `values` for blocks that are left out, should they come back."""
         active = self._active[genomes[:, 1]]
         return np.concatenate(
             [genomes[:, :3], np.where(np.concatenate([active, active], axis=1), genomes[:, 3:], values[:, 3:])], axis=1
         )
 
-    def with_blocks(self, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:
+    def with_blocks(self, patch: int | Array, embed: int | Array, depth: int | Array, kinds: Array) -> Array:
         """Canonical genomes [count, genes] from gene values or arrays [count], and kinds of block.
 
         kinds: [count, depth]; its first columns are those of a member's blocks, in their order.
@@ -333,13 +334,14 @@ class ElasticSpace:
             genomes[rows[:, None], 3 + self.depth + places] = kinds[rows, :each] % mlps
         return genomes
 
-    def complementary(self, genome: np.ndarray) -> np.ndarray:
+    def complementary(self, genome: Array) -> Array:
         """The canonical genome with the complementary widths: the last value where it had the first, and so on."""
         result = self.gene_counts - 1 - genome
         result[:2] = genome[:2]
-        return self.canonical(result)[0]
+        canonical: Array = self.canonical(result)[0]
+        return canonical
 
-    def single_changes(self, genome: np.ndarray) -> np.ndarray:
+    def single_changes(self, genome: Array) -> Array:
         """All canonical genomes [changes, genes] with another value of one gene that is in use.
 
         A block that comes back has the genes of the block before it that is there, or of the first one.
@@ -361,14 +363,13 @@ class ElasticSpace:
                     changed[-1][gene] = value
         return self.canonical(np.array(changed, dtype=np.int64).reshape(-1, counts.size))
 
-    def extreme(self, genome: np.ndarray, widest: bool) -> np.ndarray:
+    def extreme(self, genome: Array, widest: bool) -> Array:
         """The canonical genome [genes] of the network itself, or of its smallest member."""
         result = self.gene_counts - 1 if widest else np.zeros_like(self.gene_counts)
-        return self.canonical(result)[0]
+        canonical: Array = self.canonical(result)[0]
+        return canonical
 
-    def sample_genomes(
-        self, rng: np.random.Generator, count: int, identity_probability: float | None = None
-    ) -> np.ndarray:
+    def sample_genomes(self, rng: np.random.Generator, count: int, identity_probability: float | None = None) -> Array:
         """`count` random canonical genomes [count, genes]: every gene's values are equally likely.
 
         identity_probability: with it, the depth nearest to so many blocks left out, each by itself.
@@ -389,13 +390,13 @@ class ElasticSpace:
     def from_net_id(self, net_id: str | Sequence[int]) -> Architecture:
         raise UserError("net_id names architectures of ViTAS's spaces; this is the space of a pretrained network")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Its YAML form, as plain data."""
         shares = {name: list(getattr(self.shares, name)) for name in (*PARTS, "keep")}
         return {"network": str(self.network), "block_order": list(self.block_order), "shares": shares}
 
     @classmethod
-    def from_dict(cls, data: dict) -> ElasticSpace:
+    def from_dict(cls, data: Mapping[str, Any]) -> ElasticSpace:
         """The space of a YAML form. Raises `UserError` for another."""
         try:
             shares = Shares(**{name: tuple(values) for name, values in data["shares"].items()})

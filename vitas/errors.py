@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 # The exit code after a `UserError`.
 MISTAKE = 2
@@ -65,7 +66,7 @@ def require_one_line(text: str, key: str | None = None) -> str:
     return text
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value is an integer and not a bool, which Python counts as one."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -86,12 +87,12 @@ def require_text(value: object, key: str) -> str:
 
 def require_number(value: object, key: str, least: float = -math.inf, most: float = math.inf) -> float:
     """Return `value`. Raises `UserError`, beginning with `key`, unless it is a finite number from least to most."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     # Of integers too: they may be too large to be divided or drawn.
-    if not is_number or not max(least, -sys.float_info.max) <= value <= min(most, sys.float_info.max):
-        ends = [f" {word} {end:g}" for word, end in (("from", least), ("to", most)) if math.isfinite(end)]
-        raise UserError(f"{key} is {value!r}; it must be a finite number{''.join(ends)}")
-    return value
+    low, high = max(least, -sys.float_info.max), min(most, sys.float_info.max)
+    if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    ends = [f" {word} {end:g}" for word, end in (("from", least), ("to", most)) if math.isfinite(end)]
+    raise UserError(f"{key} is {value!r}; it must be a finite number{''.join(ends)}")
 
 
 def number_from_environment(name: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 
@@ -114,7 +114,7 @@ def seconds_per_pass(module: nn.Module, inputs: Tensor, seconds: float) -> float
         module.train(was_training)
 
 
-def autocast(device: torch.device, amp: bool):
+def autocast(device: torch.device, amp: bool) -> AbstractContextManager[object]:
     """The context for forward passes: bfloat16 on a GPU with `amp`, otherwise nothing."""
     if amp and device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)

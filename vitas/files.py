@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -50,10 +50,10 @@ def make_folder(folder: Path, key: str) -> None:
         raise UserError(f"{key}: found {str(folder)!r}, which cannot be written to")
 
 
-_guard: Callable[[], AbstractContextManager] = nullcontext
+_guard: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
-def guard_writes(guard: Callable[[], AbstractContextManager] | None) -> None:
+def guard_writes(guard: Callable[[], AbstractContextManager[object]] | None) -> None:
     """Have this process replace files and append records within `guard()` alone.
 
     It raises if the process may no longer write: it slept, and another goes on in its place. None stops that.
@@ -62,7 +62,7 @@ def guard_writes(guard: Callable[[], AbstractContextManager] | None) -> None:
     _guard = guard or nullcontext
 
 
-def may_write() -> AbstractContextManager:
+def may_write() -> AbstractContextManager[object]:
     """What changes files of a run outside this module, too, does so within it (see `guard_writes`)."""
     return _guard()
 
@@ -124,7 +124,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int
     try:
         with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             watched = _Watched(file)
-            write(watched)
+            write(watched)  # type: ignore[arg-type]  # all else that a file has, it has by __getattr__
             file.flush()
             os.fsync(file.fileno())
         with may_write():
@@ -173,7 +173,11 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()), mode)
+    _write_bytes(path, text.encode(), mode)
+
+
+def _write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
+    write_atomically(path, lambda file: file.write(content), mode)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -186,7 +190,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         temporary.mkdir()
         for name, content in files.items():
-            write_atomically(temporary / name, lambda file, content=content: file.write(content))
+            _write_bytes(temporary / name, content)
         if folder.exists():
             # A rename cannot replace a folder that holds files.
             folder.rename(old)
@@ -239,9 +243,9 @@ class _YamlLoader(yaml.SafeLoader):
         # The same of those that have been read, by the node's id.
         self._extents: dict[int, list[int]] = {}
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Read a value, or what an alias stands for, unless that makes too many or too deep ones."""
-        event = self.peek_event()
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs have no type for it
         self._open.append([1, 1])
         self._require(event, 1, len(self._open))
         node = super().compose_node(parent, index)
@@ -258,7 +262,7 @@ class _YamlLoader(yaml.SafeLoader):
             around[1] = max(around[1], own[1] + 1)
         return node
 
-    def _require(self, event, more: int, depth: int) -> None:
+    def _require(self, event: yaml.Event, more: int, depth: int) -> None:
         self._count += more
         if self._count > self._most:
             self._refuse(event, f"it holds more than {self._most:,} values, with what its aliases stand for")
@@ -266,10 +270,10 @@ class _YamlLoader(yaml.SafeLoader):
             self._refuse(event, f"it holds more than {MAX_DEPTH} lists and mappings inside each other")
 
     @staticmethod
-    def _refuse(at, fault: str) -> NoReturn:
-        raise yaml.constructor.ConstructorError(None, None, fault, at.start_mark)
+    def _refuse(at: yaml.Event | yaml.Node, fault: str) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, fault, at.start_mark)  # type: ignore[arg-type]  # any mark will do
 
-    def construct_object(self, node, deep=False):
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
             self._refuse(node, f"found a number of {len(node.value):,} characters; it may have {MAX_DIGITS}")
         try:
@@ -282,7 +286,7 @@ class _YamlLoader(yaml.SafeLoader):
             self._refuse(node, f"found a text with the character U+{ord(found[0]):04X}")
         return value
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == f"{_TAG}merge":
@@ -360,7 +364,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def parse_configuration(text: str, where: str) -> dict:
+def parse_configuration(text: str, where: str) -> dict[str, Any]:
     """A run's YAML as plain data, unchecked. Raises `UserError`, naming `where`, unless it is a mapping."""
     # YAML anchors make one object of several sections; an override must change only the section it names.
     data = _unshare(parse_yaml(text, where, MAX_CONFIGURATION))
@@ -375,7 +379,7 @@ def _unshare(data: object) -> object:
     return [_unshare(value) for value in data] if isinstance(data, list) else data
 
 
-def apply_override(data: dict, override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
     """Apply one `key=value` override: a dotted key, a YAML value. Raises `UserError` for anything else."""
     require_one_line(override, "key=value")
     key, equals, text = override.partition("=")
@@ -401,7 +405,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: list[dict] = []
+        self.lines: list[dict[str, Any]] = []
         if not path.exists():
             return
         with open(path, "rb") as file:
@@ -417,7 +421,7 @@ class Journal:
     def _place(self, number: int) -> str:
         return f"{self.path}: line {number}"
 
-    def _record(self, line: bytes, number: int) -> dict:
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             record = parse_json(line, self._place(number))
         except UserError as error:
@@ -426,7 +430,7 @@ class Journal:
             raise UserError(f"{self._place(number)} holds {record!r}; it must be a mapping of keys{_MEND}")
         return record
 
-    def append(self, *records: dict) -> None:
+    def append(self, *records: dict[str, Any]) -> None:
         """Append records, of finite numbers, and flush them to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
@@ -448,7 +452,9 @@ class Journal:
 _MEND = "; fix it, or move the file away"
 
 
-def read_records(path: Path, records: Sequence[dict], read: Callable[[dict], Read], first: int = 1) -> list[Read]:
+def read_records(
+    path: Path, records: Sequence[dict[str, Any]], read: Callable[[dict[str, Any]], Read], first: int = 1
+) -> list[Read]:
     """What `read` makes of records, which are the lines of a journal from line `first` on.
 
     Raises `UserError`, with the file and the line, where `read` does.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -59,16 +60,22 @@ def score_parts(network: VisionTransformer, images: Tensor, labels: Tensor, scor
 
 def _taylor(network: VisionTransformer, images: Tensor, labels: Tensor) -> Importances:
     def of_channels(inputs: Mapping[str, Tensor]) -> Tensor:
-        return _of_channels(network, lambda p: p.double() * p.grad.double()).abs()
+        return _of_channels(network, lambda p: p.double() * _gradient(p).double()).abs()
 
-    return _over_batches(network, images, labels, lambda x: x * x.grad, of_channels)
+    return _over_batches(network, images, labels, lambda x: x * _gradient(x), of_channels)
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    if tensor.grad is None:
+        raise RuntimeError("no backward pass has come to this tensor")
+    return tensor.grad
 
 
 def _activation(network: VisionTransformer, images: Tensor, labels: Tensor) -> Importances:
     def of_channels(inputs: Mapping[str, Tensor]) -> Tensor:
         # What every norm reads: the channels themselves.
         norms = [x for name, x in inputs.items() if name.rpartition(".")[2].startswith("norm")]
-        return sum(x.double().abs().sum(dim=(0, 1)) for x in norms)
+        return reduce(torch.add, (x.double().abs().sum(dim=(0, 1)) for x in norms))
 
     return _over_batches(network, images, labels, torch.abs, of_channels)
 
@@ -112,7 +119,7 @@ def _inputs_of(network: VisionTransformer) -> Iterator[dict[str, Tensor]]:
     """Within it, the inputs of norms, attention projections and second MLP layers in forward passes, by their names."""
     kept: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable:
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             kept[name] = args[0]
             if args[0].requires_grad:
@@ -159,16 +166,17 @@ def _magnitude(network: VisionTransformer, images: Tensor, labels: Tensor) -> Im
     def square(p: Tensor) -> Tensor:
         return p.double().square()
 
+    def squares(name: str) -> Tensor:
+        return square(network.get_parameter(name))
+
     heads, mlp = [], []
-    for block, layer in zip(network.architecture.active_blocks, network.blocks, strict=True):
-        rows = square(layer.attn.qkv.weight).sum(1) + square(layer.attn.qkv.bias)
-        of_dims = rows.view(3, -1).sum(0) + square(layer.attn.proj.weight).sum(0)
+    for i, block in enumerate(network.architecture.active_blocks):
+        attn, units = f"blocks.{i}.attn", f"blocks.{i}.mlp"
+        rows = squares(f"{attn}.qkv.weight").sum(1) + squares(f"{attn}.qkv.bias")
+        of_dims = rows.view(3, -1).sum(0) + squares(f"{attn}.proj.weight").sum(0)
         heads.append(of_dims.view(block.heads, -1).sum(1).sqrt())
-        mlp.append(
-            (
-                square(layer.mlp.fc1.weight).sum(1) + square(layer.mlp.fc1.bias) + square(layer.mlp.fc2.weight).sum(0)
-            ).sqrt()
-        )
+        of_units = squares(f"{units}.fc1.weight").sum(1) + squares(f"{units}.fc1.bias")
+        mlp.append((of_units + squares(f"{units}.fc2.weight").sum(0)).sqrt())
     return Importances(_of_channels(network, square).sqrt(), heads, mlp)
 
 
@@ -283,4 +291,4 @@ def fit_classifier(network: VisionTransformer, batches: Iterable[tuple[Tensor, T
         optimizer.step(loss)
     network.head.load_state_dict(head.state_dict())
     with torch.no_grad():
-        return 100 * (head(features).argmax(1) == labels).double().mean().item()
+        return 100 * float((head(features).argmax(1) == labels).double().mean())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitas.budget import Budget, CostModel
+from vitas.costs import Array
 from vitas.errors import UserError
 
 # Draws that decide whether anything of a cell is in the budget; the second number is tried if the first finds nothing.
@@ -22,32 +23,35 @@ class _Cells:
     costs: what each kind costs more than the first [cells, rows, kinds]; chances: of each kind, 0 where there is none.
     """
 
-    patch: np.ndarray
-    depth: np.ndarray
-    embed: np.ndarray
-    fixed: np.ndarray
-    blocks: np.ndarray
-    costs: np.ndarray
-    chances: np.ndarray
+    patch: Array
+    depth: Array
+    embed: Array
+    fixed: Array
+    blocks: Array
+    costs: Array
+    chances: Array
 
-    def take(self, which: np.ndarray) -> _Cells:
+    def take(self, which: Array) -> _Cells:
         return _Cells(*(part[which] for part in vars(self).values()))
 
     @property
-    def _exists(self) -> np.ndarray:
+    def _exists(self) -> Array:
         return self.chances > 0
 
-    def least(self) -> np.ndarray:
+    def least(self) -> Array:
         """What the cheapest kind of each row costs [cells, rows]."""
-        return np.where(self._exists, self.costs, np.inf).min(axis=2)
+        least: Array = np.where(self._exists, self.costs, np.inf).min(axis=2)
+        return least
 
-    def most(self) -> np.ndarray:
+    def most(self) -> Array:
         """What the dearest kind of each row costs [cells, rows]."""
-        return np.where(self._exists, self.costs, -np.inf).max(axis=2)
+        most: Array = np.where(self._exists, self.costs, -np.inf).max(axis=2)
+        return most
 
-    def total(self, of_rows: np.ndarray) -> np.ndarray:
+    def total(self, of_rows: Array) -> Array:
         """The cost of each cell [cells] where a block of each row costs so much [cells, rows]."""
-        return self.fixed + (self.blocks * of_rows).sum(axis=1)
+        total: Array = self.fixed + (self.blocks * of_rows).sum(axis=1)
+        return total
 
 
 class InBudget:
@@ -87,7 +91,7 @@ class InBudget:
         embed_dims = np.array(self._space.embed_dims)[self._cells.embed]
         self._ends = np.cumsum(_weights(self._cells, (self._cells.depth * embed_dims) ** size_bias))
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, count: int) -> Array:
         """`count` canonical genomes [count, genes] in random order; two may be equal."""
         cells = self._cells
         # Evenly spaced points from one random start: no cell comes more than once too often or too seldom.
@@ -99,9 +103,9 @@ class InBudget:
         genomes = self._space.with_blocks(cells.patch[of_cell], cells.embed[of_cell], cells.depth[of_cell], kinds)
         return rng.permutation(genomes)
 
-    def draw_different(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def draw_different(self, rng: np.random.Generator, count: int) -> Array:
         """Up to `count` different canonical genomes [count, genes]; fewer where the budget holds no more."""
-        found: dict[bytes, np.ndarray] = {}
+        found: dict[bytes, Array] = {}
         # Where few are left to find, many draws are in vain.
         idle = 0
         while len(found) < count and idle < 20:
@@ -112,7 +116,7 @@ class InBudget:
             idle = idle + 1 if len(found) == before else 0
         return np.array(list(found.values()))
 
-    def _draw_inside(self, cell: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    def _draw_inside(self, cell: int, count: int, rng: np.random.Generator) -> Array:
         """Kinds of block [count, depth] inside the budget. It ends: the trials have found some in every cell."""
         kept = np.empty((0, self._cells.depth[cell]), dtype=np.int64)
         while len(kept) < count:
@@ -120,9 +124,7 @@ class InBudget:
             kept = np.concatenate([kept, blocks[inside]])
         return kept[:count]
 
-    def _draw_blocks(
-        self, cells: _Cells, cell: int, count: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_blocks(self, cells: _Cells, cell: int, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Kinds of block [count, depth], and which rows are inside the budget [count]."""
         depth = cells.depth[cell]
         points = rng.random((count, 1 if self._space.shared_blocks else depth))
@@ -153,7 +155,7 @@ def _cells(model: CostModel) -> _Cells:
             for used in positions
         ]
     )
-    rows: list[tuple] = []
+    rows: list[tuple[object, ...]] = []
     for patch in range(len(space.patch_sizes)):
         for embed in range(len(space.embed_dims)):
             first = np.zeros((len(depths), space.depth), dtype=np.int64)
@@ -163,15 +165,15 @@ def _cells(model: CostModel) -> _Cells:
     return _Cells(*map(np.array, zip(*rows, strict=True)))
 
 
-def _costs_of_kinds(model: CostModel, patch: int, embed: int) -> np.ndarray:
+def _costs_of_kinds(model: CostModel, patch: int, embed: int) -> Array:
     """What a block of each kind costs more than one of the first kind [rows, kinds]; 0 for kinds that there are not."""
     space, exists = model.space, model.space.block_kinds
     if len(exists) == 1:
         # All blocks of one network have the kind, so that this holds where blocks are equal too.
         depth = space.depths[0]
-        kinds = np.arange(exists.shape[1])
+        kinds: Array = np.arange(exists.shape[1])
         totals = model.additive(space.with_blocks(patch, embed, depth, np.tile(kinds[:, None], space.depth)))
-        return ((totals - totals[0]) / depth)[None]
+        return np.atleast_2d((totals - totals[0]) / depth)
     costs = np.zeros(exists.shape)
     positions = space.block_positions(space.depths[-1])
     for place, row in enumerate(positions):
@@ -207,7 +209,7 @@ def _reachable_cells(model: CostModel, low: float, high: float) -> _Cells:
     return replace(cells, chances=chances)
 
 
-def _weights(cells: _Cells, favour: np.ndarray) -> np.ndarray:
+def _weights(cells: _Cells, favour: Array) -> Array:
     """How often each cell is drawn [cells]: equally often by patch size; in it by depth, then by embedding dim, times
     `favour` [cells].
     """
@@ -217,10 +219,11 @@ def _weights(cells: _Cells, favour: np.ndarray) -> np.ndarray:
     # Of each (patch size, depth), its patch size; of each patch size, its number of depths.
     depths = np.bincount(of_patch, weights=1 / in_pair[of_pair])
     weights = favour / (depths[of_patch] * in_pair[of_pair])
-    return weights / np.bincount(of_patch, weights)[of_patch] / len(depths)
+    shares: Array = weights / np.bincount(of_patch, weights)[of_patch]
+    return shares / len(depths)
 
 
-def move_into_budget(genomes: np.ndarray, model: CostModel, budget: Budget, rng: np.random.Generator) -> np.ndarray:
+def move_into_budget(genomes: Array, model: CostModel, budget: Budget, rng: np.random.Generator) -> Array:
     """Bring genomes [population, genes] into the budget by the fewest single changes that are found.
 
     A change (see `SearchSpace.single_changes`) that leads inside is taken, a random one of
@@ -251,13 +254,13 @@ def move_into_budget(genomes: np.ndarray, model: CostModel, budget: Budget, rng:
     return genomes
 
 
-def _fitting_patch_sizes(model: CostModel, budget: Budget) -> np.ndarray:
+def _fitting_patch_sizes(model: CostModel, budget: Budget) -> Array:
     """The values of the patch gene whose networks reach into the budget."""
     low, high = model.additive_range(budget)
     return np.unique(_reachable_cells(model, low, high).patch)
 
 
-def _distance(genomes: np.ndarray, model: CostModel, budget: Budget) -> np.ndarray:
+def _distance(genomes: Array, model: CostModel, budget: Budget) -> Array:
     """How far genomes are outside the budget [population]; infinitely far without any block."""
     empty = ~model.space.columns(genomes).active.any(axis=1)
     return np.where(empty, np.inf, budget.distance(model.predict(genomes)))

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -77,7 +79,7 @@ def load_pretrained(source: str, images: Images) -> Pretrained:
     raise UserError(f"found {source!r}, which is neither a file nor a model of timm; {hint}")
 
 
-def as_checkpoint(network: VisionTransformer, images: Images) -> dict:
+def as_checkpoint(network: VisionTransformer, images: Images) -> dict[str, Any]:
     """What a checkpoint of `retrain` says of a network for these images: `load_pretrained` and fine-tuning read it."""
     return {
         "model": {name: value.cpu() for name, value in network.state_dict().items()},
@@ -177,8 +179,7 @@ def _timm_from_file(name: str, file: Path, images: Images) -> nn.Module:
     network = timm.create_model(
         name, pretrained=False, img_size=images.size, num_classes=0 if head is None else len(head)
     )
-    if reason := refusal(network):
-        raise UserError(f"{name}: {reason}")
+    network = _plain(network, name)
     try:
         network.load_state_dict(checkpoint_filter_fn(weights, network))
     except (RuntimeError, KeyError) as error:
@@ -186,12 +187,20 @@ def _timm_from_file(name: str, file: Path, images: Images) -> nn.Module:
     return network
 
 
-def _weights(state: Mapping) -> dict[str, Tensor]:
+def _weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights in a file of timm's, DeiT's or anybody's training."""
     for key in ("model", "state_dict"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _plain(network: nn.Module, who: str) -> PlainTransformer:
+    """The network, if it is a plain vision transformer of timm. Raises `UserError`, beginning with `who`, if not."""
+    reason = refusal(network)
+    if isinstance(network, PlainTransformer) and reason is None:
+        return network
+    raise UserError(f"{who}: {reason}")
 
 
 def refusal(network: nn.Module) -> str | None:
@@ -247,7 +256,7 @@ def _is_norm(norm: nn.Module, eps: float) -> bool:
 
 @torch.no_grad()
 def _of_timm(source: str, network: nn.Module, images: Images) -> Pretrained:
-    facts = network.pretrained_cfg
+    facts = getattr(network, "pretrained_cfg", {})
     ours, has_classifier = from_timm(network, images)
     fold_normalisation(ours, facts["mean"], facts["std"], images)
     return Pretrained(source, ours.eval(), has_classifier)
@@ -259,14 +268,12 @@ def from_timm(network: nn.Module, images: Images) -> tuple[VisionTransformer, bo
 
     Raises `UserError` with the `refusal`.
     """
-    if reason := refusal(network):
-        raise UserError(f"the network cannot be taken: {reason}")
+    network = _plain(network, "the network cannot be taken")
     stem = network.patch_embed
     if stem.img_size[0] != images.size:
         raise UserError(f"the network takes images of {stem.img_size[0]} x {stem.img_size[0]}, not {images.size}")
-    blocks = tuple(
-        Block(block.attn.num_heads, block.attn.qkv.out_features, block.mlp.fc1.out_features) for block in network.blocks
-    )
+    sizes = attrgetter("attn.num_heads", "attn.qkv.out_features", "mlp.fc1.out_features")
+    blocks = tuple(Block(*sizes(block)) for block in network.blocks)
     classifier = "token" if network.cls_token is not None else "mean"
     architecture = Architecture(stem.patch_size[0], network.embed_dim, blocks, classifier, "vit")
     ours = VisionTransformer(architecture, images.num_classes, images.size)
@@ -302,9 +309,9 @@ def fold_normalisation(network: VisionTransformer, mean: Sequence[float], std: S
     )
     if all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)):
         return
-    projection = network.patch_embed.proj
-    weight = projection.weight.double()
+    projection, bias = (network.get_parameter(f"patch_embed.proj.{kind}") for kind in ("weight", "bias"))
+    weight = projection.double()
     # (x * std + mean - their mean) / their std, for each channel of the image.
     shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, 3, 1, 1)
-    projection.bias += (weight * shift).sum(dim=(1, 2, 3)).to(projection.bias.dtype)
-    projection.weight.copy_(weight * (ours[1] / theirs[1]).view(1, 3, 1, 1))
+    bias.add_((weight * shift).sum(dim=(1, 2, 3)).to(bias.dtype))
+    projection.copy_(weight * (ours[1] / theirs[1]).view(1, 3, 1, 1))

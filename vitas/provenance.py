@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -87,7 +88,7 @@ def write_start(folder: Path, program: str, arguments: Sequence[str], config: Se
 _MISSING = object()
 
 
-def _without_foreign_values(arguments: Sequence[str], config: Mapping) -> list[str]:
+def _without_foreign_values(arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     """A YAML's path and overrides; of a key that the configuration does not have, without the value.
 
     A released file has keys of its own, some without effect, which may hold anything.
@@ -103,7 +104,7 @@ def _without_foreign_values(arguments: Sequence[str], config: Mapping) -> list[s
     return kept
 
 
-def environment(command: Sequence[str], world: World) -> dict:
+def environment(command: Sequence[str], world: World) -> dict[str, Any]:
     """Code, packages, machine and job of this process, as plain data. command: what to record as its command."""
     on_gpu = world.device.type == "cuda"
     return {
@@ -125,7 +126,7 @@ def environment(command: Sequence[str], world: World) -> dict:
     }
 
 
-def git_state(folder: Path) -> dict | None:
+def git_state(folder: Path) -> dict[str, Any] | None:
     """The commit of a folder's code, and whether tracked files differ from it; None without git or a repository."""
 
     def git(*arguments: str) -> str:

@@ -117,9 +117,10 @@ class Report:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console) as self._bar:
-            task = self._bar.add_task(self.stage, total=total, completed=done, text="")
-            yield lambda done, text: self._bar.update(task, completed=done, text=text)
+        with Progress(*columns, console=self._console) as bar:
+            self._bar = bar
+            task = bar.add_task(self.stage, total=total, completed=done, text="")
+            yield lambda done, text: bar.update(task, completed=done, text=text)
         self._bar = None
 
     def close(self) -> None:

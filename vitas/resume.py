@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -40,8 +41,8 @@ class TrainingState:
         model: nn.Module,
         ema: ModelEmaV3 | None,
         optimizer: torch.optim.Optimizer,
-        states: Mapping,
-        about: Mapping,
+        states: Mapping[str, Any],
+        about: Mapping[str, Any],
         settings: Training,
         per_epoch: int,
         listing: Listing,
@@ -52,7 +53,7 @@ class TrainingState:
         self._settings, self._per_epoch, self._listing, self._report = settings, per_epoch, listing, report
         self.returns = 0
         # Values of the recipe that were changed on the way: {step, key, from, to}.
-        self._changes: list[dict] = []
+        self._changes: list[dict[str, Any]] = []
         # An architecture can be written in several forms; `about` has its canonical text.
         given = settings.model_dump(mode="json", exclude={"architecture"})
         decisive = {key: value for key, value in leaves(given) if key not in _FREE_KEYS}
@@ -61,7 +62,7 @@ class TrainingState:
         self._defaults = dict(_default_leaves(type(settings)))
         self._rates = [{key: group[key] for key in ("lr", "weight_decay")} for group in optimizer.param_groups]
 
-    def at(self, step: int) -> dict:
+    def at(self, step: int) -> dict[str, Any]:
         """The state after `step` steps; `epoch` counts whole epochs."""
         return {
             "epoch": step // self._per_epoch,
@@ -88,7 +89,8 @@ class TrainingState:
 
         Raises `UserError` for a checkpoint of another recipe, other images or another program.
         """
-        path = mistake = None
+        path: Path | None = None
+        mistake: str | None = None
         if world.is_main:
             try:
                 checkpoints.tidy()
@@ -111,7 +113,7 @@ class TrainingState:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise UserError(f"{path} is not a checkpoint of this training ({_first_line(error)})") from None
 
-    def _load(self, state: Mapping) -> int:
+    def _load(self, state: Mapping[str, Any]) -> int:
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         # Those of the checkpoint may have been changed since; the scheduler sets the rate anew in every step.
@@ -125,7 +127,8 @@ class TrainingState:
                 part.load_state_dict(state[name])
         self.returns = state.get("returns", 0)
         total = self._settings.epochs * self._per_epoch
-        step, per_epoch = state["step"], state["recipe"].get("steps_per_epoch", self._per_epoch)
+        step = state["step"]
+        per_epoch: int = state["recipe"].get("steps_per_epoch", self._per_epoch)
         if not is_integer(step) or not 0 <= step <= self._settings.epochs * per_epoch:
             raise KeyError(f"its step is {step!r}, of {total}")
         if per_epoch == self._per_epoch:
@@ -134,7 +137,7 @@ class TrainingState:
         epoch, within = divmod(step, per_epoch)
         return epoch * self._per_epoch + within * self._per_epoch // per_epoch
 
-    def _take_changes(self, state: Mapping, path: Path) -> None:
+    def _take_changes(self, state: Mapping[str, Any], path: Path) -> None:
         """Compare a checkpoint's recipe and images with ours; `allow_changes` must have what differs, or it raises."""
         stage, allowed, recipe = self._report.stage, self._settings.allow_changes, state["recipe"]
         self._changes = list(state.get("changes", []))

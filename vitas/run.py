@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from vitas.files import make_folder
 
@@ -28,10 +29,11 @@ class Stage:
     functions: dict[str, str]
     nodes: int = 2
 
-    def function(self, method: str = "") -> Callable:
+    def function(self, method: str = "") -> Callable[..., object]:
         """Import and return the function that runs the stage."""
         module, _, name = self.functions[method].partition(":")
-        return getattr(import_module(module), name)
+        function: Callable[..., object] = getattr(import_module(module), name)
+        return function
 
 
 # In the order in which they run.
@@ -56,10 +58,11 @@ _REGISTRIES = {
 }
 
 
-def offered_by(key: str) -> Mapping[str, object]:
+def offered_by(key: str) -> Mapping[str, Any]:
     """The registry whose names a key of the YAML may hold."""
     module, _, name = _REGISTRIES[key].partition(":")
-    return getattr(import_module(module), name)
+    registry: Mapping[str, Any] = getattr(import_module(module), name)
+    return registry
 
 
 def stages_of(program: str) -> tuple[str, ...]:

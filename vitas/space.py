@@ -21,17 +21,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import index
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict
 
 from vitas.architecture import CLASSIFIERS, IDENTITY, MAX_BLOCKS, MAX_DIM, MAX_TEXT, Architecture, Block
 from vitas.config_section import DATACLASS_SECTION, Flag, Number, Positive, as_tuple
+from vitas.costs import Array
 from vitas.errors import UserError
 
 # Values of a choice: more than a search tells apart, and checks grow with their products.
 MAX_CHOICES = 64
+
+Value = TypeVar("Value", int, float)
+# What the values of a gene stand for.
+Dims: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class SearchSpace:
         return not self.shared_blocks
 
     @property
-    def block_kinds(self) -> np.ndarray:
+    def block_kinds(self) -> Array:
         """Which kinds of block there are [rows, kinds], true or false. One row speaks for all positions.
 
         A kind is (heads, qkv width, MLP width) as one number.
@@ -165,7 +170,7 @@ class SearchSpace:
         return len(self.patch_sizes) * len(self.widths) * bodies
 
     @property
-    def gene_counts(self) -> np.ndarray:
+    def gene_counts(self) -> Array:
         """The number of values of each gene, an integer array [genes]."""
         patches, heads, widths = len(self.patch_sizes), len(self.heads), len(self.widths)
         if self.shared_blocks:
@@ -176,11 +181,12 @@ class SearchSpace:
     @property
     def gene_limits(self) -> GenomeColumns:
         """The number of values of each gene, by name; of a choice, without the identity."""
-        of_blocks = [np.full((1, self.depth), len(values)) for values in (self.heads, self.widths, self.widths)]
-        firsts = (np.array([len(values)]) for values in (self.patch_sizes, self.widths))
-        return GenomeColumns(*firsts, *of_blocks, np.ones((1, self.depth), dtype=bool))
+        of_blocks = (np.full((1, self.depth), len(values)) for values in (self.heads, self.widths, self.widths))
+        choice, qkv, mlp = of_blocks
+        patch, embed = (np.array([len(values)]) for values in (self.patch_sizes, self.widths))
+        return GenomeColumns(patch, embed, choice, qkv, mlp, np.ones((1, self.depth), dtype=bool))
 
-    def columns(self, genomes: np.ndarray) -> GenomeColumns:
+    def columns(self, genomes: Array) -> GenomeColumns:
         """Named views of genomes [population, genes]."""
         genomes = np.atleast_2d(genomes)
         if self.shared_blocks:
@@ -202,7 +208,7 @@ class SearchSpace:
     def dims(self, columns: GenomeColumns) -> BlockDims:
         """Heads, attention dims and MLP dims of genomes' blocks [population, depth]; 0 where there is none."""
 
-        def chosen(values: Sequence[int], choices: np.ndarray) -> np.ndarray:
+        def chosen(values: Sequence[int], choices: Array) -> Array:
             return np.where(columns.active, np.array([*values, 0])[choices], 0)
 
         return BlockDims(
@@ -211,7 +217,7 @@ class SearchSpace:
             chosen(self.mlp_dims, columns.mlp),
         )
 
-    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[np.ndarray, np.ndarray, tuple[tuple, ...]]]:
+    def width_genes(self, columns: GenomeColumns) -> dict[str, tuple[Array, Array, tuple[Dims, ...]]]:
         """For each kind of width: its genes, where they are used, and the dims that they stand for, by position."""
         return {
             "embed": (columns.embed[:, None], np.ones((len(columns.embed), 1), dtype=bool), (self.embed_dims,)),
@@ -219,7 +225,7 @@ class SearchSpace:
             "mlp": (columns.mlp, columns.active, (self.mlp_dims,) * self.depth),
         }
 
-    def decode(self, genome: Sequence[int] | np.ndarray) -> Architecture:
+    def decode(self, genome: Sequence[int] | Array) -> Architecture:
         """The architecture of a genome. Raises `UserError` for a wrong length or a gene out of range."""
         genes = np.asarray(genome)
         limits = self.gene_counts
@@ -235,7 +241,7 @@ class SearchSpace:
         )
         return Architecture(self.patch_sizes[one.patch[0]], self.embed_dims[one.embed[0]], blocks, self.classifier)
 
-    def encode(self, architecture: Architecture) -> np.ndarray:
+    def encode(self, architecture: Architecture) -> Array:
         """The genome of an architecture, an integer array [genes]; width genes of identities are 0.
 
         An architecture with fewer positions than the space is filled up with
@@ -281,7 +287,7 @@ class SearchSpace:
             raise UserError(f"{what} {value} is not in this space: {', '.join(map(str, allowed))}")
         return allowed.index(value)
 
-    def canonical(self, genomes: np.ndarray) -> np.ndarray:
+    def canonical(self, genomes: Array) -> Array:
         """Genomes [population, genes] with identities last and 0 in unused genes.
 
         Two genomes give the same network if and only if their canonical rows are equal.
@@ -299,12 +305,12 @@ class SearchSpace:
         columns.mlp[:] = np.where(active, shifted[2], 0)
         return genomes
 
-    def rearranged(self, genome: np.ndarray, blocks: Sequence[int]) -> np.ndarray:
+    def rearranged(self, genome: Array, blocks: Sequence[int] | Array) -> Array:
         """The canonical genome [genes] whose blocks are these positions of a genome; a position may come repeatedly.
 
         For per-block spaces, and at most `depth` blocks.
         """
-        return self._rearrangements(genome, np.array(blocks, dtype=np.int64)[None])[0]
+        return self._rearrangements(genome, np.array(blocks, dtype=np.int64)[None]).reshape(genome.shape)
 
     def _rearrangements(self, genome: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """As `rearranged`, for several lists of positions [count, blocks]: genomes [count, genes]."""
@@ -316,7 +322,7 @@ class SearchSpace:
             part[:, blocks.shape[1] :] = unused
         return result
 
-    def with_blocks(self, patch, embed, depth, kinds: np.ndarray) -> np.ndarray:
+    def with_blocks(self, patch: int | Array, embed: int | Array, depth: int | Array, kinds: Array) -> Array:
         """Canonical genomes [count, genes] from gene values or arrays [count], and kinds of block [count, depth].
 
         Where all blocks are equal, the kind of the first is that of all.
@@ -339,7 +345,7 @@ class SearchSpace:
         columns.mlp[:] = np.where(active, mlp, 0)
         return genomes
 
-    def complementary(self, genome: np.ndarray) -> np.ndarray:
+    def complementary(self, genome: Array) -> Array:
         """The canonical genome with the complementary widths: the last ratio where it had the first, and so on."""
         result = genome.copy()
         last = len(self.widths) - 1
@@ -352,7 +358,7 @@ class SearchSpace:
         columns.mlp[:] = np.where(columns.active, last - columns.mlp, 0)
         return result
 
-    def single_changes(self, genome: np.ndarray) -> np.ndarray:
+    def single_changes(self, genome: Array) -> Array:
         """All canonical genomes [changes, genes] that are one change away from a canonical genome, with its patch size.
 
         A change is another value of a gene, a block that is left out, or a block
@@ -361,7 +367,7 @@ class SearchSpace:
         counts = self.gene_counts
         changed = [np.empty((0, counts.size), dtype=np.int64)]
         if self.shared_blocks:
-            genes = range(1, counts.size)
+            genes = [*range(1, counts.size)]
         else:
             depth = int(self.columns(genome).active.sum())
             # The genes of blocks that are there, and the embedding dim.
@@ -382,7 +388,7 @@ class SearchSpace:
         replaced[np.arange(len(gene)), gene] = value
         return np.concatenate([*changed, replaced])
 
-    def extreme(self, genome: np.ndarray, widest: bool) -> np.ndarray:
+    def extreme(self, genome: Array, widest: bool) -> Array:
         """The canonical genome [genes] of the largest network, or the smallest, with a genome's patch size.
 
         Head counts are those of the genome, repeated where it has no block.
@@ -403,9 +409,7 @@ class SearchSpace:
         columns.mlp[:] = np.where(columns.active, gene, 0)
         return result
 
-    def sample_genomes(
-        self, rng: np.random.Generator, count: int, identity_probability: float | None = None
-    ) -> np.ndarray:
+    def sample_genomes(self, rng: np.random.Generator, count: int, identity_probability: float | None = None) -> Array:
         """`count` random canonical genomes [count, genes], each with at least one block.
 
         `identity_probability` applies to each position; by default an identity
@@ -466,7 +470,7 @@ class SearchSpace:
             raise UserError("net_id names architectures of per-block spaces; this space shares its blocks")
 
 
-def _gene(entry: object) -> int:
+def _gene(entry: SupportsIndex | str) -> int:
     """The integer of an entry of a net_id, where it is a text of nine characters at most, or an integer."""
     if not isinstance(entry, str):
         return index(entry)
@@ -479,29 +483,29 @@ def _gene(entry: object) -> int:
 class BlockDims:
     """Of the blocks of genomes: arrays [population, depth]; 0 where there is no block."""
 
-    heads: np.ndarray
-    attention: np.ndarray
-    mlp: np.ndarray
+    heads: Array
+    attention: Array
+    mlp: Array
 
 
 @dataclass(frozen=True)
 class GenomeColumns:
     """Parts of genomes: patch and embed [population]; choice, qkv, mlp, active [population, depth]."""
 
-    patch: np.ndarray
-    embed: np.ndarray
-    choice: np.ndarray
-    qkv: np.ndarray
-    mlp: np.ndarray
-    active: np.ndarray
+    patch: Array
+    embed: Array
+    choice: Array
+    qkv: Array
+    mlp: Array
+    active: Array
 
 
-def ascending(name: str, values: Sequence) -> tuple:
+def ascending(name: str, values: Sequence[Value]) -> tuple[Value, ...]:
     """The values as a tuple. Raises `UserError`, beginning with the name, unless they are ascending and above 0."""
-    values = tuple(values)
-    if len(values) > MAX_CHOICES:
-        raise UserError(f"{name}: found {len(values):,} values; it may hold {MAX_CHOICES}")
-    rising = all(a < b for a, b in pairwise(values))
-    if not values or not rising or not all(math.isfinite(v) for v in values) or values[0] <= 0:
-        raise UserError(f"{name}: found {list(values)}; it must be a list of ascending numbers above 0")
-    return values
+    found = tuple(values)
+    if len(found) > MAX_CHOICES:
+        raise UserError(f"{name}: found {len(found):,} values; it may hold {MAX_CHOICES}")
+    rising = all(a < b for a, b in pairwise(found))
+    if not found or not rising or not all(math.isfinite(v) for v in found) or found[0] <= 0:
+        raise UserError(f"{name}: found {list(found)}; it must be a list of ascending numbers above 0")
+    return found

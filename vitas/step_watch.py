@@ -10,7 +10,7 @@ random draws, a bounded number of times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -72,7 +72,7 @@ class StepWatch:
             nn.utils.clip_grads_with_norm_(self._parameters, self._settings.clip_grad, norm)
         bad = torch.isfinite(norm).logical_not().float()
         self._flags[step % len(self._flags)] = bad
-        self._optimizer.found_inf = bad
+        self._optimizer.found_inf = bad  # type: ignore[attr-defined]  # torch looks for it, and declares it nowhere
         return bad
 
     def review(self, done: int) -> None:
@@ -124,7 +124,7 @@ class StepWatch:
         self._in_a_row, self._total = state["in_a_row"], state["total"]
 
 
-def _floats_in(value: object):
+def _floats_in(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

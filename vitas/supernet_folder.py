@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -153,7 +154,8 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; it must be a folder that `export --supernet` wrote")
     try:
-        about = parse_json(read_text(folder / ABOUT), str(folder / ABOUT))
+        # Whatever they hold: all of it is checked where it is used.
+        about: Any = parse_json(read_text(folder / ABOUT), str(folder / ABOUT))
         space = _space_from_dict(about["space"])
         sizes = [require_integer(about[name], name) for name in ("num_classes", "image_size")]
         if not all(1 <= size <= 1_000_000 for size in sizes):
@@ -161,14 +163,14 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
         given = space, *sizes, about["sharing"], about["qkv_mode"]
         _require_weights(given, folder / WEIGHTS)
         supernet = SuperNet(*given)
-        rows = read_yaml(folder / FRONT)["front"]
+        rows: Any = read_yaml(folder / FRONT)
         front = [
             Member(
                 Architecture.parse(row["text"]),
                 require_number(row["top1"], "top1", 0, 100),
                 *(require_integer(row[name], name) for name in COSTS),
             )
-            for row in rows
+            for row in rows["front"]
         ]
         if not front:
             raise UserError("the front is empty")
@@ -181,7 +183,7 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
     return ReleasedSupernet(supernet.eval(), tuple(front), mean, std, class_names, crop_fraction)
 
 
-def _require_weights(given: tuple, path: Path) -> None:
+def _require_weights(given: tuple[Any, ...], path: Path) -> None:
     """Raise `UserError` where the arguments of `SuperNet` describe more weights than a file of them can hold.
 
     They are a few characters of a file that may be anyone's, and would else take all memory there is.
@@ -193,13 +195,13 @@ def _require_weights(given: tuple, path: Path) -> None:
         raise UserError(f"it describes {count:,} weights, more than {path.name} holds")
 
 
-def _space_to_dict(space: AnySpace) -> dict:
+def _space_to_dict(space: AnySpace) -> dict[str, Any]:
     if isinstance(space, ElasticSpace):
         return space.to_dict()
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(space).items()}
 
 
-def _space_from_dict(data: Mapping) -> AnySpace:
+def _space_from_dict(data: Mapping[str, Any]) -> AnySpace:
     if "network" in data:
         return ElasticSpace.from_dict(data)
     # As in a run's YAML, so with the same checks of types.

@@ -53,7 +53,8 @@ def load_teacher(config: RunConfig, stage: str, report: Report, world: World) ->
 
     @torch.no_grad()
     def logits(images: Tensor) -> Tensor:
-        return network((images * ours[1] + ours[0] - theirs[0]) / theirs[1])
+        found: Tensor = network((images * ours[1] + ours[0] - theirs[0]) / theirs[1])
+        return found
 
     return logits
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 import timm.models
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
@@ -32,6 +34,10 @@ __all__ = ["TimmVisionTransformer", "register"]
 # timm's words for what the classifier reads, and ours; "" is timm's for all tokens, which no Architecture says.
 CLASSIFIER_OF_POOL = {"token": "token", "avg": "mean"}
 POOL_OF_CLASSIFIER = {classifier: pool for pool, classifier in CLASSIFIER_OF_POOL.items()}
+
+
+# Of a block: its patch tokens, or those and the class token.
+Output: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 class TimmVisionTransformer(VisionTransformer):
@@ -74,7 +80,7 @@ class TimmVisionTransformer(VisionTransformer):
         if not num_classes:
             self.reset_classifier(0)
 
-    @property
+    @property  # type: ignore[override]  # the one change to the base: it may be None
     def architecture(self) -> Architecture | None:
         """What this network is an instance of; None where no `Architecture` says it.
 
@@ -120,7 +126,7 @@ class TimmVisionTransformer(VisionTransformer):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list | tuple[Tensor, list]:
+    ) -> list[Output] | tuple[Tensor, list[Output]]:
         """What blocks put out, as timm's networks give it: (normalised tokens of the last block, outputs).
 
         indices: the last so many blocks (int), these (negative ones from the end), or all.
@@ -132,11 +138,24 @@ class TimmVisionTransformer(VisionTransformer):
 
         Outputs are in the order of the blocks. Raises `UserError` for a block or format that there is not.
         """
+        x_BND, outputs = self._outputs(images, indices, return_prefix_tokens, norm, stop_early, output_fmt)
+        return outputs if intermediates_only else (self.norm(x_BND), outputs)
+
+    def _outputs(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None,
+        return_prefix_tokens: bool,
+        norm: bool,
+        stop_early: bool,
+        output_fmt: str,
+    ) -> tuple[Tensor, list[Output]]:
+        """Tokens of the last block that was run, and the outputs of `forward_intermediates`."""
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt: found {output_fmt!r}; it must be NCHW or NLC")
         taken = self._block_indices(indices)
         x_BND = self.embed(images)
-        outputs = []
+        outputs: list[Output] = []
         for i, block in enumerate(self.blocks[: max(taken) + 1] if stop_early else self.blocks):
             x_BND = self._run(block, x_BND)
             if i in taken:
@@ -146,7 +165,7 @@ class TimmVisionTransformer(VisionTransformer):
                     side = coarser_side(self.patch_embed.grid_size[0], self.token_reduction)
                     patches = patches.transpose(1, 2).unflatten(-1, (side, side)).contiguous()
                 outputs.append((patches, class_token) if return_prefix_tokens else patches)
-        return outputs if intermediates_only else (self.norm(x_BND), outputs)
+        return x_BND, outputs
 
     def get_intermediate_layers(
         self,
@@ -155,12 +174,10 @@ class TimmVisionTransformer(VisionTransformer):
         reshape: bool = False,
         return_prefix_tokens: bool = False,
         norm: bool = False,
-    ) -> list:
+    ) -> list[Output]:
         """`forward_intermediates` under DINO's name: the outputs of the last `n` blocks, or of these."""
         output_fmt = "NCHW" if reshape else "NLC"
-        return self.forward_intermediates(
-            images, n, return_prefix_tokens, norm, output_fmt=output_fmt, intermediates_only=True
-        )
+        return self._outputs(images, n, return_prefix_tokens, norm, False, output_fmt)[1]
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -204,7 +221,7 @@ class TimmVisionTransformer(VisionTransformer):
         """Keep only the inputs of blocks for the backward pass, which computes the rest again."""
         self.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter names as patterns, by depth: timm's layer-wise learning rate decay goes by it."""
         # 99999 is timm's mark for "as the group before": the last norm goes with the last block.
         return {
@@ -219,12 +236,12 @@ class TimmVisionTransformer(VisionTransformer):
         count = len(self.blocks)
         if indices is None or isinstance(indices, int):
             last = count if indices is None else indices
-            wanted = range(count - last, count) if last > 0 else ()
+            wanted = [*range(count - last, count)] if last > 0 else []
         else:
             wanted = [count + i if i < 0 else i for i in indices]
         if not wanted or not all(0 <= i < count for i in wanted):
             raise UserError(f"indices: found {indices!r}; this network has {count} blocks")
-        return list(wanted)
+        return wanted
 
 
 def _pool(name: str) -> str:
@@ -265,7 +282,7 @@ def _register_published() -> None:
     DeiT's are timm's own, and As-ViT's have no entry there.
     """
     for name, architecture in zoo().items():
-        if name.startswith("vitas_"):
+        if isinstance(architecture, Architecture) and name.startswith("vitas_"):
             _register(name, architecture, license="mit", **_PAPER)
     _register(GENERIC, None)
 
@@ -302,18 +319,23 @@ def _entry_point(name: str, architecture: Architecture | None) -> Callable[..., 
     """What timm calls to make the network of a name; None makes that of any architecture."""
     if architecture is None:
 
-        def create(pretrained: bool = False, architecture: Architecture | str | None = None, **kwargs) -> nn.Module:
+        def create_any(
+            pretrained: bool = False, architecture: Architecture | str | None = None, **kwargs: Any
+        ) -> nn.Module:
             if architecture is None:
                 raise UserError(f"{name}: say which network, as architecture='p16-e230-token-h3q432m720x12'")
             return _create(name, _find(name, architecture), pretrained, **kwargs)
+
+        create: Callable[..., nn.Module] = create_any
     else:
 
-        def create(pretrained: bool = False, **kwargs) -> nn.Module:
+        def create_one(pretrained: bool = False, **kwargs: Any) -> nn.Module:
             return _create(name, architecture, pretrained, **kwargs)
 
+        create = create_one
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{architecture or 'Any architecture'}, as a `vitas.timm.TimmVisionTransformer`."
-    create.vitas_architecture = str(architecture)
+    create.vitas_architecture = str(architecture)  # type: ignore[attr-defined]  # the mark that `_register` looks for
     return create
 
 
@@ -328,11 +350,11 @@ def _create(
     name: str,
     architecture: Architecture,
     pretrained: bool,
-    pretrained_cfg: Mapping | str | None = None,
-    pretrained_cfg_overlay: Mapping | None = None,
+    pretrained_cfg: dict[str, Any] | str | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
     img_size: int | Sequence[int] | None = None,
     out_indices: int | Sequence[int] | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> nn.Module:
     source = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained and not (source.has_weights or source.state_dict):
@@ -348,7 +370,7 @@ def _create(
         _network,
         name,
         pretrained,
-        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg=pretrained_cfg,  # type: ignore[arg-type]  # it may be a name, as above
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
@@ -357,7 +379,7 @@ def _create(
         **kwargs,
     )
     # timm takes the transform of a network from here, and the network takes no other size.
-    model.pretrained_cfg["input_size"] = (in_chans, size, size)
+    vars(model)["pretrained_cfg"]["input_size"] = (in_chans, size, size)
     return model
 
 
@@ -369,11 +391,16 @@ def _square(img_size: int | Sequence[int]) -> int:
 
 
 def _network(
-    architecture: Architecture, img_size: int, device=None, dtype=None, num_classes: int = 1000, **kwargs
+    architecture: Architecture,
+    img_size: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    num_classes: int = 1000,
+    **kwargs: Any,
 ) -> TimmVisionTransformer:
     network = TimmVisionTransformer(architecture, num_classes, img_size, **kwargs)
     # `timm.create_model(checkpoint_path=)` hands a file's weights to load_state_dict as they are.
-    network.register_load_state_dict_pre_hook(_rename_released_keys)
+    network.register_load_state_dict_pre_hook(_rename_released_keys)  # type: ignore[no-untyped-call]  # torch's
     return network.to(device=device, dtype=dtype)
 
 
@@ -384,7 +411,7 @@ def _rename_released_keys(network: nn.Module, state_dict: dict[str, Tensor], pre
     state_dict.update({prefix + name: value for name, value in weights.items()})
 
 
-def checkpoint_filter_fn(state_dict: Mapping, model: TimmVisionTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: TimmVisionTransformer) -> dict[str, Tensor]:
     """Weights of a file for a network that may take another image size, as timm loads pretrained ones.
 
     state_dict: of a checkpoint of this project, a released ViTAS file, or a

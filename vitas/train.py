@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ class Task:
     losses: Callable[[Tensor, Tensor, int], Iterable[Tensor]]
     num_classes: int
     after_backward: Callable[[int], None] = lambda step: None
-    about: Mapping = field(default_factory=dict)
-    states: Mapping = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, Any] = field(default_factory=dict)
     scalars: Callable[[range], Mapping[str, float]] = lambda steps: {}
     describe: Callable[[int], str] = lambda step: ""
     after_epoch: Callable[[int, nn.Module], str | None] = lambda epoch, network: None
@@ -160,7 +161,7 @@ def train(
                 epoch, within = divmod(done, per_epoch)
                 enough = task.after_epoch(epoch, network) if within == 0 else None
                 reason = stop_requested(world) if done < total and not enough else None
-                is_last = done == total or enough
+                is_last = bool(done == total or enough)
                 ends_epoch = within == 0 and (epoch % settings.checkpoint_epochs == 0 or is_last)
                 saves = ends_epoch or reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0)
                 if saves and _is_sound(state.at(done), done, watch, is_last, report) and world.is_main:
@@ -188,7 +189,7 @@ def train(
     return done
 
 
-def _is_sound(state: Mapping, done: int, watch: StepWatch, is_last: bool, report: Report) -> bool:
+def _is_sound(state: Mapping[str, Any], done: int, watch: StepWatch, is_last: bool, report: Report) -> bool:
     """Whether a state is worth keeping. Raises `Diverged` if it is not and has to be."""
     watch.review(done)
     watch.require_finite(state, done)
@@ -232,7 +233,7 @@ def _go_back(
 
 
 def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
-    exempt = model.no_weight_decay()
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim > 1 and name not in exempt]
     others = [p for name, p in named if p.ndim <= 1 or name in exempt]
@@ -258,16 +259,16 @@ class Criterion:
         self._distillation = settings.distillation
         if settings.mixup or settings.cutmix:
             # Mixup smooths the labels itself.
-            self._of_labels: nn.Module = SoftTargetCrossEntropy()
+            self._of_labels: Callable[[Tensor, Tensor], Tensor] = SoftTargetCrossEntropy()
         elif settings.label_smoothing:
             self._of_labels = LabelSmoothingCrossEntropy(settings.label_smoothing)
         else:
             self._of_labels = nn.CrossEntropyLoss()
 
     def __call__(self, logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
-        """Without `taught`, the teacher's logits [b, classes], the loss of the labels alone."""
+        """Without distillation, or `taught`, the teacher's logits [b, classes], the loss of the labels alone."""
         logits = logits.float()
-        if taught is None:
+        if taught is None or self._distillation is None:
             return self._of_labels(logits, targets)
         weight, temperature = self._distillation.weight, self._distillation.temperature
         if self._distillation.hard:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 # The limit where none is given: so many times the slowest step seen, within bounds, in seconds.
 SLOW_STEPS, SHORTEST, LONGEST = 10, 120.0, 1800.0
@@ -37,7 +38,10 @@ class _Watch:
     """What a rank is at. at: when its last step ended, by the monotonic clock; None before the first."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.at, self.step, self.slowest = what, None, None, None
+        self.what = what
+        self.at: float | None = None
+        self.step: int | None = None
+        self.slowest: float | None = None
 
 
 class _Watchdog:
@@ -79,7 +83,7 @@ class _Watchdog:
         # The main thread changes it at any moment.
         watch = self.watch
         at = watch.at if watch else None
-        if at is None or self.patience:
+        if watch is None or at is None or self.patience:
             if self._is_asked():
                 self._answer(busy=True)
             else:
@@ -159,7 +163,7 @@ class _Watchdog:
             time.sleep(3)
         self._end(message, speaks)
 
-    def _answers(self) -> dict[int, dict]:
+    def _answers(self) -> dict[int, dict[str, Any]]:
         """What each rank has written lately, by rank. Their clock is the file system's."""
         now = self._file(self._rank).stat().st_mtime
         found = {}
@@ -170,7 +174,7 @@ class _Watchdog:
         return found
 
 
-def _verdict(answers: dict[int, dict], hosts: Sequence[str], watch: _Watch) -> str:
+def _verdict(answers: dict[int, dict[str, Any]], hosts: Sequence[str], watch: _Watch) -> str:
     """Which ranks keep the others, in words."""
     silent = [rank for rank in range(len(hosts)) if rank not in answers]
     if silent:
@@ -191,7 +195,7 @@ def _verdict(answers: dict[int, dict], hosts: Sequence[str], watch: _Watch) -> s
     return f"no rank is behind the others, as when the network between them is cut: {names}"
 
 
-def _described(rank: int, answer: dict) -> str:
+def _described(rank: int, answer: dict[str, Any]) -> str:
     return f"rank {rank} on {answer['host']} is after step {answer['step']}, in {answer['at']}"
 
 

@@ -288,6 +288,24 @@ def test_every_mistake_is_in_one_message(refusal):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["test.start=1", "test.wait=true"], "test.start, test.end: found one of the two"),
+        (
+            ["model.space={embed: [0.5, 1]}", "retrain.from_supernet=true", f"retrain.architecture={TEXT}"],
+            "model.from_pretrained: is missing; model.space says shares",
+        ),
+        (
+            ["model.from_pretrained=a", "search={method: asvit, flag: true, growth: {hidden_dim: 32}}", "sample=null"],
+            "model.from_pretrained: As-ViT scores untrained networks",
+        ),
+    ],
+)
+def test_a_mistake_is_reported_beside_what_depends_on_it(refusal, overrides, message):
+    assert message in refusal([*overrides], ALL_STAGES)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("search.epochs", "argument 'search.epochs': it must read key=value"),

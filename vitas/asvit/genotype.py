@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from vitas.architecture import MAX_BLOCKS, MAX_TEXT, check_token_reduction, coarser_side
+from vitas.costs import Array
 from vitas.errors import UserError, require_integer, require_text
 
 STAGES = 4
@@ -251,7 +253,7 @@ class Genotype:
         except UserError as error:
             raise UserError(f"{text}: {error}") from None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The YAML form: plain numbers and lists."""
         return {
             "stages": [{name: getattr(stage, name) for name in _STAGE_NUMBERS} for stage in self.stages],
@@ -260,7 +262,7 @@ class Genotype:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping) -> Genotype:
+    def from_dict(cls, data: Mapping[str, Any]) -> Genotype:
         """The genotype of a YAML form; `layers` and `hidden_dim` may be left out, as in a topology."""
         _check_keys(data, "genotype", required={"stages", "heads"}, optional={"hidden_dim"})
         if not isinstance(data["stages"], list):
@@ -320,7 +322,7 @@ class GenotypeSpace:
         return named | {"heads": self.heads}
 
     @property
-    def gene_counts(self) -> np.ndarray:
+    def gene_counts(self) -> Array:
         """The number of values of each gene, an integer array [genes]."""
         return np.array([len(values) for values in self.choices.values()])
 
@@ -329,7 +331,7 @@ class GenotypeSpace:
         """The number of topologies."""
         return math.prod(len(values) for values in self.choices.values())
 
-    def decode(self, genome: Sequence[int] | np.ndarray) -> Genotype:
+    def decode(self, genome: Sequence[int] | Array) -> Genotype:
         """The topology of a genome [genes]. Raises `UserError` for a wrong length or a gene out of range."""
         choices = self.choices
         if len(genome) != len(choices):
@@ -342,7 +344,7 @@ class GenotypeSpace:
         stages = tuple(Stage(*values[3 * i : 3 * i + 3]) for i in range(STAGES))
         return Genotype(stages, values[-1])
 
-    def encode(self, genotype: Genotype) -> np.ndarray:
+    def encode(self, genotype: Genotype) -> Array:
         """The genome of a genotype's topology, an integer array [genes]; layers and hidden dim are ignored.
 
         Raises `UserError`, naming what is outside the space.
@@ -356,7 +358,7 @@ class GenotypeSpace:
             genome.append(allowed.index(value))
         return np.array(genome)
 
-    def sample_genomes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def sample_genomes(self, rng: np.random.Generator, count: int) -> Array:
         """`count` random genomes [count, genes]; every value of a gene is equally likely."""
         return rng.integers(0, self.gene_counts, size=(count, self.gene_counts.size))
 
@@ -369,7 +371,7 @@ class GenotypeSpace:
         _check_image_size(image_size, _image_step(math.lcm(*splits) for splits in self.splits), "this space")
 
 
-def _image_step(splits) -> int:
+def _image_step(splits: Iterable[int]) -> int:
     """The smallest image size that fits; all that fit are its multiples."""
     return math.lcm(*(STEM_STRIDE * STAGE_STRIDE**i * split for i, split in enumerate(splits)))
 
@@ -401,7 +403,7 @@ def _numbers(text: str, part: str, place: str, names: tuple[str, ...], least: in
     return tuple(int(word) for word in words)
 
 
-def _check_keys(data: Mapping, place: str, required: set[str], optional: set[str]) -> None:
+def _check_keys(data: Mapping[str, Any], place: str, required: set[str], optional: set[str]) -> None:
     unknown = sorted(set(data) - required - optional, key=str)
     missing = sorted(required - set(data))
     if unknown or missing:

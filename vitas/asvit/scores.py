@@ -14,9 +14,10 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,13 +102,14 @@ def score_once(
 def circle_basis(image_size: int, seed: int) -> Tensor:
     """Two random orthonormal images [2, 3, image_size, image_size] that span the plane of a circle."""
     draws = torch.randn(3 * image_size**2, 2, generator=torch.Generator().manual_seed(seed))
-    return torch.linalg.qr(draws).Q.T.reshape(2, 3, image_size, image_size)
+    basis: Tensor = torch.linalg.qr(draws).Q.T
+    return basis.reshape(2, 3, image_size, image_size)
 
 
-def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> float:
+def length_distortion(network: StagedTransformer, basis: Tensor, thetas: Tensor) -> float:
     """The sum over theta of || d features / d theta || on a circle of images, without LayerNorms.
 
-    network: has `forward_features` and `image_size`; it is not changed.
+    network: is not changed.
     basis: two images, [2, 3, image_size, image_size] or flattened; the circle
         is cos(theta) basis[0] + sin(theta) basis[1].
     thetas: points of the circle in radians [T].
@@ -128,7 +130,7 @@ def length_distortion(network: nn.Module, basis: Tensor, thetas: Tensor) -> floa
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
         images = forward_ad.make_dual(cos * first + sin * second, cos * second - sin * first)
         speed_TO = forward_ad.unpack_dual(network.forward_features(images)).tangent
-    return speed_TO.double().norm(dim=1).sum().item()
+    return float(speed_TO.double().norm(dim=1).sum())
 
 
 class _ForwardModeAttention(TorchFunctionMode):
@@ -146,7 +148,13 @@ class _ForwardModeAttention(TorchFunctionMode):
     pass of the values [k | k. | v | v.] and one fused backward pass give all terms.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return _attention_with_derivative(*args, **(kwargs or {}))
@@ -165,7 +173,8 @@ def _attention_with_derivative(q: Tensor, k: Tensor, v: Tensor, *, scale: float 
         out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
         (gradient,) = torch.autograd.grad(out, queries, torch.cat([dq, q, zeros, zeros], dim=-1))
     primal, through_values = out.detach()[..., 2 * dims :].split(dims, dim=-1)
-    return forward_ad.make_dual(primal, through_values + gradient[..., dims : 2 * dims])
+    dual: Tensor = forward_ad.make_dual(primal, through_values + gradient[..., dims : 2 * dims])
+    return dual
 
 
 def _dual(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +182,7 @@ def _dual(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return primal, torch.zeros_like(primal) if tangent is None else tangent
 
 
-def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
+def ntk_condition_number(network: StagedTransformer, images: Tensor) -> float:
     """The NTK's condition number: its largest eigenvalue over its smallest; infinite if the smallest is not positive.
 
     For the arguments see `ntk_gram`. From arXiv 2202.11921, after Chen et al.,
@@ -184,16 +193,17 @@ def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
     return largest / smallest if smallest > 0 else math.inf
 
 
-def ntk_eigenvalues(network: nn.Module, images: Tensor) -> Tensor:
+def ntk_eigenvalues(network: StagedTransformer, images: Tensor) -> Tensor:
     """The eigenvalues of `ntk_gram`, ascending, float64 [B]."""
-    return torch.linalg.eigvalsh(ntk_gram(network, images))
+    eigenvalues: Tensor = torch.linalg.eigvalsh(ntk_gram(network, images))
+    return eigenvalues
 
 
-def ntk_gram(network: nn.Module, images: Tensor) -> Tensor:
+def ntk_gram(network: StagedTransformer, images: Tensor) -> Tensor:
     """The NTK: the Gram matrix of the per-image gradients of the summed features, float64 [B, B] on the CPU.
 
-    network: has `forward_features`; it is not changed. Its layers with weights
-        are linear layers, ungrouped convolutions and LayerNorms.
+    network: is not changed. Its layers with weights are linear layers,
+        ungrouped convolutions and LayerNorms.
     images: [B, 3, image_size, image_size]; B is at least 1.
 
     The gradients are of every parameter whose name contains `weight`, as
@@ -236,7 +246,7 @@ def _linear_gradients(layer: nn.Linear, x: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _convolution_gradients(layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
-    patches_BIN = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    patches_BIN = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]  # no padding by name
     return gradient.flatten(2) @ patches_BIN.mT
 
 
@@ -245,13 +255,13 @@ def _norm_gradients(layer: nn.LayerNorm, x: Tensor, gradient: Tensor) -> Tensor:
 
 
 # For each kind of layer: (layer, input, gradient of the output) -> the gradients of its weight for each image.
-_PER_IMAGE: dict[type, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+_PER_IMAGE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.Linear: _linear_gradients,
     nn.Conv2d: _convolution_gradients,
     nn.LayerNorm: _norm_gradients,
 }
 
 
-def _with_shared_weights(network: nn.Module) -> nn.Module:
+def _with_shared_weights(network: StagedTransformer) -> StagedTransformer:
     """A copy of the modules with the same weights, which require no gradient; the copy may be changed."""
     return copy.deepcopy(network, {id(t): t.detach() for t in chain(network.parameters(), network.buffers())})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -23,8 +24,10 @@ def describe(name_or_file: str, image_size: int, num_classes: int) -> None:
     console = _wide_console(120)
     for name, architecture in find_architectures(name_or_file).items():
         architecture.check_image_size(image_size)
-        table = _stages_table if isinstance(architecture, Genotype) else _table
-        console.print(table(name, architecture, image_size, num_classes))
+        if isinstance(architecture, Genotype):
+            console.print(_stages_table(name, architecture, image_size, num_classes))
+        else:
+            console.print(_table(name, architecture, image_size, num_classes))
         found = architecture.costs(image_size, num_classes)
         released = found["macs_released"]
         console.print(
@@ -43,20 +46,19 @@ def show_zoo(measure: bool, batch_size: int | None) -> None:
     for column in [*columns, *(["images/s"] if measure else [])]:
         table.add_column(column, justify="right", no_wrap=True)
     console = _wide_console(110)
-    speeds = {}
+    speeds: dict[str, float] = {}
     if measure:
         with console.status("measuring"):
             speeds, where = _speeds(zoo(), batch_size)
     for name, architecture in zoo().items():
-        found = architecture.costs()
-        released = found["macs_released"]
+        released = architecture.costs()["macs_released"]
         top1, top5 = PUBLISHED_ACCURACY[name]
         table.add_row(
             name,
             *_shape(architecture),
-            f"{found['macs'] / 1e9:.3f}",
+            f"{architecture.macs() / 1e9:.3f}",
             "" if released is None else f"{released / 1e9:.3f}",
-            f"{found['parameters'] / 1e6:.2f}",
+            f"{architecture.parameters() / 1e6:.2f}",
             f"{top1:.1f}",
             "" if top5 is None else f"{top5:.1f}",
             *([f"{speeds[name]:,.0f}"] if measure else []),
@@ -74,8 +76,8 @@ def _shape(architecture: AnyArchitecture) -> tuple[str, str, str, str]:
     if isinstance(architecture, Genotype):
         patch, dims, heads = STEM_STRIDE, architecture.dims, architecture.stage_heads
     else:
-        patch, dims = architecture.patch_size, [architecture.embed_dim]
-        heads = [block.heads for block in architecture.active_blocks]
+        patch, dims = architecture.patch_size, (architecture.embed_dim,)
+        heads = tuple(block.heads for block in architecture.active_blocks)
     dim, head = ("/".join(map(str, sorted(set(values)))) for values in (dims, heads))
     return str(patch), dim, str(depth), head
 
@@ -115,14 +117,14 @@ def compare(save_paths: list[Path]) -> None:
     _wide_console().print(table)
 
 
-def read_results(path: Path) -> dict:
+def read_results(path: Path) -> dict[str, Any]:
     """The numbers of a results.json. Raises `UserError` where the stage `test` has not written one."""
     if not path.exists():
         raise UserError(f"{path}: no such file; the stage test writes it")
     results = parse_json(read_text(path), str(path))
     keys = ("top1", "top5", "macs", "macs_released", "parameters", "images_per_second")
     missing = [key for key in keys if not isinstance(results, dict) or key not in results]
-    if missing:
+    if not isinstance(results, dict) or missing:
         raise UserError(f"{path}: has no {missing[0]}; it must be what the stage test writes")
     # Genotypes have no count in the released convention.
     for key in keys:
@@ -138,7 +140,7 @@ def _table(name: str, architecture: Architecture, image_size: int, num_classes: 
     for column in ("part", "heads", "qkv", "MLP", "MACs", "%", "parameters"):
         table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
 
-    def row(part: str, dims: tuple, macs: int, parameters: int) -> None:
+    def row(part: str, dims: tuple[object, ...], macs: int, parameters: int) -> None:
         table.add_row(part, *map(str, dims), f"{macs:,}", f"{100 * macs / total_macs:.1f}", f"{parameters:,}")
 
     dim, patch = architecture.embed_dim, architecture.patch_size

@@ -14,7 +14,7 @@ from vitas.run import STAGES
 from vitas.slurm import queries
 from vitas.slurm.cluster import Cluster, load_cluster
 from vitas.slurm.local import run_locally
-from vitas.slurm.submission import StageJob, follow, sbatch_file, submit
+from vitas.slurm.submission import StageJob, Submitted, follow, sbatch_file, submit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,18 +124,19 @@ def stage_jobs(arguments: argparse.Namespace) -> list[StageJob]:
 def _require_checkpoint(config: configuration.RunConfig, stage: str) -> None:
     """Raise `UserError` where the checkpoint that a stage reads is not there: its job would fail at once."""
     reads = {"sample": "search", "test": "retrain"}
-    if stage in reads and not (stage == "test" and config.test.start is not None):
+    test = config.test if stage == "test" else None
+    if stage in reads and (test is None or test.start is None):
         # It loads torch.
         from vitas.checkpoint import CheckpointFolder
 
-        inherited = stage == "test" and config.test.from_supernet
+        inherited = test is not None and test.from_supernet
         read = "search" if inherited else reads[stage]
         CheckpointFolder(config.folder.checkpoints(read)).resolve(getattr(config, stage).load_name)
 
 
 def _submit(jobs: list[StageJob], follows: bool) -> int:
     """Submit jobs, each to start when the one before is done. If one is refused, none stays in the queue."""
-    submitted = []
+    submitted: list[Submitted] = []
     try:
         for job in jobs:
             submitted.append(submit(job, after=submitted[-1] if submitted else None))

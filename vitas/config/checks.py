@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from vitas.architecture import Architecture, check_patch_size
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
-from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Search, Test, TokenPhase, Training
+from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Sample, Search, TokenPhase, Training
 from vitas.data.folders import check_image_folder, class_names, common_image
 from vitas.elastic_space import Shares
 from vitas.errors import UserError
@@ -31,24 +33,22 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     is_known = model.from_pretrained is None or config.folder.pretrained.exists()
     if model.from_pretrained is not None:
         yield from _check_pretrained(config, flagged)
-    elif isinstance(model.space, Shares):
-        yield "model.from_pretrained: is missing; model.space says shares of a pretrained network, and not of which"
+    elif isinstance(model.space, Shares) or _needs_space(config, flagged):
+        yield from _attempt("", lambda: model.dims)
     if isinstance(model.space, SearchSpace) and searches:
         for patch_size in model.space.patch_sizes:
-            yield from _attempt("model.space.patch_sizes: ", lambda p=patch_size: check_patch_size(p, model.image_size))
-    elif model.space is None and model.from_pretrained is None and _needs_space(config, flagged):
-        yield "model.space: is missing; it says what may be searched"
+            yield from _attempt("model.space.patch_sizes: ", partial(check_patch_size, patch_size, model.image_size))
     if isinstance(config.search, AsvitSearch):
-        yield from _check_asvit(config)
+        yield from _check_asvit(config.search, config)
     if isinstance(config.search, Search):
-        yield from _check_subnets(config)
+        yield from _check_subnets(config.search, config.sample)
     if config.sample is not None:
         if not any(offered_by("sample.objectives")[name].is_score for name in config.sample.objectives):
             yield f"sample.objectives: found {config.sample.objectives}; error or loss must be among them"
         if config.sample.adapt is not None and not isinstance(config.search, Search):
             yield "sample.adapt: its images and its loss are missing (section search)"
         budget = config.sample.budget
-        has_space = isinstance(model.space, SearchSpace) or model.from_pretrained is not None
+        has_space = isinstance(model.space, SearchSpace) == (model.from_pretrained is None)
         if has_space and is_known and searches and not budget.is_speed:
             yield from _attempt("sample.budget: ", lambda: config.macs_model.require(budget))
     for name, section in (("search", config.search), ("retrain", config.retrain)):
@@ -76,7 +76,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     if test is not None:
         if (test.start is None) != (test.end is None):
             yield "test.start, test.end: found one of the two; a range of epochs needs both"
-        elif test.start is not None and test.start > test.end:
+        elif test.start is not None and test.end is not None and test.start > test.end:
             yield f"test.start: found {test.start}; it must be at most test.end, {test.end}"
         if test.start is not None and test.load_name is not None:
             yield f"test.load_name: found {test.load_name!r} beside a range (test.start, test.end); give one of them"
@@ -91,36 +91,28 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
                 )
         if test.wait and test.start is None:
             yield "test.wait: found true without a range; it waits for the epochs of test.start to test.end"
-        if test.wait and test.start is not None and config.retrain is not None:
-            yield from _check_waiting(test, config.retrain)
+        if test.wait and test.start is not None and test.end is not None and config.retrain is not None:
+            yield from _check_waiting(range(test.start, test.end + 1, test.strip), config.retrain)
     if config.retrain is not None and config.retrain.from_supernet and config.retrain.from_checkpoint is not None:
         yield "retrain.from_supernet, retrain.from_checkpoint: found both; a network starts from one of them"
     for name in ("retrain", "test"):
         reference = _known_reference(config, name, flagged)
         if reference is not None:
-            yield from _attempt(f"{name}.architecture: ", lambda r=reference: config.architecture(r))
-    if "retrain" in flagged and config.retrain.from_supernet and is_known:
-        reference = config.retrain.architecture or BEST
-        if not _will_be_found(config, reference, flagged):
-            yield from _attempt(
-                "retrain.from_supernet: ",
-                lambda: config.space.encode(_inheritable(config.architecture(reference))),
-            )
-    if "test" in flagged and config.test.from_supernet and is_known:
-        reference = config.test.architecture or BEST
-        if not _will_be_found(config, reference, flagged):
-            yield from _attempt(
-                "test.from_supernet: ", lambda: config.space.encode(_inheritable(config.architecture(reference)))
-            )
+            yield from _attempt(f"{name}.architecture: ", partial(config.architecture, reference))
+    for name, inheriting in (("retrain", config.retrain), ("test", config.test)):
+        if inheriting is not None and name in flagged and inheriting.from_supernet and is_known:
+            reference = inheriting.architecture or BEST
+            if not _will_be_found(config, reference, flagged):
+                yield from _attempt(f"{name}.from_supernet: ", partial(_check_inheritable, config, reference))
     if config.retrain is not None:
-        yield from _check_tokens(config, flagged)
+        yield from _check_tokens(config.retrain.tokens, config, flagged)
     for name in flagged:
         yield from _check_data(config, name)
     if "search" in flagged and "sample" not in flagged and getattr(config.search, "panel", None) is not None:
         # The panel's images, which are looked at when the first epochs are over.
         yield from _check_data(config, "sample")
     yield from _check_class_names(config)
-    if "sample" in flagged and isinstance(config.search, Search):
+    if config.sample is not None and "sample" in flagged and isinstance(config.search, Search):
         train, val = config.search.data.data_dir, config.sample.data.data_dir
         common = common_image(train, val)
         if common is not None:
@@ -157,31 +149,27 @@ def _needs_space(config: RunConfig, flagged: Sequence[str]) -> bool:
     return "sample" in flagged or ("search" in flagged and isinstance(config.search, Search))
 
 
-def _check_pretrained(config: RunConfig, flagged: Sequence[str]):
+def _check_pretrained(config: RunConfig, flagged: Sequence[str]) -> Iterator[str]:
     model = config.model
-    if isinstance(model.space, SearchSpace):
-        yield (
-            "model.space: found dims; beside model.from_pretrained it says shares of that network "
-            "(embed, heads, mlp, depth, keep)"
-        )
+    yield from _attempt("", lambda: model.shares)
     if isinstance(config.search, AsvitSearch):
         yield "model.from_pretrained: As-ViT scores untrained networks; take search.method: supernet"
     if not SCHEMES[model.sharing].keeps_heads:
         yield f"model.sharing: found {model.sharing!r}, which would cut the heads of a pretrained network apart"
-    if "search" in flagged and config.search.subnets.draw == "published":
+    if isinstance(config.search, Search) and "search" in flagged and config.search.subnets.draw == "published":
         yield "search.subnets.draw: found 'published', which is of ViTAS's spaces; take in_budget or uniform"
     if "sample" in flagged and "search" not in flagged and not config.folder.pretrained.exists():
         yield f"model.from_pretrained: {config.folder.pretrained} is not there: `search` writes it; run it first"
 
 
 def _trains_largest(search: Search) -> bool:
-    return offered_by("search.subnets.together")[search.subnets.together].ends > 0
+    return bool(offered_by("search.subnets.together")[search.subnets.together].ends)
 
 
-def _check_subnets(config: RunConfig):
-    search, subnets = config.search, config.search.subnets
+def _check_subnets(search: Search, sample: Sample | None) -> Iterator[str]:
+    subnets = search.subnets
     draws = offered_by("search.subnets.draw")
-    if draws[subnets.draw].needs_budget and config.sample is None:
+    if draws[subnets.draw].needs_budget and sample is None:
         others = " or ".join(name for name, draw in draws.items() if not draw.needs_budget)
         yield (
             f"search.subnets.draw: found {subnets.draw!r}, but the budget is missing (sample.budget); "
@@ -193,7 +181,7 @@ def _check_subnets(config: RunConfig):
             f"search.identity_probability: found {search.identity_probability}; "
             f"search.subnets.draw is {subnets.draw!r}, and only {readers} reads it"
         )
-    if search.panel is not None and config.sample is None:
+    if search.panel is not None and sample is None:
         yield "search.panel: its budget and images are missing (section sample)"
     if search.batch_size % subnets.parts:
         yield (
@@ -202,21 +190,20 @@ def _check_subnets(config: RunConfig):
         )
 
 
-def _check_waiting(test: Test, retrain: Retrain):
-    waited = range(test.start, test.end + 1, test.strip)
-    beyond = max(0, -(-(retrain.epochs + 1 - test.start) // test.strip))
+def _check_waiting(waited: range, retrain: Retrain) -> Iterator[str]:
+    beyond = max(0, -(-(retrain.epochs + 1 - waited.start) // waited.step))
     # Of the others, if any is never written, one of the first three is not: the range has one stride.
     for epoch in (*waited[:3], *waited[beyond : beyond + 1]):
         if epoch > retrain.epochs or (epoch % retrain.checkpoint_epochs and epoch != retrain.epochs):
             yield (
-                f"test.end: found {test.end}; it would wait for epoch {epoch}, which is never written: retrain.epochs "
-                f"is {retrain.epochs}, retrain.checkpoint_epochs is {retrain.checkpoint_epochs}"
+                f"test.end: found {waited.stop - 1}; it would wait for epoch {epoch}, which is never written: "
+                f"retrain.epochs is {retrain.epochs}, retrain.checkpoint_epochs is {retrain.checkpoint_epochs}"
             )
             return
 
 
-def _check_asvit(config: RunConfig):
-    search, growth, model = config.search, config.search.growth, config.model
+def _check_asvit(search: AsvitSearch, config: RunConfig) -> Iterator[str]:
+    growth, model = search.growth, config.model
     space = GenotypeSpace()
     if config.sample is not None and config.sample.flag:
         yield "sample.flag: found true; with search.method asvit there is no supernet to sample from, so leave it out"
@@ -254,13 +241,12 @@ def _check_asvit(config: RunConfig):
             return
         for name, limit in growth.limits.items():
             least = first.costs(model.image_size, model.num_classes)[name]
-            if limit is not None and limit < least:
+            if limit is not None and least is not None and limit < least:
                 yield f"search.growth.{name}: found {limit:,}; the smallest network that can be grown has {least:,}"
                 return
 
 
-def _check_tokens(config: RunConfig, flagged: Sequence[str]):
-    tokens = config.retrain.tokens
+def _check_tokens(tokens: Sequence[TokenPhase], config: RunConfig, flagged: Sequence[str]) -> Iterator[str]:
     for i, (before, phase) in enumerate(pairwise(tokens), 1):
         if phase.until <= before.until:
             yield f"retrain.tokens.{i}.until: found {phase.until}; it must be more than the one before, {before.until}"
@@ -271,31 +257,34 @@ def _check_tokens(config: RunConfig, flagged: Sequence[str]):
             yield from check_token_phases(tokens, config.architecture(reference), config.model.image_size)
 
 
-def _inheritable(architecture: AnyArchitecture) -> Architecture:
+def _check_inheritable(config: RunConfig, reference: str | dict[str, Any]) -> None:
+    """Raise `UserError` unless the supernet has weights for an architecture."""
+    architecture = config.architecture(reference)
     if not isinstance(architecture, Architecture):
         raise UserError(f"found true, but {architecture} is a genotype, and no supernet has weights for one")
-    return architecture.shifted()
+    config.space.encode(architecture.shifted())
 
 
-def _known_reference(config: RunConfig, stage: str, flagged: Sequence[str]) -> str | dict | None:
+def _known_reference(config: RunConfig, stage: str, flagged: Sequence[str]) -> str | dict[str, Any] | None:
     """What `STAGE.architecture` refers to; None if its checkpoint will say it, or an earlier flagged stage find it."""
     if stage not in flagged:
         return None
-    reference = getattr(config, stage).architecture
-    if stage == "test" and config.test.from_supernet and reference is None:
+    section = getattr(config, stage)
+    reference = section.architecture
+    if stage == "test" and section.from_supernet and reference is None:
         reference = BEST
-    if stage == "retrain" and reference is None and config.retrain.from_checkpoint is None:
+    if stage == "retrain" and reference is None and section.from_checkpoint is None:
         reference = BEST
     return None if _will_be_found(config, reference, flagged) else reference
 
 
-def _will_be_found(config: RunConfig, reference: str | dict | None, flagged: Sequence[str]) -> bool:
+def _will_be_found(config: RunConfig, reference: str | dict[str, Any] | None, flagged: Sequence[str]) -> bool:
     """Whether a flagged stage writes architectures.yaml, and the reference is an entry of it."""
     writes = "sample" in flagged or ("search" in flagged and isinstance(config.search, AsvitSearch))
     return writes and isinstance(reference, str) and bool(re.fullmatch(rf"{BEST}|(subnet|grown)_\d+", reference))
 
 
-def _check_class_names(config: RunConfig):
+def _check_class_names(config: RunConfig) -> Iterator[str]:
     """Labels are indices into the sorted names of the class folders, so all stages must have the same names."""
     sections = {name: getattr(config, name) for name in STAGES}
     folders = {name: section.data.data_dir for name, section in sections.items() if section and section.data}
@@ -314,11 +303,11 @@ def check_token_phases(tokens: Sequence[TokenPhase], architecture: AnyArchitectu
     """A line per phase of `retrain.tokens` that leaves an architecture too few tokens at this image size."""
     for i, phase in enumerate(tokens):
         yield from _attempt(
-            f"retrain.tokens.{i}.reduce: ", lambda p=phase: architecture.check_token_reduction(image_size, p.reduce)
+            f"retrain.tokens.{i}.reduce: ", partial(architecture.check_token_reduction, image_size, phase.reduce)
         )
 
 
-def _attempt(prefix: str, check: Callable[[], object]):
+def _attempt(prefix: str, check: Callable[[], object]) -> Iterator[str]:
     try:
         check()
     except UserError as error:

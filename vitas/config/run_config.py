@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag
 
@@ -31,11 +31,26 @@ from vitas.sharing import SCHEMES
 from vitas.space import SearchSpace
 
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
-SharingName = Literal[tuple(SCHEMES)]
-ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
-DrawName = Literal[tuple(offered_by("search.subnets.draw"))]
-TogetherName = Literal[tuple(offered_by("search.subnets.together"))]
-ScoreName = Literal[tuple(SCORES)]
+# Keys of a recipe that a training may be resumed with other values of; `data` is the images.
+ALLOWED_CHANGES = (
+    "lr", "min_lr", "weight_decay", "warmup_epochs", "clip_grad", "label_smoothing", "mixup", "cutmix", "data",
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    # A type checker does not know what registries hold.
+    SharingName: TypeAlias = str
+    ObjectiveName: TypeAlias = str
+    DrawName: TypeAlias = str
+    TogetherName: TypeAlias = str
+    ScoreName: TypeAlias = str
+    AllowedChange: TypeAlias = str
+else:
+    SharingName = Literal[tuple(SCHEMES)]
+    ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
+    DrawName = Literal[tuple(offered_by("search.subnets.draw"))]
+    TogetherName = Literal[tuple(offered_by("search.subnets.together"))]
+    ScoreName = Literal[tuple(SCORES)]
+    AllowedChange = Literal[ALLOWED_CHANGES]
 
 
 def _kind_of_space(section: object) -> str:
@@ -82,6 +97,27 @@ class Model(Section):
     sharing: SharingName = "ordinal"
     qkv_mode: Literal[0, 1, 2] = 2
 
+    @property
+    def dims(self) -> SearchSpace:
+        """`space` of networks from scratch. Raises `UserError` where it is missing, or says shares."""
+        if self.space is None:
+            raise UserError("model.space: is missing; it says what may be searched")
+        if isinstance(self.space, Shares):
+            raise UserError(
+                "model.from_pretrained: is missing; model.space says shares of a pretrained network, and not of which"
+            )
+        return self.space
+
+    @property
+    def shares(self) -> Shares:
+        """`space` of a pretrained network. Raises `UserError` where it says dims."""
+        if isinstance(self.space, SearchSpace):
+            raise UserError(
+                "model.space: found dims; beside model.from_pretrained it says shares of that network "
+                "(embed, heads, mlp, depth, keep)"
+            )
+        return self.space or Shares()
+
 
 class Distillation(Section):
     """Learning from a teacher's logits beside the labels.
@@ -109,12 +145,6 @@ class NotFinite(Section):
 
     in_a_row: Positive = 10
     returns: Count = 3
-
-
-# Keys of a recipe that a training may be resumed with other values of; `data` is the images.
-ALLOWED_CHANGES = (
-    "lr", "min_lr", "weight_decay", "warmup_epochs", "clip_grad", "label_smoothing", "mixup", "cutmix", "data",
-)  # fmt: skip
 
 
 class Training(Section):
@@ -156,7 +186,7 @@ class Training(Section):
     distillation: Distillation | None = None
     amp: bool = True
     not_finite: NotFinite = NotFinite()
-    allow_changes: list[Literal[ALLOWED_CHANGES]] = []
+    allow_changes: list[AllowedChange] = []
     keep: Count = 3
     checkpoint_steps: Count = 0
     checkpoint_epochs: Positive = 1
@@ -451,10 +481,8 @@ class RunConfig(Section):
     def space(self) -> AnySpace:
         """The search space. Raises `UserError` where there is none, and before a pretrained network has been read."""
         if self.model.from_pretrained is not None:
-            return read_elastic_space(self.folder.pretrained, self.model.space or Shares())
-        if self.model.space is None:
-            raise UserError("model.space: is missing; it says what may be searched")
-        return self.model.space
+            return read_elastic_space(self.folder.pretrained, self.model.shares)
+        return self.model.dims
 
     @property
     def macs_model(self) -> MacsModel:
@@ -467,7 +495,7 @@ class RunConfig(Section):
         """The stages among `stages` whose `flag` is true."""
         return [name for name in stages if (section := getattr(self, name)) and section.flag]
 
-    def architecture(self, reference: str | Mapping | None) -> AnyArchitecture:
+    def architecture(self, reference: str | Mapping[str, Any] | None) -> AnyArchitecture:
         """The architecture that `retrain.architecture` or `test.architecture` refers to; null is `best`.
 
         Raises `UserError` if it does not exist, does not parse or does not fit

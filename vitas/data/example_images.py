@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+from vitas.costs import Array
 from vitas.errors import UserError
 
 DIGITS_SIZE = 32
@@ -24,7 +25,7 @@ FASHION_CLASSES = (
 FASHION_TRAIN_IMAGES = 60_000
 
 # Of train, val or test: images [n, H, W], uint8, their labels [n], and the numbers [n] that name their files.
-Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+Part = tuple[Array, Array, Array]
 
 
 def write_digits(folder: Path, seed: int = 0) -> None:
@@ -55,7 +56,7 @@ def write_digits(folder: Path, seed: int = 0) -> None:
     _write_folders(folder, parts, [str(digit) for digit in range(10)])
 
 
-def _enlarged(image: np.ndarray) -> np.ndarray:
+def _enlarged(image: Array) -> Array:
     pixels = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
     return np.asarray(pixels.resize((DIGITS_SIZE, DIGITS_SIZE), Image.Resampling.BICUBIC))
 
@@ -112,7 +113,7 @@ def _download_fashion(folder: Path) -> Path:
     return folder / "FashionMNIST" / "raw"
 
 
-def _read_idx(source: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_idx(source: Path, name: str) -> tuple[Array, Array]:
     """The images and labels of a part in the IDX format of MNIST."""
     arrays = []
     for kind, header in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8)):

@@ -121,7 +121,7 @@ def class_names(data_dir: str) -> list[str]:
 
 
 # For each class, its number of images and a digest of their names.
-Listing: TypeAlias = dict[str, list]
+Listing: TypeAlias = dict[str, list[int | str]]
 
 
 def listing(classes: Sequence[str], samples: Iterable[tuple[str, int]]) -> Listing:

@@ -143,7 +143,7 @@ def draw_images(
     samples = open_image_folder(data_dir).samples
     order = np.random.default_rng(seed).permutation(len(samples))
     # The first of every class, the second of every class, and so on.
-    seen: Counter = Counter()
+    seen: Counter[int] = Counter()
     turns = []
     for index in order:
         seen[samples[index][1]] += 1
@@ -189,7 +189,7 @@ def following(index: int, count: int) -> Iterator[int]:
     return ((index + step) % count for step in range(1, count))
 
 
-class _Pictures(Dataset):
+class _Pictures(Dataset[tuple[Path, Tensor | str]]):
     """Items are a path and its image uint8 [3, H, W], or the reason why it has none."""
 
     def __init__(self, paths: Sequence[Path], image_size: int, crop_fraction: float) -> None:

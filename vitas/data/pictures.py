@@ -30,7 +30,7 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 _WAITS = (0.1, 1, 5)
 
 # How viewers turn an image, by its EXIF orientation; 1 is as it is.
-_TURNS = {
+_TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -147,7 +147,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
     transform = _cmyk_to_srgb(profile) if (profile := image.info.get("icc_profile")) else None
-    return ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
+    converted = ImageCms.applyTransform(image, transform) if transform else None
+    return image.convert("RGB") if converted is None else converted
 
 
 @lru_cache(maxsize=4)

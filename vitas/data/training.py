@@ -10,7 +10,8 @@ index alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from torchvision.datasets import ImageFolder
 
 from vitas.config import RunConfig, Training
+from vitas.costs import Array
 from vitas.data.bad_images import BadImages
 from vitas.data.folders import Augmentation, TrainingData, listing
 from vitas.data.images import following, open_image_folder
@@ -32,8 +34,11 @@ from vitas.report import Report
 from vitas.seeds import stream_seed
 from vitas.slurm import signals
 
+# An image as it is on disk -> augmented and normalised [3, image_size, image_size].
+Transform: TypeAlias = Callable[[Image.Image], Tensor]
 
-def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     """Keep `bits` bits of each channel; 0 gives black, as in Pillow before 13, which now refuses 0."""
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
@@ -44,20 +49,21 @@ def _fix_posterize() -> None:
         auto_augment.NAME_TO_OP[name] = posterize
 
 
-def training_transform(augmentation: Augmentation, image_size: int, mean: list[float], std: list[float]) -> Callable:
+def training_transform(augmentation: Augmentation, image_size: int, mean: list[float], std: list[float]) -> Transform:
     """Image -> augmented, normalised image [3, image_size, image_size]. Raises `UserError` for an unknown recipe."""
     _fix_posterize()
+    (smallest, largest), (narrowest, widest) = augmentation.scale, augmentation.ratio
     try:
-        return create_transform(
+        transform: Transform = create_transform(
             image_size,
             is_training=True,
             auto_augment=augmentation.auto_augment,
-            color_jitter=augmentation.color_jitter or None,
+            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # timm knows None as well
             re_prob=augmentation.random_erasing,
             re_mode="pixel",
             hflip=augmentation.flip,
-            scale=tuple(augmentation.scale),
-            ratio=tuple(augmentation.ratio),
+            scale=(smallest, largest),
+            ratio=(narrowest, widest),
             interpolation=augmentation.interpolation,
             mean=tuple(mean),
             std=tuple(std),
@@ -66,6 +72,7 @@ def training_transform(augmentation: Augmentation, image_size: int, mean: list[f
         raise UserError(
             f"auto_augment: found {augmentation.auto_augment!r}; it must be a recipe that timm knows"
         ) from None
+    return transform
 
 
 class TrainingLoader:
@@ -126,7 +133,7 @@ class TrainingLoader:
             report,
         )
 
-    def batches(self, start: int, end: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, start: int, end: int, seed: int | None = None) -> Generator[tuple[Tensor, Tensor]]:
         """This rank's part of the batches of steps `start` to `end` - 1, counted from the start of the run.
 
         seed: of the random streams, instead of the loader's own.
@@ -155,7 +162,7 @@ class TrainingLoader:
     def _items(self, start: int, end: int, seed: int) -> Iterator[list[tuple[int, int, int]]]:
         """For each step, this rank's items: epoch, index of the image, index of the repeat."""
         part = self._world.share(self._batch_size)
-        order: np.ndarray | None = None
+        order: Array | None = None
         for step in range(start, end):
             epoch, position = divmod(step, self.steps_per_epoch)
             if order is None or position == 0:
@@ -177,14 +184,14 @@ def _collate(items: list[Item]) -> tuple[list[Tensor] | None, dict[str, str]]:
     return default_collate([(image, label) for image, label, _ in items]), bad
 
 
-class AugmentedImages(Dataset):
+class AugmentedImages(Dataset[Item]):
     """Augmented images by (epoch, index, repeat), which with the seed decide every random draw.
 
     most_bad: how many bad images in a row are passed over for the next good one of the folder, which then is
         augmented as the bad one would have been, under its own label.
     """
 
-    def __init__(self, folder: ImageFolder, transform: Callable, seed: int, most_bad: int = 0) -> None:
+    def __init__(self, folder: ImageFolder, transform: Transform, seed: int, most_bad: int = 0) -> None:
         self._folder, self._transform, self._seed, self._most_bad = folder, transform, seed, most_bad
 
     def __len__(self) -> int:
@@ -222,7 +229,7 @@ class AugmentedImages(Dataset):
         return None, -1, bad
 
 
-def _generator_states() -> tuple:
+def _generator_states() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 

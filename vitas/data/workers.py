@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from torch.utils.data import DataLoader
 
-_running: list[Iterator] = []
+_running: list[Iterator[Any]] = []
 
 
-def batches_of(loader: DataLoader) -> Iterator:
+def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
     """The batches of a loader. Its workers are gone when the last was taken, or this generator is closed."""
     batches = iter(loader)
     _running.append(batches)
@@ -35,7 +36,7 @@ def ending_workers() -> Iterator[None]:
             _end(batches)
 
 
-def _end(batches: Iterator) -> None:
+def _end(batches: Iterator[Any]) -> None:
     if batches not in _running:
         return
     _running.remove(batches)

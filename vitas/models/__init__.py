@@ -24,5 +24,6 @@ def create_model(
     An `Architecture` gives a `VisionTransformer`, a `Genotype` a `StagedTransformer`.
     """
     architecture = find_architecture(name_or_architecture)
-    kind = StagedTransformer if isinstance(architecture, Genotype) else VisionTransformer
-    return kind(architecture, num_classes, image_size, drop_path_rate)
+    if isinstance(architecture, Genotype):
+        return StagedTransformer(architecture, num_classes, image_size, drop_path_rate)
+    return VisionTransformer(architecture, num_classes, image_size, drop_path_rate)

@@ -12,6 +12,8 @@ head, D dims of a stage, R tokens along a side of the image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
@@ -137,7 +139,8 @@ class StagedTransformer(nn.Module):
         self.patch_embed = Stem(kernels[0], dims[0])
         downsamples = [Downsample(*sizes) for sizes in zip(kernels[1:], dims[:-1], dims[1:], strict=True)] + [None]
         rates = torch.linspace(0, drop_path_rate, genotype.depth, device="cpu")
-        self.layers = nn.ModuleList(
+        # torch's containers do not say what they hold.
+        self.layers: Sequence[TransformerStage] = nn.ModuleList(  # type: ignore[assignment]
             TransformerStage(dim, heads, stage.split, stage.expansion, part.tolist(), downsample)
             for dim, heads, stage, part, downsample in zip(
                 dims,

@@ -12,7 +12,7 @@ head.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple, TypeAlias
@@ -69,7 +69,9 @@ class Part(NamedTuple):
         return all(holds(outer, inner) for outer, inner in zip(other.channels, self.channels, strict=True))
 
     def gradients(self) -> Iterator[Tensor]:
-        """Views of the parameter's gradient that together make up the part's gradient."""
+        """Views of the parameter's gradient that together make up the part's; zeros where it has none yet."""
+        if self.parameter.grad is None:
+            self.parameter.grad = torch.zeros_like(self.parameter)
         for index in product(*([None] if ranges is None else ranges for ranges in self.channels)):
             yield self.parameter.grad[tuple(slice(None) if pair is None else slice(*pair) for pair in index)]
 
@@ -109,10 +111,11 @@ class SuperNet(nn.Module):
         self.scheme = SCHEMES[sharing]
         self.qkv_mode = qkv_mode
         prefix = space.prefix_tokens
-        self.stems = nn.ModuleDict(
+        # torch's containers do not say what they hold.
+        self.stems: Mapping[str, PatchStem] = nn.ModuleDict(  # type: ignore[assignment]
             {str(p): PatchStem(p, image_size, space.embed_dims[-1], prefix) for p in space.patch_sizes}
         )
-        self.blocks = nn.ModuleList(_blocks(space, qkv_mode))
+        self.blocks: Sequence[SuperBlock] = nn.ModuleList(_blocks(space, qkv_mode))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(space.embed_dims[-1])
         self.head = nn.Linear(space.embed_dims[-1], num_classes)
         init_weights(self)
@@ -178,7 +181,7 @@ class SuperNet(nn.Module):
     def _parts(self, architecture: Architecture, cut: Cut) -> Iterator[tuple[str, Part]]:
         embed = cut(architecture.embed_dim, self.space.embed_dims[-1])
         stem = self.stems[str(architecture.patch_size)]
-        if architecture.prefix_tokens:
+        if stem.cls_token is not None:
             yield "cls_token", Part(stem.cls_token, (None, None, embed))
         yield "pos_embed", Part(stem.pos_embed, (None, None, embed))
         yield from _layer_parts("patch_embed.proj", stem.patch_embed, embed)
@@ -197,7 +200,7 @@ class SuperNet(nn.Module):
         that.
         """
         sides = tuple(sides)
-        of_parameter: dict[int, dict[tuple, Part]] = {}
+        of_parameter: dict[int, dict[tuple[Channels | None, ...], Part]] = {}
         for architecture in dict.fromkeys(architectures):
             for side in sides:
                 for part in self.parts(architecture, side).values():
@@ -205,8 +208,6 @@ class SuperNet(nn.Module):
         views: list[Tensor] = []
         for parts in of_parameter.values():
             for part in parts.values():
-                if part.parameter.grad is None:
-                    part.parameter.grad = torch.zeros_like(part.parameter)
                 if not any(part.lies_in(other) for other in parts.values() if other is not part):
                     views += part.gradients()
         return views
@@ -308,8 +309,8 @@ class SuperBlock(nn.Module):
 
 
 def _layer_parts(name: str, layer: nn.Module, *channels: Channels | None) -> Iterator[tuple[str, Part]]:
-    yield f"{name}.weight", Part(layer.weight, channels)
-    yield f"{name}.bias", Part(layer.bias, channels[:1])
+    for kind, cut in (("weight", channels), ("bias", channels[:1])):
+        yield f"{name}.{kind}", Part(getattr(layer, kind), cut)
 
 
 @lru_cache(maxsize=1024)

@@ -89,8 +89,8 @@ class VisionTransformer(nn.Module):
             for block, rate in zip(architecture.blocks, rates, strict=False)
             if not block.is_identity
         )
-        self.norm = nn.LayerNorm(dim, eps=LAST_NORM_EPS[architecture.family])
-        self.head = nn.Linear(dim, num_classes)
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=LAST_NORM_EPS[architecture.family])
+        self.head: nn.Module = nn.Linear(dim, num_classes)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:

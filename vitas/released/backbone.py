@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from vitas.architecture import IDENTITY, MAX_BLOCKS, Architecture, Block, check_block_count
 from vitas.errors import UserError, is_integer
 from vitas.space import SearchSpace
 
 
-def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, int]:
+def read_model(section: Mapping[str, Any], where: str = "model") -> tuple[Architecture, int]:
     """The architecture and class count of a released YAML's `model` section.
 
     section: its backbone holds the dims of the architecture; or, with `net_id`,
@@ -58,7 +59,7 @@ def read_model(section: Mapping, where: str = "model") -> tuple[Architecture, in
     )
 
 
-def read_space(section: Mapping, widths: object, where: str = "model") -> tuple[dict, int]:
+def read_space(section: Mapping[str, Any], widths: object, where: str = "model") -> tuple[dict[str, Any], int]:
     """The fields of a `SearchSpace` and the class count, from a section whose backbone holds maxima."""
     patches, dim, block, classifier = _rows(section, where)
     space = {
@@ -75,7 +76,7 @@ def read_space(section: Mapping, widths: object, where: str = "model") -> tuple[
     return space, read_classes(section, where)
 
 
-def _concrete(section: Mapping, where: str) -> Architecture:
+def _concrete(section: Mapping[str, Any], where: str) -> Architecture:
     patches, dim, block, classifier = _rows(section, where)
     if len(patches) > 1 or len(block[2]) > 1 or "id" in block[8]:
         raise UserError(f"{where}.net_id: is missing; the rows of {where}.backbone leave a choice")
@@ -90,7 +91,7 @@ _ROW = "[repeat, input dim, heads or patch sizes, qkv rows, attention out, MLP h
 _OPS = {"init_stem": [["Patch_init"]], "Block": [["Block", "id"], ["Block"]], "Norm": [["Norm"]], "FC": [["FC"]]}
 
 
-def _rows(section: Mapping, where: str) -> tuple[list[int], int, list, str]:
+def _rows(section: Mapping[str, Any], where: str) -> tuple[list[int], int, list[Any], str]:
     """Patch sizes, embedding dim, the row Block, and what the classifier reads."""
     stem, block, norm = (_row(section, where, name) for name in ("init_stem", "Block", "Norm"))
     backbone = f"{where}.backbone"
@@ -115,7 +116,7 @@ def read_classes(section: object, where: str) -> int:
     return _integer(_row(section, where, "FC")[4], f"{where}.backbone.FC", 4)
 
 
-def _row(section: object, where: str, name: str) -> list:
+def _row(section: object, where: str, name: str) -> list[Any]:
     backbone = section.get("backbone") if isinstance(section, Mapping) else None
     if not isinstance(backbone, Mapping):
         raise UserError(f"{where}.backbone: found {backbone!r}; it must map {', '.join(_OPS)} to rows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vitas.errors import UserError
 from vitas.files import apply_override, parse_configuration
@@ -23,7 +24,7 @@ class Configuration:
     without_effect: released keys without effect here, with the reason ("" if obvious).
     """
 
-    data: dict
+    data: dict[str, Any]
     origin: Mapping[str, str] = field(default_factory=dict)
     without_effect: Mapping[str, str] = field(default_factory=dict)
 
@@ -41,7 +42,7 @@ class Configuration:
 
     def in_its_words(self, message: str) -> str:
         """A message that begins with one of our keys, with the key that the released file has for it put in front."""
-        key = re.match(r"[\w.]*", message)[0]
+        key = re.split(r"[^\w.]", message, maxsplit=1)[0]
         parts = key.split(".")
         for end in range(len(parts), 0, -1):
             origin = self.origin.get(".".join(parts[:end]))

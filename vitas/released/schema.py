@@ -11,14 +11,17 @@ import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any, TypeVar
 
 from vitas.config_section import leaves
 from vitas.errors import UserError, is_integer
 from vitas.released.backbone import read_classes, read_model, read_space
 from vitas.space import SearchSpace
 
+Entry = TypeVar("Entry")
+
 SHARING = {"BCNet": "bilateral", "AutoSlim": "ordinal"}
-AUGMENTATION = {
+AUGMENTATION: dict[str, dict[str, str | float | None]] = {
     "deit": {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4},
     "deit_xaa_xcj": {"auto_augment": None, "color_jitter": 0.0},
 }
@@ -81,7 +84,7 @@ class Converted:
     config: our schema, as plain data.
     """
 
-    config: dict = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     without_effect: dict[str, str] = field(default_factory=dict)
 
@@ -95,7 +98,7 @@ class Converted:
         self.origin[key] = origin
 
 
-def convert(data: Mapping) -> Converted:
+def convert(data: Mapping[str, Any]) -> Converted:
     """Convert a released configuration. Raises `UserError`, beginning with the key, for what cannot be converted."""
     old = _Released(data)
     old.refuse_misspelled_keys()
@@ -123,14 +126,14 @@ def convert(data: Mapping) -> Converted:
 class _Released:
     """A released configuration that is being converted, and the result so far, `new`."""
 
-    def __init__(self, data: Mapping) -> None:
+    def __init__(self, data: Mapping[str, Any]) -> None:
         self.leaves = dict(leaves(data))
         self._data = data
         self._seen: set[str] = set()
         self.new = Converted()
 
-    def given(self, key: str) -> object:
-        """The value of a dotted key; None if it is missing."""
+    def given(self, key: str) -> Any:
+        """The value of a dotted key, unchecked; None if it is missing."""
         value: object = self._data
         for part in key.split("."):
             if not isinstance(value, Mapping) or part not in value:
@@ -139,7 +142,7 @@ class _Released:
         self._seen.add(key)
         return value
 
-    def needed(self, key: str) -> object:
+    def needed(self, key: str) -> Any:
         value = self.given(key)
         if value is None:
             raise UserError(f"{key}: is missing")
@@ -151,7 +154,7 @@ class _Released:
         if value is not None:
             self.new.put(ours, meaning(value), key)
 
-    def chosen(self, key: str, among: Mapping) -> object:
+    def chosen(self, key: str, among: Mapping[Any, Entry]) -> Entry:
         """The entry of `among` that a key's value selects. Raises `UserError` for any other value."""
         value = self.given(key)
         if not isinstance(value, Hashable) or value not in among:
@@ -212,7 +215,7 @@ def _carry_model(old: _Released) -> None:
     old.new.put("model.num_classes", count, f"{where}.backbone.FC")
 
 
-def _mistake_in(space: Mapping) -> str | None:
+def _mistake_in(space: Mapping[str, Any]) -> str | None:
     """Why these fields do not make a `SearchSpace`; None if they do, or if a field has a wrong type."""
     try:
         SearchSpace(**space)
@@ -224,7 +227,7 @@ def _mistake_in(space: Mapping) -> str | None:
     return None
 
 
-def _agreed(old: _Released, name: str, among: Mapping | None = None) -> tuple[str, object] | None:
+def _agreed(old: _Released, name: str, among: Mapping[str, object] | None = None) -> tuple[str, Any] | None:
     """The key and value that search and sample agree on; None if neither has it. Raises `UserError` if they differ."""
     found = {}
     for key in (f"search.strategy.kwargs.{name}", f"sample.sampler.kwargs.{name}"):
@@ -322,9 +325,9 @@ def _carry_sample(old: _Released) -> None:
         _carry_random_search(old)
     else:
         old.carry(f"{sampler}.n_gens", "sample.generations")
-    name = old.given("sample.strategy.load_name")
-    if isinstance(name, str) and (ours := _checkpoint_name(name, old.given("search.strategy.max_epochs"))):
-        old.new.put("sample.load_name", ours, "sample.strategy.load_name")
+    load_name = old.given("sample.strategy.load_name")
+    if isinstance(load_name, str) and (file := _checkpoint_name(load_name, old.given("search.strategy.max_epochs"))):
+        old.new.put("sample.load_name", file, "sample.strategy.load_name")
     if old.given(f"{sampler}.init_pop") is False:
         raise UserError(f"{sampler}.init_pop: found False; it must be True: evolution starts with a random population")
     old.ignore(f"{sampler}.init_pop", "evolution always starts with a random population")

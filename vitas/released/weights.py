@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from vitas.architecture import Architecture
 from vitas.errors import UserError
+
+# A tensor; nothing here computes with one.
+Weight = TypeVar("Weight")
 
 PREFIX = "module.net."
 
@@ -16,12 +20,12 @@ _HEAD = "backbone_FC_FC_0.0.module.0."
 _BLOCK = re.compile(r"backbone_Block_Block_(\d+)\.0\.(.+)$")
 
 
-def is_released(keys) -> bool:
+def is_released(keys: Iterable[str]) -> bool:
     """Whether the keys of a checkpoint are those of the released files."""
     return any(key.startswith(PREFIX) for key in keys)
 
 
-def rename_keys(state: Mapping) -> dict:
+def rename_keys(state: Mapping[str, Weight]) -> dict[str, Weight]:
     """Rename a released state dict to the names of `vitas.VisionTransformer`.
 
     Released names count positions, identities included; ours count blocks.
@@ -44,7 +48,7 @@ def rename_keys(state: Mapping) -> dict:
     return ours
 
 
-def released_keys(state: Mapping, architecture: Architecture) -> dict:
+def released_keys(state: Mapping[str, Weight], architecture: Architecture) -> dict[str, Weight]:
     """Rename a state dict of `vitas.VisionTransformer` to the released names, in its order: inverts `rename_keys`.
 
     architecture: the network's; its identities determine the position of each block.

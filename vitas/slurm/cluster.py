@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -87,7 +87,7 @@ class Cluster(Section):
         return str(value)
 
 
-def load_cluster(path: Path | None = None, given: Mapping[str, object] | None = None) -> Cluster:
+def load_cluster(path: Path | None = None, given: Mapping[str, Any] | None = None) -> Cluster:
     """The settings of a cluster file (default `configs/cluster.yaml`), overridden by `given`. Raises `UserError`."""
     file = path or CLUSTER_FILE
     data = read_yaml(file) if path or file.exists() else None
@@ -129,20 +129,20 @@ def fill_in(cluster: Cluster, stage: str) -> Cluster:
     most_nodes = max(partition.nodes for partition in partitions)
     most_gpus = max(partition.gpus for partition in partitions)
     most_cpus = max(partition.cpus for partition in partitions)
-    names = ",".join(partition.name for partition in partitions)
+    asked = ",".join(partition.name for partition in partitions)
     nodes = cluster.nodes or min(STAGES[stage].nodes, most_nodes)
     gpus = most_gpus if cluster.gpus_per_node is None else cluster.gpus_per_node
     tasks = cluster.tasks_per_node or max(gpus, 1)
     cpus = cluster.cpus_per_task or max(1, min(4, most_cpus // tasks))
     if nodes > most_nodes:
-        raise UserError(f"nodes: found {nodes}; partition {names} has {most_nodes} (-N, or {_where()})")
+        raise UserError(f"nodes: found {nodes}; partition {asked} has {most_nodes} (-N, or {_where()})")
     if gpus > most_gpus:
         raise UserError(
-            f"gpus_per_node: found {gpus}; a node of partition {names} has {most_gpus} (--gpus-per-node, or {_where()})"
+            f"gpus_per_node: found {gpus}; a node of partition {asked} has {most_gpus} (--gpus-per-node, or {_where()})"
         )
     if tasks * cpus > most_cpus:
         raise UserError(
-            f"cpus_per_task: found {cpus}, for {tasks} processes; a node of partition {names} has {most_cpus} "
+            f"cpus_per_task: found {cpus}, for {tasks} processes; a node of partition {asked} has {most_cpus} "
             f"processors (-c, or {_where()})"
         )
     return cluster.model_copy(

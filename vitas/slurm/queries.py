@@ -88,8 +88,8 @@ class TimeLimit:
 def time_limit(job: str) -> TimeLimit | None:
     """A job's time limit; None for a job without one. Raises `SlurmError`."""
     left, _, whole = output("squeue", "-h", "-j", job, "-o", "%L|%l").strip().partition("|")
-    seconds = [_seconds(text) for text in (left, whole)]
-    return None if None in seconds else TimeLimit(*seconds)
+    seconds = [number for text in (left, whole) if (number := _seconds(text)) is not None]
+    return TimeLimit(*seconds) if len(seconds) == 2 else None
 
 
 @dataclass(frozen=True)

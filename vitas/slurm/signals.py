@@ -70,6 +70,9 @@ def guard(check: Callable[[], None] | None) -> None:
     None stops that.
     """
     global _guard
+    if check is None:
+        _guard = None
+        return
     last = time.monotonic()
 
     def every_few_seconds() -> None:
@@ -78,7 +81,7 @@ def guard(check: Callable[[], None] | None) -> None:
             check()
             last = time.monotonic()
 
-    _guard = every_few_seconds if check else None
+    _guard = every_few_seconds
 
 
 def stop_code() -> int:

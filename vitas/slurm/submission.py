@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -81,7 +82,7 @@ def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
     return Submitted(job, handle.job_id, handle.paths.stdout)
 
 
-def _run(*arguments: object) -> None:
+def _run(*arguments: Any) -> None:
     """What submitit calls in the job; the job ends with the program's exit code."""
     with exit_on_user_error():
         code = supervise(*arguments)
@@ -152,7 +153,8 @@ def _sbatch_message(error: Exception) -> str:
 def follow(submitted: Submitted) -> bool:
     """Print a job's log as it grows, across requeues, until the job ends. Returns whether it succeeded."""
     position = 0
-    state = last_state = "PENDING"
+    last_state = "PENDING"
+    state: str | None = last_state
     while True:
         # Slurm's controller may be busy or restarting.
         with suppress(queries.SlurmError):

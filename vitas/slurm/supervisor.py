@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from vitas.errors import MISTAKE, UserError, exit_on_user_error, require_one_line
 from vitas.files import Journal, read_text, write_text
@@ -40,6 +41,9 @@ _OF_LAUNCHER = frozenset(
 MOST_DEATHS_IN_PLACE = 3
 # Seconds to wait after each question that Slurm does not answer.
 SLURM_RETRIES = (1, 5, 15, 30, 60)
+
+
+Answer = TypeVar("Answer")
 
 
 def supervise(
@@ -166,7 +170,7 @@ def _requeue(job: str, run: RunFolder, folder: Path, stopped: bool, max_requeues
     return code
 
 
-def ask_patiently(ask: Callable[[], object]) -> object:
+def ask_patiently(ask: Callable[[], Answer]) -> Answer:
     """Call `ask`, and again for two minutes while Slurm does not answer. Raises its last `SlurmError`.
 
     After the loss of a node, Slurm's controller may be busy for a while, or restart.
@@ -194,7 +198,7 @@ def _without_launcher(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _read_outcome(path: Path) -> dict | None:
+def _read_outcome(path: Path) -> dict[str, Any] | None:
     try:
         outcome = json.loads(path.read_text())
         # A rank that was ended while it wrote leaves less.
@@ -205,7 +209,7 @@ def _read_outcome(path: Path) -> dict | None:
         path.unlink(missing_ok=True)
 
 
-def _print_rank_errors(folder: Path, sizes_before: dict[Path, int], outcome: dict | None) -> None:
+def _print_rank_errors(folder: Path, sizes_before: dict[Path, int], outcome: dict[str, Any] | None) -> None:
     """Print why ranks ended into the job's log, and remove empty error files."""
     if outcome:
         print(outcome["message"], file=sys.stderr, flush=True)
