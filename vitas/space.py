@@ -312,7 +312,7 @@ class SearchSpace:
         """
         return self._rearrangements(genome, np.array(blocks, dtype=np.int64)[None]).reshape(genome.shape)
 
-    def _rearrangements(self, genome: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    def _rearrangements(self, genome: Array, blocks: Array) -> Array:
         """As `rearranged`, for several lists of positions [count, blocks]: genomes [count, genes]."""
         result = np.repeat(genome[None], len(blocks), axis=0)
         old, new = self.columns(genome), self.columns(result)
