@@ -20,9 +20,11 @@ from vitas.importance import score_parts
 from vitas.pretrained import Images, as_checkpoint, load_pretrained
 from vitas.pruning import prune
 
-# 115 epochs of subnets that cost 2.57M on average (search/seen.yaml), and 2 of each of the three networks: as many
-# multiply-adds as 48 epochs of each of these.
-SUPERNET_EPOCHS, TUNE_EPOCHS = 115, 2
+# As many multiply-adds as 48 epochs of each of the three networks, 4.6e12 (a step takes three times a forward pass): 90
+# epochs of subnets that cost 2.57M on average (search/seen.yaml), 3.5e12; scores of about 220 subnets on 1,000 images
+# and of the best 60 on 3,000, 1.0e12; and 2 epochs of each of the three networks that are found.
+SUPERNET_EPOCHS, TUNE_EPOCHS = 90, 2
+SCORED_BY = 3_000
 # Weights that are trained already want a smaller rate than pruned ones.
 TUNE_LR = 3e-4
 # The search from scratch: a space around the budgets, the default search, and the share of its training.
@@ -136,7 +138,9 @@ def elastic(setting: Setting) -> list[dict]:
         search(config, WORLD)
     lines = []
     for budget in BUDGETS:
-        sampling = {"budget": setting.budget(budget)} | EVOLUTION
+        data = {"data": setting.few("val", SCORED_BY)}
+        race = {"race": {"images": 1 / 3, "keep": 0.25}}
+        sampling = {"budget": setting.budget(budget)} | EVOLUTION | race | data
         own = setting.run_config(run, model, search=searching, sample=sampling, test={"from_supernet": True})
         with stopwatch() as sampled:
             sample(own, WORLD)

@@ -84,16 +84,25 @@ class Setting:
     def write_images(self) -> None:
         """Write all images, and the links to those that this seed's trainings see, once."""
         write_fashion(self.folder / "all", train=50_000, val=10_000)
-        few = Path(self.train_data["data_dir"])
+        self._link("train", TRAIN_IMAGES, Path(self.train_data["data_dir"]))
+
+    def few(self, part: str, count: int) -> dict:
+        """The `data` section of so many images of a part, as many of each class, to measure on."""
+        folder = self.folder / f"{part}-{count}-{self.seed}"
+        self._link(part, count, folder)
+        return self.data(part) | {"data_dir": str(folder)}
+
+    def _link(self, part: str, count: int, few: Path) -> None:
+        """Make a folder of links to random images of a part, as many of each class."""
         if few.exists():
             return
         unfinished = few.with_name(f".{few.name}.{os.getpid()}")
         rng = np.random.default_rng(self.seed)
-        classes = sorted((self.folder / "all" / "train").iterdir())
+        classes = sorted((self.folder / "all" / part).iterdir())
         for folder in classes:
             (unfinished / folder.name).mkdir(parents=True)
             names = sorted(path.name for path in folder.iterdir())
-            for name in rng.choice(names, TRAIN_IMAGES // len(classes), replace=False):
+            for name in rng.choice(names, count // len(classes), replace=False):
                 (unfinished / folder.name / name).symlink_to(folder.resolve() / name)
         # Another process may have been first.
         with suppress(OSError):
