@@ -20,8 +20,11 @@ from vitas.supernet_folder import ABOUT, Member, front_of, require_one_network, 
 
 def supernet_checkpoint(config: RunConfig) -> Path:
     """The checkpoint that `sample` takes too. Raises `UserError` where there is none."""
-    load_name = config.sample.load_name if config.sample else None
-    return CheckpointFolder(config.folder.checkpoints("search")).resolve(load_name)
+    return CheckpointFolder(config.folder.checkpoints("search")).resolve(_load_name(config))
+
+
+def _load_name(config: RunConfig) -> str | None:
+    return config.sample.load_name if config.sample else None
 
 
 def trained_supernet(config: RunConfig, weights: str) -> tuple[SuperNet, dict]:
@@ -29,8 +32,7 @@ def trained_supernet(config: RunConfig, weights: str) -> tuple[SuperNet, dict]:
 
     Raises `UserError` where there is none, and where a subnet is more than one network.
     """
-    load_name = config.sample.load_name if config.sample else None
-    path, state = CheckpointFolder(config.folder.checkpoints("search")).read(load_name)
+    path, state = CheckpointFolder(config.folder.checkpoints("search")).read(_load_name(config))
     supernet = SuperNet.of(config)
     require_one_network(supernet)
     checkpoint.load_state(supernet, state, path, weights)

@@ -34,6 +34,8 @@ def test(config: RunConfig, world: World) -> None:
         and not settings.from_supernet
         and (settings.start is None or folder.epoch_of(paths[0]) is None)
     )
+    if by_preference:
+        report.line(*folder.passed_over())
     others = ", ".join(path.name for path in folder.candidates()[1:]) if by_preference else ""
     if others:
         report.line(f"takes {paths[0].name}; there are {others} too, which test.load_name chooses")

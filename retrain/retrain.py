@@ -131,6 +131,7 @@ def inherit(network: VisionTransformer, config: RunConfig, report: Report) -> No
     """Load the weights that the run's trained supernet has for a network."""
     inherited, path = _inherited(network, config)
     network.load_state_dict(inherited.state_dict())
+    report.line(*CheckpointFolder(config.folder.checkpoints("search")).passed_over())
     report.line(f"starts from the weights of {shown_path(path)}")
 
 

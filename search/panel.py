@@ -56,6 +56,7 @@ class Panel:
             "scores of the panel",
             report,
             world,
+            unsaid={SET_OF_IMAGES},
         )
 
     def after_epoch(self, epoch: int, network: nn.Module) -> str | None:

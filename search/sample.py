@@ -45,7 +45,10 @@ def sample(config: RunConfig, world: World) -> None:
     """
     settings, space, budget = config.sample, config.space, config.sample.budget
     report = Report("sample", config.folder, world)
-    path, state = CheckpointFolder(config.folder.checkpoints("search")).read(settings.load_name)
+    checkpoints = CheckpointFolder(config.folder.checkpoints("search"))
+    path, state = checkpoints.read(settings.load_name)
+    if settings.load_name is None:
+        report.line(*checkpoints.passed_over())
     supernet = build_supernet(config, world).eval()
     checkpoint.load_state(supernet, state, path, settings.weights)
     model = config.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ class MeasurementJournal(Generic[Candidate, Value]):
     read: record -> (candidate, value). Raises `UserError` for a record that `write` does not write.
     write: (candidate, value) -> record.
     noun: what to call the values in messages, e.g. "scores".
+    unsaid: names in `origin` that files of earlier versions do not have.
 
     known: the values by candidate.
 
@@ -56,6 +57,7 @@ class MeasurementJournal(Generic[Candidate, Value]):
         noun: str,
         report: Report,
         world: World,
+        unsaid: Collection[str] = (),
     ) -> None:
         self._write, self._noun, self._report, self._world = write, noun, report, world
         self._file = Journal(path) if world.is_main else None
@@ -64,8 +66,7 @@ class MeasurementJournal(Generic[Candidate, Value]):
             if self._file:
                 self._file.append(origin)
         else:
-            # A journal of an earlier version does not say this.
-            origin = {name: value for name, value in origin.items() if name != SET_OF_IMAGES or name in lines[0]}
+            origin = {name: value for name, value in origin.items() if name not in unsaid or name in lines[0]}
         if lines and lines[0] != origin:
             differing = [name for name in {**origin, **lines[0]} if origin.get(name) != lines[0].get(name)]
             raise UserError(
@@ -217,6 +218,7 @@ class SupernetScorer:
             "scores",
             report,
             world,
+            unsaid={SET_OF_IMAGES},
         )
         self._known: dict[Architecture, SubnetScore] = {}
         self.best_top1 = 0.0

@@ -24,7 +24,7 @@ class Report:
 
     stage: its name, the prefix of every line and tag.
     folder: the run's folder, where the stage has its log and events.
-    bad_images: the file that names the bad images it finds.
+    bad_images, bad_steps: the files that name what it left out.
     """
 
     def __init__(self, stage: str, folder: RunFolder, world: World) -> None:
@@ -33,23 +33,22 @@ class Report:
         self._console = Console()
         self._bar: Progress | None = None
         self._log = folder.log(stage, queries.job_id())
-        self.bad_images = folder.bad_images(stage)
+        self.bad_images, self.bad_steps = folder.bad_images(stage), folder.bad_steps(stage)
         self._events = folder.events(stage)
         self._writer: SummaryWriter | None = None
         self._lacks_room = False
         if self._is_main:
             self._log.parent.mkdir(parents=True, exist_ok=True)
 
-    def line(self, text: str) -> None:
-        """Print a line to the log file and to the console (above the bar, if there is one)."""
-        if not self._is_main:
-            return
-        stamped = self._write_log(text)
-        if self._console.is_terminal:
-            self._console.print(f"[bold]{self.stage}[/bold]: ", end="")
-            self._console.print(text, markup=False, highlight=False)
-        else:
-            print(stamped, flush=True)
+    def line(self, *texts: str) -> None:
+        """Print lines to the log file and to the console (above the bar, if there is one)."""
+        for text in texts if self._is_main else ():
+            stamped = self._write_log(text)
+            if self._console.is_terminal:
+                self._console.print(f"[bold]{self.stage}[/bold]: ", end="")
+                self._console.print(text, markup=False, highlight=False)
+            else:
+                print(stamped, flush=True)
 
     def line_of_any_rank(self, text: str) -> None:
         """`line` for what one rank alone knows: other ranks than 0 report it too."""

@@ -95,8 +95,7 @@ class TrainingState:
             try:
                 checkpoints.tidy()
                 path = checkpoints.newest()
-                for line in checkpoints.passed_over():
-                    self._report.line(line)
+                self._report.line(*checkpoints.passed_over())
             except UserError as error:
                 mistake = str(error)
         path, mistake = broadcast((path, mistake), world)
@@ -108,12 +107,29 @@ class TrainingState:
         if not isinstance(state.get("recipe"), Mapping):
             raise UserError(f"{path} is not a checkpoint of this program; move it away, or choose another save_path")
         try:
+            start = self._start(state)
             self._take_changes(state, path)
-            return self._load(state)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            self._load(state)
+        except UserError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint of this training ({_first_line(error)})") from None
+        return start
 
-    def _load(self, state: Mapping[str, Any]) -> int:
+    def _start(self, state: Mapping[str, Any]) -> int:
+        """The step that a checkpoint leads to."""
+        step = state["step"]
+        per_epoch: int = state["recipe"].get("steps_per_epoch", self._per_epoch)
+        total = self._settings.epochs * per_epoch
+        if not is_integer(step) or not 0 <= step <= total:
+            raise KeyError(f"its step is {step!r}, of {total}")
+        if per_epoch == self._per_epoch:
+            return step
+        # Other images, and so many, that an epoch has other steps: it begins at the same part of an epoch.
+        epoch, within = divmod(step, per_epoch)
+        return epoch * self._per_epoch + within * self._per_epoch // per_epoch
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         # Those of the checkpoint may have been changed since; the scheduler sets the rate anew in every step.
@@ -126,22 +142,12 @@ class TrainingState:
             if name in state:
                 part.load_state_dict(state[name])
         self.returns = state.get("returns", 0)
-        total = self._settings.epochs * self._per_epoch
-        step = state["step"]
-        per_epoch: int = state["recipe"].get("steps_per_epoch", self._per_epoch)
-        if not is_integer(step) or not 0 <= step <= self._settings.epochs * per_epoch:
-            raise KeyError(f"its step is {step!r}, of {total}")
-        if per_epoch == self._per_epoch:
-            return step
-        # Other images, and so many, that an epoch has other steps: it begins at the same part of an epoch.
-        epoch, within = divmod(step, per_epoch)
-        return epoch * self._per_epoch + within * self._per_epoch // per_epoch
 
     def _take_changes(self, state: Mapping[str, Any], path: Path) -> None:
         """Compare a checkpoint's recipe and images with ours; `allow_changes` must have what differs, or it raises."""
         stage, allowed, recipe = self._report.stage, self._settings.allow_changes, state["recipe"]
         self._changes = list(state.get("changes", []))
-        step = state.get("step")
+        step = state["step"]
         # Checkpoints of earlier versions do not say which images they have seen.
         before = state.get("listing", self._listing)
         if before != self._listing:

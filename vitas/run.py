@@ -111,6 +111,10 @@ class RunFolder:
         """The bad images that a stage, or another of the same folder, has found; one a line, with the reason."""
         return self.root / _home(stage) / "bad_images.txt"
 
+    def bad_steps(self, stage: str) -> Path:
+        """The steps of a stage whose gradients were not finite."""
+        return self.root / _home(stage) / "bad_steps.txt"
+
     def lock(self, program: str) -> Path:
         """The lock file: one process or job at a time writes for a program."""
         return self.root / _home(program) / f"{program}.lock"

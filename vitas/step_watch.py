@@ -11,7 +11,6 @@ random draws, a bounded number of times.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ class StepWatch:
 
     optimizer: a fused one, which does that for a `found_inf` on its device.
     settings: `clip_grad`, `log_steps` and `not_finite`.
-    describe: (step) -> what the step trained, in words, for `path`, to which a line is added for each bad step.
+    describe: (step) -> what the step trained, in words, for `report.bad_steps`, which gets a line for each bad step.
     """
 
     def __init__(
@@ -38,12 +37,11 @@ class StepWatch:
         optimizer: torch.optim.Optimizer,
         settings: Training,
         describe: Callable[[int], str],
-        path: Path,
         report: Report,
         world: World,
     ) -> None:
         self._optimizer, self._settings, self._describe = optimizer, settings, describe
-        self._path, self._report, self._world = path, report, world
+        self._path, self._report, self._world = report.bad_steps, report, world
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # One flag for each step since the last review, which is at most `log_steps` ago.
         self._flags = torch.zeros(settings.log_steps, device=world.device)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,8 +101,7 @@ def train(
             f"{report.stage}.batch_size: found {settings.batch_size}, which gives {world.size} processes "
             f"{settings.batch_size // world.size} images each; mixup and cutmix pair images, so that must be even"
         )
-    bad_steps = checkpoints.folder.with_name("bad_steps.txt")
-    watch = StepWatch(optimizer, settings, task.describe, bad_steps, report, world)
+    watch = StepWatch(optimizer, settings, task.describe, report, world)
     states = {**task.states, "watch": watch}
     state = TrainingState(
         task.model, ema, optimizer, states, task.about, settings, per_epoch, loader.listing, seed, report
@@ -183,7 +181,7 @@ def train(
             done = train_from(start)
             break
         except Diverged as error:
-            start = _go_back(state, checkpoints, settings, str(error), bad_steps, report, world)
+            start = _go_back(state, checkpoints, settings, str(error), report, world)
     # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
     return done
@@ -206,7 +204,6 @@ def _go_back(
     checkpoints: CheckpointFolder,
     settings: Training,
     why: str,
-    bad_steps: Path,
     report: Report,
     world: World,
 ) -> int:
@@ -223,8 +220,9 @@ def _go_back(
         raise UserError(f"{why}, and there is no checkpoint to go back to; train {advice}")
     if returns > settings.not_finite.returns:
         raise UserError(
-            f"{why}, also after {settings.not_finite.returns} returns to a checkpoint; {shown_path(bad_steps)} has the "
-            f"steps. {shown_path(newest)} is whole: go on from it {advice}, and {stage}.allow_changes=[lr, clip_grad]"
+            f"{why}, also after {settings.not_finite.returns} returns to a checkpoint; the steps are in "
+            f"{shown_path(report.bad_steps)}. {shown_path(newest)} is whole: go on from it {advice}, and "
+            f"{stage}.allow_changes=[lr, clip_grad]"
         )
     start = state.resume(checkpoints, world)
     state.returns = returns
@@ -233,7 +231,7 @@ def _go_back(
 
 
 def _optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
-    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    exempt: set[str] = model.no_weight_decay()  # type: ignore[operator]  # every network here has it
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim > 1 and name not in exempt]
     others = [p for name, p in named if p.ndim <= 1 or name in exempt]

@@ -17,7 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -97,35 +98,47 @@ def flips_and_resume(target: Target, share: float) -> Count:
     return count
 
 
+@contextmanager
+def own_disk(target: Target, stage: str, room: int) -> Iterator[None]:
+    """Within it, the run lies on a file system of its own, with so many bytes beside those that are there."""
+    target.reset(stage)
+    size = sum(path.stat().st_size for path in target.run.rglob("*") if path.is_file())
+    kept = target.folder / "kept"
+    target.run.rename(kept) if target.run.exists() else kept.mkdir()
+    target.run.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size + room}", "none", target.run]
+    subprocess.run(mount, check=True)
+    try:
+        # What does not fit is missing, as on a disk that filled up before.
+        subprocess.run(["cp", "-a", f"{kept}/.", target.run], check=False, stderr=subprocess.DEVNULL)
+        yield
+    finally:
+        subprocess.run(["umount", target.run], check=True)
+        subprocess.run(["rm", "-rf", kept], check=True)
+
+
+def judge_disk(target: Target, stage: str, code: int | None, output: str, mend: str, count: Count) -> None:
+    """Count the end of a start on a disk that failed; then mend the disk, and judge the next start."""
+    count.injected += 1
+    if "Traceback" in output or code != 2:
+        count.tracebacks += 1
+        count.note(f"{stage}: {code} {output[-1500:]}")
+    subprocess.run(["mount", "-o", f"remount,{mend}", target.run], check=True)
+    again = target.start(stage)
+    count.seconds.append(again.seconds)
+    judge(again, target, stage, count)
+
+
 def full_disks(target: Target, share: float) -> Count:
     """A run on a file system that fills up: one message with the file, and after room is made the undisturbed end."""
     count, rng = Count(), random.Random(2)
     for stage in ("search", "retrain", "sample"):
         for _ in range(max(2, int(15 * share))):
-            target.reset(stage)
-            size = sum(path.stat().st_size for path in target.run.rglob("*") if path.is_file())
-            kept = target.folder / "kept"
-            target.run.rename(kept) if target.run.exists() else kept.mkdir()
-            target.run.mkdir(exist_ok=True)
-            room = size + rng.randrange(8_000, 1_500_000)
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "none", target.run], check=True)
-            try:
-                subprocess.run(["cp", "-a", f"{kept}/.", target.run], check=False, stderr=subprocess.DEVNULL)
+            with own_disk(target, stage, rng.randrange(8_000, 1_500_000)):
                 end = target.start(stage)
-                if end.code == 0:
-                    # It had room enough.
-                    continue
-                count.injected += 1
-                if end.has_traceback or end.is_hung or end.code != 2:
-                    count.tracebacks += 1
-                    count.note(f"{stage} with {room} bytes: {end.code} {end.output[-1500:]}")
-                subprocess.run(["mount", "-o", "remount,size=100m", target.run], check=True)
-                again = target.start(stage)
-                count.seconds.append(again.seconds)
-                judge(again, target, stage, count)
-            finally:
-                subprocess.run(["umount", target.run], check=True)
-                subprocess.run(["rm", "-rf", kept], check=True)
+                # Else it had room enough.
+                if end.code != 0:
+                    judge_disk(target, stage, end.code, end.output, "size=100m", count)
     return count
 
 
@@ -134,33 +147,17 @@ def read_only_disks(target: Target, share: float) -> Count:
     count, rng = Count(), random.Random(3)
     for stage in ("search", "retrain", "sample"):
         for _ in range(max(2, int(10 * share))):
-            target.reset(stage)
-            kept = target.folder / "kept"
-            target.run.rename(kept) if target.run.exists() else kept.mkdir()
-            target.run.mkdir(exist_ok=True)
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "none", target.run], check=True)
-            try:
-                subprocess.run(["cp", "-a", f"{kept}/.", target.run], check=True)
+            with own_disk(target, stage, 100_000_000):
                 pid = target.fork(stage)
                 time.sleep(rng.uniform(0.2, 0.8))
                 # Refused while a file is open for writing.
                 while subprocess.run(["mount", "-o", "remount,ro", target.run], capture_output=True).returncode:
                     time.sleep(0.001)
-                code = target.wait(pid)
-                output = target.output(pid)
-                subprocess.run(["mount", "-o", "remount,rw", target.run], check=True)
+                code, output = target.wait(pid), target.output(pid)
                 if code == 0:
-                    continue
-                count.injected += 1
-                if "Traceback" in output or code not in (1, 2):
-                    count.tracebacks += 1
-                    count.note(f"{stage}: {code} {output[-1500:]}")
-                again = target.start(stage)
-                count.seconds.append(again.seconds)
-                judge(again, target, stage, count)
-            finally:
-                subprocess.run(["umount", target.run], check=True)
-                subprocess.run(["rm", "-rf", kept], check=True)
+                    subprocess.run(["mount", "-o", "remount,rw", target.run], check=True)
+                else:
+                    judge_disk(target, stage, code, output, "rw", count)
     return count
 
 

@@ -224,6 +224,16 @@ def test_images_that_moved_are_the_same(path, own_digits, tmp_path) -> None:
     train_on(path, own_digits.rename(tmp_path / "moved"), "retrain.epochs=2")
 
 
+def test_a_checkpoint_of_another_optimizer_is_refused_by_file(path) -> None:
+    config = train(path, f"retrain.architecture={TEXT}")
+    last = CheckpointFolder(config.folder.checkpoints("retrain")).resolve()
+    state = read(last)
+    state["optimizer"]["param_groups"][0]["params"].pop()
+    write(state, last)
+    with pytest.raises(UserError, match=r"epoch_1.*not a checkpoint of this training"):
+        train(path, f"retrain.architecture={TEXT}")
+
+
 @pytest.mark.parametrize("step", [-5, 10**9, "3", None, 2.5])
 def test_a_checkpoint_of_an_impossible_step_is_refused_by_file(path, step) -> None:
     config = train(path, f"retrain.architecture={TEXT}")

@@ -1,6 +1,7 @@
 """`sample`: what evolution with a supernet finds, what it writes down, and what it does not do twice."""
 
 import json
+import re
 import shutil
 import time
 
@@ -62,6 +63,18 @@ def test_scores_hold_under_another_share_of_bad_images(evolved, path) -> None:
     before = evolved.folder.population.read_bytes()
     sample(configuration.load(path, ["sample.data.bad_images=0.5"]), World())
     assert evolved.folder.population.read_bytes() == before
+
+
+def test_a_damaged_supernet_is_passed_over_for_the_one_before_and_named(path) -> None:
+    config = configuration.load(path, ["search.epochs=2"])
+    search(config, World())
+    damaged = CheckpointFolder(config.folder.checkpoints("search")).epoch_path(2)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    sample(config, World())
+    log = config.folder.log("sample", None).read_text()
+    assert re.search(r"epoch_2_ckpt\.pth\.tar is damaged .*epoch_1_ckpt\.pth\.tar is taken instead", log)
 
 
 def test_scores_of_another_supernet_are_refused(evolved) -> None:
