@@ -50,7 +50,7 @@ from vitas.data.folders import EvaluationData
 from vitas.data.images import normalize
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.files import Journal
+from vitas.journal import Journal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = 10

@@ -12,7 +12,7 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.folders import check_image_folder, class_names
 from vitas.errors import UserError, require_number
-from vitas.files import Journal, read_records
+from vitas.journal import Journal, read_records
 from vitas.models import SuperNet, VisionTransformer
 from vitas.report import shown_path
 from vitas.supernet_folder import ABOUT, Member, front_of, require_one_network, write_supernet_folder

@@ -21,7 +21,7 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, barrier, broadcast, gather
 from vitas.errors import UserError, require_number, require_text
 from vitas.evaluate import evaluate
-from vitas.files import Journal, read_records
+from vitas.journal import Journal, read_records
 from vitas.models import SuperNet
 from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed

@@ -20,7 +20,7 @@ from vitas.config import AsvitSearch, Growth, Model, Retrain, RunConfig, Sample,
 from vitas.config_section import Section, defaults_of, fields_of, sections_in
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.elastic_space import Shares
-from vitas.files import parse_yaml
+from vitas.plain_data import parse_yaml
 from vitas.slurm.cluster import Cluster, load_cluster
 from vitas.space import SearchSpace
 

@@ -28,7 +28,7 @@ from vitas.checkpoint import CheckpointFolder, load_weights, read
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
-from vitas.files import apply_override
+from vitas.plain_data import apply_override
 
 pytestmark = pytest.mark.slow
 

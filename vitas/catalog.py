@@ -18,7 +18,8 @@ import yaml
 from vitas.architecture import Architecture, Block
 from vitas.asvit.genotype import Genotype
 from vitas.errors import UserError, require_text
-from vitas.files import read_yaml, write_text
+from vitas.files import write_text
+from vitas.plain_data import read_yaml
 from vitas.space import SearchSpace
 
 # What a run trains. Both have a text and a YAML form, costs, and image sizes that fit.

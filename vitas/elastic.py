@@ -18,9 +18,10 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.data.images import channels, draw_images
 from vitas.distributed import World, barrier, broadcast
 from vitas.errors import UserError
-from vitas.files import read_yaml, write_text
+from vitas.files import write_text
 from vitas.importance import IMAGES_OF_A_CLASS, fit_classifier, order_blocks, reordered, score_parts
 from vitas.models import VisionTransformer
+from vitas.plain_data import read_yaml
 from vitas.pretrained import Images, as_checkpoint, load_pretrained
 from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed

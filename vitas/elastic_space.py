@@ -29,7 +29,7 @@ from vitas.architecture import Architecture, Block
 from vitas.config_section import DATACLASS_SECTION, Share, as_tuple
 from vitas.costs import Array
 from vitas.errors import UserError, is_integer
-from vitas.files import read_yaml
+from vitas.plain_data import read_yaml
 from vitas.space import BlockDims, Dims, GenomeColumns, SearchSpace, ascending
 
 ShareList = Annotated[tuple[Share, ...], as_tuple]

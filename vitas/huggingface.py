@@ -12,8 +12,9 @@ from pathlib import Path
 
 from vitas import checkpoint
 from vitas.errors import UserError
-from vitas.files import parse_json, read_text, write_folder
+from vitas.files import write_folder
 from vitas.models.vision_transformer import VisionTransformer
+from vitas.plain_data import parse_json, read_text
 from vitas.timm import GENERIC, POOL_OF_CLASSIFIER
 
 CONFIG = "config.json"

@@ -23,8 +23,9 @@ from vitas import checkpoint
 from vitas.architecture import Architecture
 from vitas.elastic_space import AnySpace, ElasticSpace
 from vitas.errors import UserError, require_integer, require_number, require_text
-from vitas.files import parse_json, read_text, read_yaml, write_folder
+from vitas.files import write_folder
 from vitas.models import SuperNet, VisionTransformer
+from vitas.plain_data import parse_json, read_text, read_yaml
 from vitas.space import SearchSpace
 
 ABOUT, FRONT, WEIGHTS = "supernet.json", "front.yaml", "model.safetensors"

@@ -14,7 +14,8 @@ from pathlib import Path
 from methods import SCORED_BY, SUPERNET_EPOCHS
 from setting import BUDGETS, EPOCHS, TRAIN_IMAGES, argument_parser
 
-from vitas.files import Journal, read_yaml
+from vitas.journal import Journal
+from vitas.plain_data import read_yaml
 
 # Val images that a network is scored on, by the rung of the race.
 IMAGES_OF_SCRATCH = {"race": 2_000, "supernet": 10_000}

@@ -27,7 +27,7 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.example_images import write_fashion
 from vitas.distributed import World
-from vitas.files import Journal
+from vitas.journal import Journal
 
 NETWORK = Architecture.parse("vit7-e96-token-h6q288m384x6")
 MACS = NETWORK.macs(28, 10)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vitas.config import RunConfig
 from vitas.data.example_images import write_fashion
-from vitas.files import Journal
+from vitas.journal import Journal
 
 IMAGES = ("fashion", "mnist")
 

@@ -11,7 +11,7 @@ import yaml
 
 from tests.cluster.slurm import Slurm, missing_programs
 from tests.conftest import small_run
-from vitas.files import apply_override
+from vitas.plain_data import apply_override
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from tests.processes import ENVIRONMENT, REPOSITORY, command
 from tests.vitas.conftest import write_bad_images
 from vitas.checkpoint import CheckpointFolder, read
 from vitas.errors import UserError
-from vitas.files import Journal
+from vitas.journal import Journal
 
 # One-process targets; with ranks there are others.
 STALL = 4

@@ -23,7 +23,7 @@ from tests.faults.fuzz import (
 )
 from vitas.config import load, require
 from vitas.errors import UserError
-from vitas.files import MAX_BYTES, MAX_CONFIGURATION, MAX_DEPTH, MAX_VALUES, parse_yaml
+from vitas.plain_data import MAX_BYTES, MAX_CONFIGURATION, MAX_DEPTH, MAX_VALUES, parse_yaml
 from vitas.slurm.cluster import load_cluster, sbatch_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from tests.faults.fuzz import bounded, fuzzed, json_lines_like, read_or_refused
 from vitas import Genotype, zoo
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.files import MAX_LINE, Journal
+from vitas.journal import MAX_LINE, Journal
 
 ORIGIN = {"seed": 0, "images": 160}
 NETWORK = str(zoo()["vitas_c"])

@@ -8,7 +8,8 @@ import pytest
 from tests.faults.disk import Disk
 from tests.faults.kills import kill_stage
 from tests.faults.stages import ORDER, Target
-from vitas.files import Journal, write_atomically
+from vitas.files import write_atomically
+from vitas.journal import Journal
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from tests.retrain.conftest import write_few_digits
 from vitas import config as configuration
 from vitas.config import RunConfig
 from vitas.distributed import World
-from vitas.files import apply_override
+from vitas.plain_data import apply_override
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from vitas.errors import UserError
-from vitas.files import Journal, parse_yaml, read_yaml, remove_leftovers, write_atomically, write_folder, write_text
+from vitas.files import remove_leftovers, write_atomically, write_folder, write_text
+from vitas.journal import Journal
+from vitas.plain_data import parse_yaml, read_yaml
 
 # Writing
 

@@ -258,7 +258,8 @@ def test_a_lock_that_cannot_be_opened_is_named(path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from vitas.files import Journal, guard_writes, write_text
+from vitas.files import guard_writes, write_text
+from vitas.journal import Journal
 from vitas.slurm.lock import Lock
 
 folder = Path(sys.argv[1])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vitas.files import Journal, write_text
+from vitas.files import write_text
+from vitas.journal import Journal
 from vitas.run import STAGES, RunFolder
 
 # Every file that a stage may write, by its name here; those of a stage that is still to come are found as well.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vitas import config
 from vitas.errors import UserError
-from vitas.files import apply_override
+from vitas.plain_data import apply_override
 from vitas.slurm import queries, submission
 from vitas.slurm.cluster import Cluster, load_cluster, sbatch_options
 from vitas.slurm.submission import StageJob, sbatch_file

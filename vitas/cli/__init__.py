@@ -17,7 +17,7 @@ from vitas.cli import launch, prune
 from vitas.cli.describe import compare, describe, show_zoo
 from vitas.data.example_images import FASHION_FOLDER, write_digits, write_fashion
 from vitas.errors import UserError, exit_on_user_error
-from vitas.files import read_text
+from vitas.plain_data import read_text
 from vitas.program import positive
 from vitas.released import read_configuration
 from vitas.slurm.cluster import load_cluster, sbatch_options

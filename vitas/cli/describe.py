@@ -15,7 +15,7 @@ from vitas.asvit.genotype import STEM_STRIDE, Genotype
 from vitas.catalog import PUBLISHED_ACCURACY, AnyArchitecture, find_architectures, zoo
 from vitas.costs import count_parameters
 from vitas.errors import UserError, require_number
-from vitas.files import parse_json, read_text
+from vitas.plain_data import parse_json, read_text
 from vitas.run import RunFolder
 
 

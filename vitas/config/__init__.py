@@ -37,7 +37,7 @@ from vitas.config.run_config import (
 )
 from vitas.config_section import explain
 from vitas.errors import UserError, require_one_line
-from vitas.files import read_text
+from vitas.plain_data import read_text
 from vitas.released import Configuration, read_configuration
 
 __all__ = [

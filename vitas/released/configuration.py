@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitas.errors import UserError
-from vitas.files import apply_override, parse_configuration
+from vitas.plain_data import apply_override, parse_configuration
 from vitas.released.schema import convert, is_released_configuration, is_released_key
 
 # Overrides by our keys that must be applied before a released file is converted, as other keys depend on them.

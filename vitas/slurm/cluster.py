@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from vitas.config import CONFIGS
 from vitas.config_section import Positive, Section, explain
 from vitas.errors import UserError, require_one_line
-from vitas.files import read_yaml
+from vitas.plain_data import read_yaml
 from vitas.run import STAGES
 from vitas.slurm import queries
 

@@ -23,7 +23,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from vitas.errors import UserError, exit_on_user_error, require_one_line
-from vitas.files import read_text
+from vitas.plain_data import read_text
 from vitas.run import STAGES, RunFolder, stages_of
 from vitas.slurm import queries
 from vitas.slurm.cluster import Cluster, fill_in, sbatch_values

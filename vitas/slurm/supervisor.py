@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitas.errors import MISTAKE, UserError, exit_on_user_error, require_one_line
-from vitas.files import Journal, read_text, write_text
+from vitas.files import write_text
+from vitas.journal import Journal
+from vitas.plain_data import read_text
 from vitas.released import read_configuration
 from vitas.run import RunFolder
 from vitas.slurm import queries, signals

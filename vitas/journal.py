@@ -1,0 +1,90 @@
+"""Journals: files of JSON lines that survive any death of their writer, and reading their records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vitas.errors import UserError
+from vitas.files import NO_ROOM, may_write, no_room, sync_folder
+from vitas.plain_data import parse_json
+
+# Bytes of a line.
+MAX_LINE = 2**20
+
+Read = TypeVar("Read")
+
+
+class Journal:
+    """A file of JSON lines that only ever gains whole lines.
+
+    `lines` holds the records in it, those of earlier processes included. A half-written
+    last line is cut off. Raises `UserError`, with the line's number, where any other line is broken or no mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            while line := file.readline(MAX_LINE):
+                if not line.endswith(b"\n"):
+                    if len(line) == MAX_LINE:
+                        raise UserError(f"{self._place(len(self.lines) + 1)} has more than {MAX_LINE:,} bytes{_MEND}")
+                    break
+                self.lines.append(self._record(line, len(self.lines) + 1))
+        if line:
+            os.truncate(path, path.stat().st_size - len(line))
+
+    def _place(self, number: int) -> str:
+        return f"{self.path}: line {number}"
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = parse_json(line, self._place(number))
+        except UserError as error:
+            raise UserError(f"{error}{_MEND}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{self._place(number)} holds {record!r}; it must be a mapping of keys{_MEND}")
+        return record
+
+    def append(self, *records: dict[str, Any]) -> None:
+        """Append records, of finite numbers, and flush them to disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self.path.exists()
+        try:
+            with may_write(), open(self.path, "ab") as file:
+                file.write(b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records))
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                # Otherwise a power cut could take the file away with all its lines.
+                sync_folder(self.path.parent)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise no_room(error, self.path) from None
+            raise
+        self.lines += records
+
+
+_MEND = "; fix it, or move the file away"
+
+
+def read_records(
+    path: Path, records: Sequence[dict[str, Any]], read: Callable[[dict[str, Any]], Read], first: int = 1
+) -> list[Read]:
+    """What `read` makes of records, which are the lines of a journal from line `first` on.
+
+    Raises `UserError`, with the file and the line, where `read` does.
+    """
+    found = []
+    for number, record in enumerate(records, first):
+        try:
+            found.append(read(record))
+        except UserError as error:
+            raise UserError(f"{path}: line {number}: {error}{_MEND}") from None
+    return found
