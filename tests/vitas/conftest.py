@@ -64,6 +64,15 @@ def uneven() -> StagedTransformer:
     return randomise(StagedTransformer(UNEVEN, 5, 32))
 
 
+def assert_equal_batches(one, other) -> None:
+    """That two loaders give the same images and labels, bit for bit."""
+    one, other = list(one), list(other)
+    assert len(one) == len(other) > 0
+    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
 def write_bad_images(folder: Path) -> list[Path]:
     """One of each kind of files that are named as images and cannot be read as such."""
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))

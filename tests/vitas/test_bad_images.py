@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.vitas.conftest import assert_equal_batches
 from vitas.data.bad_images import BadImages
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData
@@ -73,14 +74,6 @@ def lines(report: Report) -> list[str]:
     return report.bad_images.read_text().splitlines()
 
 
-def assert_equal(one, other):
-    one, other = list(one), list(other)
-    assert len(one) == len(other) > 0
-    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
-        assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
-
-
 # Training
 
 
@@ -102,10 +95,10 @@ def test_the_next_good_image_takes_a_bad_ones_place_with_its_label_and_the_bad_o
 
 def test_batches_with_bad_images_depend_neither_on_workers_nor_on_ranks_nor_on_the_start(damaged):
     whole = list(loader(damaged).batches(0, 6))
-    assert_equal(loader(damaged, workers=2).batches(0, 6), whole)
-    assert_equal(loader(damaged).batches(3, 6), whole[3:])
+    assert_equal_batches(loader(damaged, workers=2).batches(0, 6), whole)
+    assert_equal_batches(loader(damaged).batches(3, 6), whole[3:])
     parts = zip(*(loader(damaged, world=World(rank, 2), workers=1).batches(0, 6) for rank in range(2)), strict=True)
-    assert_equal((tuple(torch.cat(part) for part in zip(*step, strict=True)) for step in parts), whole)
+    assert_equal_batches((tuple(torch.cat(part) for part in zip(*step, strict=True)) for step in parts), whole)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from tests.vitas.conftest import assert_equal_batches
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.example_images import write_digits
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
@@ -47,14 +48,6 @@ def seen_images(loader: TrainingLoader, steps: int) -> list[bytes]:
     return [image.numpy().tobytes() for images, _ in loader.batches(0, steps) for image in images]
 
 
-def assert_equal(one, other):
-    one, other = list(one), list(other)
-    assert len(one) == len(other) > 0
-    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
-        assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
-
-
 # Training
 
 
@@ -83,20 +76,20 @@ def test_the_published_recipe_survives_randaugments_highest_level(few_images):
 def test_batches_from_a_step_are_the_tail_of_those_from_the_first(few_images, start):
     # Four steps an epoch: within one, at the first of one, and epochs later.
     batches = loader(few_images, 5).batches
-    assert_equal(batches(start, 12), list(batches(0, 12))[start:])
+    assert_equal_batches(batches(start, 12), list(batches(0, 12))[start:])
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), WeakAugmentation()], ids=["strong", "weak"])
 def test_batches_do_not_depend_on_workers(few_images, augmentation):
     none, two = (loader(few_images, 5, workers=workers, augmentation=augmentation) for workers in (0, 2))
-    assert_equal(two.batches(1, 9), none.batches(1, 9))
+    assert_equal_batches(two.batches(1, 9), none.batches(1, 9))
 
 
 @pytest.mark.parametrize("size", [2, 5])
 def test_the_parts_of_the_ranks_make_up_the_batches_of_one_process(few_images, size):
     parts = zip(*(loader(few_images, 10, World(rank, size)).batches(0, 3) for rank in range(size)), strict=True)
     joined = [tuple(torch.cat(part) for part in zip(*step, strict=True)) for step in parts]
-    assert_equal(joined, loader(few_images, 10).batches(0, 3))
+    assert_equal_batches(joined, loader(few_images, 10).batches(0, 3))
 
 
 def test_an_epoch_sees_every_image_at_most_once_and_the_next_one_in_another_order(few_images):
