@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
 
 from inference.network import checkpoints_to_test, load_network
-from vitas.checkpoint import CheckpointFolder
+from vitas.checkpoint import CheckpointFolder, NoSuchFileError
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, gather, stop_requested
-from vitas.errors import UserError
 from vitas.evaluate import evaluate
 from vitas.files import write_text
 from vitas.report import Report, shown_path
@@ -88,19 +88,18 @@ def _first_network(config: RunConfig, world: World) -> tuple[list[Path], dict[Pa
     It is loaded before the images are decoded, which takes minutes: a file that does not fit is refused at once.
     """
     while True:
+        paths: list[Path] = []
+        network = None
+        # A training that goes on may remove the newest meanwhile, and write another.
+        with suppress(NoSuchFileError):
+            paths = checkpoints_to_test(config)
         # A rank may see an older newest file than another.
-        paths = gather(checkpoints_to_test(config), world)[0]
-        network = mistake = None
-        try:
-            network = load_network(paths[0], config) if paths[0].exists() else None
-        except UserError as error:
-            mistake = error
+        paths = gather(paths, world)[0]
+        with suppress(NoSuchFileError):
+            network = load_network(paths[0], config) if paths else None
         written = all(gather(network is not None, world))
-        if mistake and paths[0].exists():
-            raise mistake
-        if written or config.test.start is not None:
+        if paths and (written or config.test.start is not None):
             return paths, {paths[0]: network} if written else {}
-        # A training that goes on may have removed the newest since, and written another.
 
 
 def _released(row: dict) -> str:

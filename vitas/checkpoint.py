@@ -35,6 +35,10 @@ DOWNLOADED = "download.pth"
 _EPOCH = re.compile(r"epoch_(\d+)_ckpt\.pth\.tar$")
 
 
+class NoSuchFileError(UserError):
+    """A checkpoint is not there, or not any more: a training that goes on removes old ones."""
+
+
 @dataclass(frozen=True)
 class CheckpointFolder:
     """The checkpoints of one stage. keep: how many epoch files to keep; 0 keeps all."""
@@ -163,12 +167,12 @@ class CheckpointFolder:
     def read(self, load_name: str | None = None) -> tuple[Path, dict[str, Any]]:
         """The file that `resolve` finds, and the dict in it. Raises `UserError` as `resolve` and `read` do."""
         while True:
-            path = self.resolve(load_name)
             try:
+                path = self.resolve(load_name)
                 return path, read(path)
-            except UserError:
-                # A training that goes on may have removed the newest since, and written another.
-                if load_name is not None or path.exists():
+            except NoSuchFileError:
+                # A training that goes on has removed the newest since, and written another.
+                if load_name is not None:
                     raise
 
 
@@ -195,7 +199,7 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> dict[str, Any]
         reason = damage(Path(path))
         state = None if reason else torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise NoSuchFileError(f"{path}: no such file") from None
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

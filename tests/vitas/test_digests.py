@@ -164,3 +164,27 @@ def test_a_random_cut_is_always_seen(folder) -> None:
         folder.epoch_path(3).write_bytes(content[: rng.randrange(len(content) - 80)])
         with pytest.raises(UserError, match="epoch_3"):
             read(folder.epoch_path(3))
+
+
+def test_the_newest_is_read_also_if_it_is_rotated_away_before_that(folder, monkeypatch) -> None:
+    """As by a training that goes on, and that has written the next one under the same name by then."""
+    recent, tries = folder.folder / RECENT, []
+    real = torch.load
+
+    def vanishing(path, *arguments, **options):
+        if Path(path) == recent and not options.get("mmap"):
+            tries.append(path)
+            if len(tries) == 1:
+                content = recent.read_bytes()
+                recent.unlink()
+                try:
+                    return real(path, *arguments, **options)
+                finally:
+                    recent.write_bytes(content)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(torch, "load", vanishing)
+    path, state = folder.read()
+    assert (path, state["step"], len(tries)) == (recent, 35, 2)
+    with pytest.raises(UserError, match="no such file"):
+        read(folder.folder / "nothing.pth")
