@@ -127,12 +127,15 @@ class CheckpointFolder:
                     damaged[path] = reason
             return None
 
-        last = whole(map(self.epoch_path, reversed(self.epochs())))
-        recent = whole(iter([self.folder / RECENT]))
-        if recent is None or last is None:
-            return recent or last, damaged
-        # The recent one may be older: a process that dies right after writing an epoch's file leaves it behind.
-        return max(last, recent, key=_step), damaged
+        while True:
+            last = whole(map(self.epoch_path, reversed(self.epochs())))
+            recent = whole(iter([self.folder / RECENT]))
+            if recent is None or last is None:
+                return recent or last, damaged
+            # One may be rotated away by now. Then there is another.
+            with suppress(NoSuchFileError):
+                # The recent one may be older: a process that dies right after writing an epoch's file leaves it behind.
+                return max(last, recent, key=_step), damaged
 
     def require_space(self, size: int) -> None:
         """Raise `UserError` unless the file system has room for a checkpoint of `size` bytes beside those there."""

@@ -188,3 +188,15 @@ def test_the_newest_is_read_also_if_it_is_rotated_away_before_that(folder, monke
     assert (path, state["step"], len(tries)) == (recent, 35, 2)
     with pytest.raises(UserError, match="no such file"):
         read(folder.folder / "nothing.pth")
+
+
+def test_the_newest_is_found_also_if_a_file_is_rotated_away_meanwhile(folder, monkeypatch) -> None:
+    real = torch.load
+
+    def vanishing(path, *arguments, **options):
+        (folder.folder / RECENT).unlink(missing_ok=True)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(torch, "load", vanishing)
+    assert folder.newest() == folder.epoch_path(3)
+    assert folder.passed_over() == []
