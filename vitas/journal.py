@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +17,11 @@ from vitas.plain_data import parse_json
 # Bytes of a line.
 MAX_LINE = 2**20
 
+# How a line ends: with the CRC-32 of all of it before this, so that a changed digit of a score is noticed. A line
+# without it, of an older version or edited by hand, is read too.
+_SUM = b'"crc32": "%08x"}\n'
+_SUMMED = re.compile(rb'(?s)(.*?)(?:, )?"crc32": "([0-9a-f]{8})"\}\n')
+
 Read = TypeVar("Read")
 
 
@@ -22,7 +29,8 @@ class Journal:
     """A file of JSON lines that only ever gains whole lines.
 
     `lines` holds the records in it, those of earlier processes included. A half-written
-    last line is cut off. Raises `UserError`, with the line's number, where any other line is broken or no mapping.
+    last line is cut off. Raises `UserError`, with the line's number, where any other line is broken or no mapping, or
+    is another than was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,8 +52,14 @@ class Journal:
         return f"{self.path}: line {number}"
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        summed = _SUMMED.fullmatch(line)
+        if summed and zlib.crc32(summed[1]) != int(summed[2], 16):
+            raise UserError(
+                f"{self._place(number)} is another than was written, by its checksum: a disk or a copy changed it; "
+                "move the file away, or, if you changed the line yourself, remove its crc32"
+            )
         try:
-            record = parse_json(line, self._place(number))
+            record = parse_json(summed[1] + b"}" if summed else line, self._place(number))
         except UserError as error:
             raise UserError(f"{error}{_MEND}") from None
         if not isinstance(record, dict):
@@ -58,7 +72,7 @@ class Journal:
         is_new = not self.path.exists()
         try:
             with may_write(), open(self.path, "ab") as file:
-                file.write(b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records))
+                file.write(b"".join(_line(record) for record in records))
                 file.flush()
                 os.fsync(file.fileno())
             if is_new:
@@ -69,6 +83,11 @@ class Journal:
                 raise no_room(error, self.path) from None
             raise
         self.lines += records
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    content = json.dumps(record, allow_nan=False).encode()[:-1]
+    return content + (b", " if record else b"") + _SUM % zlib.crc32(content)
 
 
 _MEND = "; fix it, or move the file away"

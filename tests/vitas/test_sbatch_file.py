@@ -128,6 +128,11 @@ def test_control_characters_are_refused_wherever_they_come_from(make_config, tmp
         sbatch_file(StageJob("retrain", Path("x.yaml"), (), Path("runs/x"), Cluster()))
 
 
+def test_a_per_cent_sign_in_the_path_of_a_submitted_job_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"save_path: found '.*/50%j'; Slurm reads a % in the name .* as a pattern"):
+        sbatch_file(StageJob("retrain", Path("x.yaml"), (), tmp_path / "50%j", Cluster()))
+
+
 @pytest.mark.parametrize("text", ["", "7\n", "7;x", "../7", "-7", "seven"])
 @pytest.mark.parametrize("variable", ["SLURM_JOB_ID", "SLURM_RESTART_COUNT"])
 def test_a_number_of_slurms_that_is_none_is_refused(monkeypatch, variable, text):

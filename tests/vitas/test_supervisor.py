@@ -70,6 +70,13 @@ def test_a_program_that_is_done(job, tmp_path):
     assert asked(tmp_path) == ""
 
 
+def test_a_per_cent_sign_in_the_path_is_no_pattern_of_slurms(job, tmp_path):
+    save_path = tmp_path / "50%t"
+    done = job('echo "$@" > ' + f"{tmp_path}/arguments", overrides=(f"save_path={save_path}",))
+    assert done.returncode == 0, done.stderr
+    assert f"--error={tmp_path}/50%%t/search/log/search-7/rank_%t.err " in (tmp_path / "arguments").read_text()
+
+
 def test_the_controller_is_asked_once_where_the_ranks_meet(job, tmp_path):
     shown = "n1 NodeAddr=10.0.0.7 JobState=RUNNING Restarts=0"
     done = job(f"echo $MASTER_ADDR > {tmp_path}/address", shown, SLURM_JOB_NODELIST="n[1-8]")

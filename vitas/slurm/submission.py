@@ -109,6 +109,8 @@ def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
     # Again when it is resolved: the folder that a relative path starts from has a name too.
     save_path = Path(require_one_line(str(job.save_path), "save_path")).resolve()
     root = Path(require_one_line(str(save_path), "save_path"))
+    if "%" in str(root):
+        raise UserError(f"save_path: found {str(root)!r}; Slurm reads a % in the name of a job's output as a pattern")
     executor = _Executor(RunFolder(root).start(job.program, "%j"), python=shlex.quote(sys.executable))
     # submitit has its own names for some of these, but accepts all under sbatch's names.
     options: dict[str, object] = {"nodes": 1, "ntasks-per-node": 1, "time": "0", "requeue": True}

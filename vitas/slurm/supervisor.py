@@ -104,7 +104,8 @@ def supervise(
         "srun",
         "--kill-on-bad-exit=1",
         "--open-mode=append",
-        f"--error={folder.resolve()}/rank_%t.err",
+        # In its pattern, %% is a per cent sign.
+        f"--error={str(folder.resolve()).replace('%', '%%')}/rank_%t.err",
         # Since Slurm 22.05, srun does not inherit it from the job.
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         *(sys.executable, "-m", program, str(path), *overrides),
