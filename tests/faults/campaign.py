@@ -37,19 +37,6 @@ from vitas.journal import Journal
 STALL = 4
 
 
-def kills(target: Target, share: float, forgets: bool) -> Count:
-    """Every stage, killed inside calls that change files, and at random moments."""
-    whole = Count()
-    for stage in ORDER:
-        add(whole, kill_stage(target, stage, max(4, int(250 * share)), forgets, seed=int(forgets)))
-    return whole
-
-
-def add(whole: Count, part: Count) -> None:
-    for name, value in vars(part).items():
-        setattr(whole, name, getattr(whole, name) + value)
-
-
 def bit_flips(target: Target, share: float) -> Count:
     """Bits of a checkpoint, one at a time: each is refused, or what is read is as before."""
     count, rng = Count(), random.Random(0)
@@ -340,9 +327,21 @@ def ranks(target: Target, share: float, what: str) -> Count:
     return count
 
 
+def killed(stage: str, forgets: bool) -> Callable[[Target, float], Count]:
+    """A stage, killed inside calls that change files, and at random moments; or its disk loses power."""
+    return lambda target, share: kill_stage(target, stage, max(4, int(250 * share)), forgets, seed=int(forgets))
+
+
+# By name: what it is, for the table, which adds those of one kind up; and how it is injected.
 FAULTS: dict[str, tuple[str, Callable[[Target, float], Count]]] = {
-    "kills": ("kill -9 inside a call that changes files, or anywhere", lambda t, s: kills(t, s, False)),
-    "power cuts": ("the same, and the disk forgets what was not flushed", lambda t, s: kills(t, s, True)),
+    **{
+        f"kills, {stage}": ("kill -9 inside a call that changes files, or anywhere (four stages)", killed(stage, False))
+        for stage in ORDER
+    },
+    **{
+        f"power cuts, {stage}": ("the same, and the disk forgets what was not flushed", killed(stage, True))
+        for stage in ORDER
+    },
     "bit flips": ("a flipped bit of a checkpoint, read", bit_flips),
     "flips and resume": ("a flipped bit in the newest checkpoints, resumed", flips_and_resume),
     "full disks": ("a disk that fills up", full_disks),
@@ -360,11 +359,15 @@ FAULTS: dict[str, tuple[str, Callable[[Target, float], Count]]] = {
 def table(lines: list[dict]) -> str:
     rows = ["| fault | injected | lost | wrong | hung | raw tracebacks | refused | seconds, median and most |"]
     rows.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+    kinds: dict[str, list[dict]] = {}
     for line in lines:
-        seconds = line["seconds"]
+        kinds.setdefault(FAULTS[line["fault"]][0], []).append(line)
+    for kind, of_kind in kinds.items():
+        seconds = [each for line in of_kind for each in line["seconds"]]
         took = f"{median(seconds):.1f}, {max(seconds):.1f}" if seconds else ""
-        numbers = " | ".join(f"{line[key]:,}" for key in ("injected", "lost", "wrong", "hung", "tracebacks", "refused"))
-        rows.append(f"| {FAULTS[line['fault']][0]} | {numbers} | {took} |")
+        keys = ("injected", "lost", "wrong", "hung", "tracebacks", "refused")
+        numbers = " | ".join(f"{sum(line[key] for line in of_kind):,}" for key in keys)
+        rows.append(f"| {kind} | {numbers} | {took} |")
     return "\n".join(rows)
 
 
@@ -382,7 +385,7 @@ def main() -> None:
             continue
         began = time.monotonic()
         # New for each, so that one cannot leave something to the next.
-        target = Target(arguments.folder / name.replace(" ", "-"))
+        target = Target(arguments.folder / name.replace(",", "").replace(" ", "-"))
         count = FAULTS[name][1](target, arguments.share)
         journal.append({"fault": name, **asdict(count), "took": round(time.monotonic() - began)})
         print(f"{name}: {count.injected} injected, {count.failures} failures", *count.examples, sep="\n  ", flush=True)
