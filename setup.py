@@ -37,6 +37,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "coverage>=7.10",
             "ruff>=0.6",
             "mypy>=2.4",
             "types-PyYAML>=6",
