@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+EXPORT = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 
 setup(
     name="vitas",
