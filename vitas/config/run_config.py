@@ -413,6 +413,9 @@ class Retrain(Training):
     from_checkpoint: start from the weights of a file (fine-tuning); class count
         and image size may differ from those it was trained with.
     tokens: phases of coarser tokens at the beginning; after them, tokens are full.
+    val: images that the network is measured on while it trains; null is none. The best network is kept.
+    val_epochs: epochs between two measurements; the last epoch has one too.
+    patience: end the training after so many epochs without a better top-1 on them; null never does.
     """
 
     architecture: str | dict[str, Any] | None = None
@@ -420,6 +423,9 @@ class Retrain(Training):
     from_supernet: bool = False
     from_checkpoint: str | None = None
     tokens: list[TokenPhase] = []
+    val: EvaluationData | None = None
+    val_epochs: Positive = 1
+    patience: Positive | None = None
 
 
 class Test(Section):
@@ -427,7 +433,7 @@ class Test(Section):
 
     weights: the trained ones, or their average (`retrain.ema_decay`).
     load_name: one checkpoint, in retrain's checkpoint folder or a path; by
-        default, and without a range, the newest.
+        default, and without a range, the newest. `best_ckpt` is the best by `retrain.val`.
     from_supernet: measure `architecture` (by default the best) with the weights that the supernet has for it.
     start, end, strip: a range of epochs, both ends included, and its stride.
     wait: wait for epochs of the range that `retrain` has not written yet, instead of failing.
