@@ -18,6 +18,8 @@ from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Sample, Sea
 from vitas.data.folders import EvaluationData, TrainingData, check_image_folder, class_names, common_image
 from vitas.elastic_space import Shares
 from vitas.errors import UserError
+from vitas.report.callbacks import check_callbacks
+from vitas.report.loggers import missing_package
 from vitas.run import STAGES, offered_by
 from vitas.sharing import SCHEMES
 from vitas.space import SearchSpace
@@ -108,6 +110,11 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         if config.retrain.patience is not None and config.retrain.val is None:
             yield f"retrain.patience: found {config.retrain.patience}, but retrain.val is missing: its top-1 is watched"
         yield from _check_tokens(config.retrain.tokens, config, flagged)
+    for name in config.loggers if flagged else ():
+        if (package := missing_package(name)) is not None:
+            yield f"loggers: found {name!r}, and it is not installed here: pip install {package}, or leave it out"
+    if flagged:
+        yield from _attempt("", partial(check_callbacks, config.callbacks))
     for name in flagged:
         yield from _check_data(config, name)
     if "search" in flagged and "sample" not in flagged and getattr(config.search, "panel", None) is not None:

@@ -26,6 +26,7 @@ from vitas.config_section import (
 from vitas.data.folders import EvaluationData, TrainingData, WeakAugmentation
 from vitas.elastic_space import SCORES, AnySpace, Shares, read_elastic_space
 from vitas.errors import UserError
+from vitas.report.loggers import LOGGERS
 from vitas.run import RunFolder, offered_by
 from vitas.sharing import SCHEMES
 from vitas.space import SearchSpace
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     TogetherName: TypeAlias = str
     ScoreName: TypeAlias = str
     AllowedChange: TypeAlias = str
+    LoggerName: TypeAlias = str
 else:
     SharingName = Literal[tuple(SCHEMES)]
     ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
@@ -51,6 +53,7 @@ else:
     TogetherName = Literal[tuple(offered_by("search.subnets.together"))]
     ScoreName = Literal[tuple(SCORES)]
     AllowedChange = Literal[ALLOWED_CHANGES]
+    LoggerName = Literal[tuple(LOGGERS)]
 
 
 def _kind_of_space(section: object) -> str:
@@ -460,6 +463,8 @@ class RunConfig(Section):
     port: of the rendezvous under Slurm, by default derived from the job's id.
     stall_seconds: seconds without a step after which a job of several processes counts as stalled, and ends; null is
         ten times the slowest step seen, 2 to 30 minutes.
+    loggers: programs that get the numbers of all stages, beside the CSV that is always written.
+    callbacks: code of installed packages that follows the stages, by the names of its entry points.
     """
 
     model: Model
@@ -467,6 +472,8 @@ class RunConfig(Section):
     seed: Count = 0
     port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     stall_seconds: Positive | None = None
+    loggers: list[LoggerName] = ["tensorboard"]
+    callbacks: list[Line] = []
     search: AnySearch | None = None
     sample: Sample | None = None
     retrain: Retrain | None = None
