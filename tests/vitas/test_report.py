@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import os
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -147,6 +148,8 @@ def reported(folder: RunFolder, logger: str, after: int = 0, value: float = 1.5)
 
 def test_tensorboard_gets_numbers_text_and_settings_with_results_and_hides_what_a_resumed_run_repeats(folder):
     reported(folder, "tensorboard")
+    # Of two files of one second, TensorBoard does not know which is newer.
+    time.sleep(1.1)
     reported(folder, "tensorboard", after=4, value=2.5)
     events = EventAccumulator(str(folder.events("retrain")), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()

@@ -29,7 +29,7 @@ class Metrics:
     """
 
     def __init__(self, path: Path, after: int | None = None) -> None:
-        self._path, self._replays = path, after is None
+        self._path, self._replays, self._last = path, after is None, -1
         found = path.read_bytes() if path.exists() else b""
         rows = [row for row in _rows(found) if after is None or int(row[0]) <= after]
         # The value of each row that may come again.
@@ -40,12 +40,18 @@ class Metrics:
     def add(self, step: int, epoch: float | None, values: Mapping[str, float]) -> None:
         """Append a row for each value after a step."""
         new = {name: repr(float(value)) for name, value in values.items()}
+        self._last = max(self._last, step)
         if self._replays and any(self._known.get((step, name), value) != value for name, value in new.items()):
             self._remove_from(step)
         shown, now = "" if epoch is None else f"{epoch:.6g}", f"{time.time():.3f}"
         rows = [[str(step), shown, now, name, value] for name, value in new.items() if (step, name) not in self._known]
         if rows:
             self._append(_text(rows).encode())
+
+    def finish(self) -> None:
+        """The stage is done: what an earlier one that went further reported of later steps is removed."""
+        if self._replays and any(step > self._last for step, _ in self._known):
+            self._remove_from(self._last + 1)
 
     def _remove_from(self, step: int) -> None:
         rows = [row for row in _rows(self._path.read_bytes()) if int(row[0]) < step]

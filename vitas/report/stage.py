@@ -262,6 +262,9 @@ class Report:
 
     def finish(self) -> None:
         """The stage has done its work: loggers get its settings with its last numbers, and all is closed."""
+        if self._metrics is not None:
+            with self._going_on_without_room():
+                self._metrics.finish()
         if self._loggers and self._newest:
             self._log_by(0, lambda logger: logger.hyperparameters(self._settings, self._newest))
         self._tell(lambda each: each.stage_ended(self._newest))
