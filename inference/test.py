@@ -75,7 +75,8 @@ def test(config: RunConfig, world: World) -> None:
             f"{row['macs']:,} MACs{_released(row)}  {row['parameters']:,} parameters  "
             f"{score.images_per_second:,.0f} images/s"
         )
-        epoch = CheckpointFolder(path.parent).epoch_in(path.name) or 0
+        # Only of one whose name does not say it, the file is looked into once more.
+        epoch = CheckpointFolder.epoch_of(path) or CheckpointFolder(path.parent).epoch_in(path.name) or 0
         report.scalars(epoch, {f"test/{name}": row[name] for name in ("top1", "top5", "loss", "images_per_second")})
         if world.is_main:
             write_text(config.folder.results, json.dumps(row | {"checkpoints": rows}, indent=2) + "\n")
