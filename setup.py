@@ -2,6 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+LOGGERS = {"wandb": ["wandb>=0.17"], "mlflow": ["mlflow-skinny>=2.14"]}
 EXPORT = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 
 setup(
@@ -31,6 +32,7 @@ setup(
     extras_require={
         "quickstart": ["scikit-learn>=1.4"],
         "export": EXPORT,
+        **LOGGERS,
         "bench": ["mlxtend>=0.23", "matplotlib>=3.8", "torch-pruning>=1.6"],
         "test": [
             "scikit-learn>=1.4",
@@ -42,6 +44,8 @@ setup(
             "mypy>=2.4",
             "types-PyYAML>=6",
             *EXPORT,
+            *LOGGERS["wandb"],
+            *LOGGERS["mlflow"],
         ],
     },
     entry_points={"console_scripts": ["vitas = vitas.cli:main"]},

@@ -186,7 +186,9 @@ def images_to_compare(trained: TrainedNetwork) -> tuple[Tensor, str]:
         noise = torch.randn(IMAGES, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
         return noise, f"images of noise ({data.data_dir} is not there)"
     try:
-        images = spread_images(data.data_dir, IMAGES, model.image_size, data.crop_fraction, data.bad_images)
+        images = spread_images(
+            data.data_dir, IMAGES, model.image_size, data.crop_fraction, data.bad_images, part=data.part
+        )
     except UserError as error:
         raise UserError(f"test.data.data_dir: {error}") from None
     return normalize(images, channels(model.mean), channels(model.std)), f"images of {data.data_dir}"

@@ -26,7 +26,7 @@ POLL_SECONDS, REMIND_SECONDS = 10.0, 600.0
 def test(config: RunConfig, world: World) -> None:
     """Measure; `save_path/retrain/results.json` holds the last checkpoint's numbers, and all under `checkpoints`."""
     settings, model = config.test, config.model
-    report = Report("test", config.folder, world)
+    report = Report.for_stage("test", config, world)
     paths, loaded = _first_network(config, world)
     folder = CheckpointFolder(config.folder.checkpoints("retrain"))
     by_preference = (
@@ -45,6 +45,8 @@ def test(config: RunConfig, world: World) -> None:
             f"measures on {images.total:,} images; {images.left_out:,} are bad and left out: "
             f"{shown_path(report.bad_images)}"
         )
+    # Measured anew, all of it.
+    report.begin(-1, per_epoch=1)
     rows = []
     for path in paths:
         if path not in loaded:
@@ -73,13 +75,14 @@ def test(config: RunConfig, world: World) -> None:
             f"{row['macs']:,} MACs{_released(row)}  {row['parameters']:,} parameters  "
             f"{score.images_per_second:,.0f} images/s"
         )
-        epoch = CheckpointFolder.epoch_of(path)
-        report.scalars(epoch or 0, {name: row[name] for name in ("top1", "top5", "loss", "images_per_second")})
+        # Only of one whose name does not say it, the file is looked into once more.
+        epoch = CheckpointFolder.epoch_of(path) or CheckpointFolder(path.parent).epoch_in(path.name) or 0
+        report.scalars(epoch, {f"test/{name}": row[name] for name in ("top1", "top5", "loss", "images_per_second")})
         if world.is_main:
             write_text(config.folder.results, json.dumps(row | {"checkpoints": rows}, indent=2) + "\n")
     if world.is_main:
         report.line(f"results are in {shown_path(config.folder.results)}")
-    report.close()
+    report.finish()
 
 
 def _first_network(config: RunConfig, world: World) -> tuple[list[Path], dict[Path, nn.Module]]:

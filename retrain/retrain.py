@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from retrain.token_schedule import TokenSchedule
 from vitas import checkpoint
 from vitas.catalog import AnyArchitecture
-from vitas.checkpoint import CheckpointFolder
+from vitas.checkpoint import BEST, CheckpointFolder
 from vitas.config import RunConfig, check_token_phases
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.training import TrainingLoader
@@ -24,12 +24,13 @@ from vitas.report import Report, shown_path
 from vitas.seeds import stream_seed
 from vitas.teacher import load_teacher
 from vitas.train import Criterion, Task, train
+from vitas.validation import Validation
 
 
 def retrain(config: RunConfig, world: World) -> None:
     """Train to the last epoch, with checkpoints in `save_path/retrain/checkpoint/`."""
     settings, model = config.retrain, config.model
-    report = Report("retrain", config.folder, world)
+    report = Report.for_stage("retrain", config, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("retrain"), settings.keep)
     architecture = architecture_of(config, checkpoints)
     for mistake in check_token_phases(settings.tokens, architecture, model.image_size):
@@ -83,6 +84,11 @@ def retrain(config: RunConfig, world: World) -> None:
             logits = forward(images, step)
         yield criterion(logits, targets, taught)
 
+    validation = None
+    if settings.val is not None:
+        images = EvaluationSet.load(settings.val, model.image_size, model.mean, model.std, world, False, report)
+        report.line(f"is measured on {images.total:,} val images on the way")
+        validation = Validation(images, settings, report, world)
     task = Task(
         network,
         losses,
@@ -94,13 +100,16 @@ def retrain(config: RunConfig, world: World) -> None:
             "mean": model.mean,
             "std": model.std,
         },
+        validation=validation,
     )
     train(task, settings, loader, checkpoints, report, world, config.seed)
     if settings.from_supernet:
         report_gain(network, config, report, world)
     if world.is_main:
         report.line(f"the network is in {shown_path(checkpoints.newest())}")
-    report.close()
+        if validation and validation.best_epoch:
+            report.line(f"by val images: {validation}, in {BEST}; test.load_name=best_ckpt chooses it")
+    report.finish()
 
 
 def settle_buckets(trained: DistributedDataParallel, image_size: int, device: torch.device) -> None:

@@ -76,7 +76,9 @@ class Panel:
             values["agreement"] = agreement
             text += f"; tau of its ranking with that {self._settings.epochs} epochs ago {agreement:.2f}"
         self._report.line(text)
-        self._report.scalars(epoch, {f"panel/{name}": float(value) for name, value in values.items()})
+        self._report.scalars(
+            self._report.step_of(epoch), {f"panel/{name}": float(value) for name, value in values.items()}
+        )
         before = self._agreement(epoch - self._settings.epochs)
         limit = self._settings.stop_at
         # Twice in a row: one agreement of a small panel may be luck.

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from search.evolution import Evolution
+from search.evolution import Evolution, Hypervolume
 from search.latency import LatencyTable
 from search.measured_speed import SpeedMeter
 from search.objectives import OBJECTIVES
@@ -25,7 +25,7 @@ from search.search import build_supernet
 from vitas import checkpoint
 from vitas.architecture import Architecture
 from vitas.budget import Budget, CostModel
-from vitas.catalog import Found, write_found
+from vitas.catalog import Found, as_markdown, write_found
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
@@ -44,7 +44,7 @@ def sample(config: RunConfig, world: World) -> None:
     non-dominated front, which is written to `front.yaml` too.
     """
     settings, space, budget = config.sample, config.space, config.sample.budget
-    report = Report("sample", config.folder, world)
+    report = Report.for_stage("sample", config, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"))
     path, state = checkpoints.read(settings.load_name)
     if settings.load_name is None:
@@ -64,6 +64,7 @@ def sample(config: RunConfig, world: World) -> None:
     prior = _prior(config, state, path) if settings.prior > 1 else None
     evolution = _evolution(config, cost_model, prior, world)
     prescreen = _Prescreen(config)
+    so_far = _SoFar(settings.objectives)
 
     rounds = settings.generations + 1
     with report.progress(rounds, 0, "generations") as update:
@@ -79,7 +80,8 @@ def sample(config: RunConfig, world: World) -> None:
             cost = quantities["images_per_second" if budget.is_speed else "macs"]
             outside = budget.distance(cost)
             inside = outside == 0
-            scores = scorer.score([a for a, fits in zip(architectures, inside, strict=True) if fits], generation)
+            fitting = [a for a, fits in zip(architectures, inside, strict=True) if fits]
+            scores = scorer.score(fitting, generation)
             if not scorer.count:
                 raise UserError(
                     f"sample.budget: none of the {len(cost)} architectures that were proposed has {budget}; "
@@ -91,10 +93,11 @@ def sample(config: RunConfig, world: World) -> None:
             if latency:
                 quantities["latency"] = latency.predict(architectures)
             quantities["parameters"] = [a.parameters(model.image_size, model.num_classes) for a in architectures]
-            minimised = [OBJECTIVES[name].minimised(quantities) for name in settings.objectives]
-            evolution.tell(np.stack(minimised, axis=1), outside[:, None])
+            minimised = np.stack([OBJECTIVES[name].minimised(quantities) for name in settings.objectives], axis=1)
+            evolution.tell(minimised, outside[:, None])
             prescreen.learn(genomes[inside], scorer.objective.minimised(quantities)[inside])
-            _report_generation(generation, settings.generations, scorer, quantities["top1"][inside], report, update)
+            so_far.add(fitting, scorer, minimised[inside])
+            _report_generation(generation, settings.generations, so_far, quantities["top1"][inside], report, update)
 
     found = _found(config, scorer, meter, latency)
     if not found:
@@ -102,13 +105,14 @@ def sample(config: RunConfig, world: World) -> None:
         raise UserError(f"sample.budget: none of the {len(scorer.known)} architectures that were scored has {budget}")
     if world.is_main:
         write_found(config.folder.architectures, found)
+        report.text("architectures", settings.generations, as_markdown(found))
         if len(settings.objectives) > 1:
             _write_front(config, found)
         report.line(
             f"best: {found[0].architecture} with top-1 {found[0].facts['top1']:.2f}%; "
             f"{len(found)} architectures in {shown_path(config.folder.architectures)}"
         )
-    report.close()
+    report.finish()
 
 
 def _write_front(config: RunConfig, found: Sequence[Found]) -> None:
@@ -185,15 +189,48 @@ def _first_population(config: RunConfig, cost_model: CostModel, prior: ChoiceLos
     return drawn[[group[np.argmin(worth[group])] for group in groups]]
 
 
+class _SoFar:
+    """What this search has found up to a generation; where a restart replays it, what it had found up to there.
+
+    scored: architectures. best_top1: of these. hypervolume: of their front; None with a single objective.
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self._seen: set[Architecture] = set()
+        self._hypervolume = Hypervolume() if len(objectives) > 1 else None
+        self.best_top1 = 0.0
+        self.hypervolume: float | None = None
+
+    @property
+    def scored(self) -> int:
+        return len(self._seen)
+
+    def add(self, architectures: Iterable[Architecture], scorer: SupernetScorer, objectives: np.ndarray) -> None:
+        """The architectures of a generation inside the budget, and their objectives [n, objectives]."""
+        # Those that a race left behind have no score that compares with the others.
+        known = {a: scorer.known[a].top1 for a in (a.shifted() for a in architectures) if a in scorer.known}
+        self._seen |= known.keys()
+        self.best_top1 = max([self.best_top1, *known.values()])
+        if self._hypervolume:
+            self.hypervolume = self._hypervolume.add(objectives)
+
+
 def _report_generation(
-    generation: int, last: int, scorer: SupernetScorer, children: np.ndarray, report: Report, update
+    generation: int, last: int, so_far: _SoFar, children: np.ndarray, report: Report, update
 ) -> None:
-    best = scorer.best_top1
-    text = f"best top-1 {best:.2f}%  {len(scorer.known)} scored"
+    text = f"best top-1 {so_far.best_top1:.2f}%  {so_far.scored} scored"
     update(generation + 1, text)
     mean = children.mean() if len(children) else float("nan")
     report.log_only(f"generation {generation}/{last}  {text}  mean of children {mean:.2f}%")
-    report.scalars(generation, {"best_top1": best, "mean_top1": mean, "scored": len(scorer.known)})
+    values = {
+        "best_top1": so_far.best_top1,
+        "mean_top1": mean,
+        "scored": so_far.scored,
+        "hypervolume": so_far.hypervolume,
+    }
+    # A generation may have no children in the budget, and one objective no volume.
+    known = {name: float(value) for name, value in values.items() if value is not None and not np.isnan(value)}
+    report.scalars(generation, {f"evolution/{name}": value for name, value in known.items()})
 
 
 def _convention(budget: Budget) -> str:

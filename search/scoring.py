@@ -187,7 +187,8 @@ class SupernetScorer:
             "supernet": supernet.digest(),
             "images": images.total,
             SET_OF_IMAGES: images.names,
-            "data": settings.data.model_dump(exclude={"data_dir", "workers", "bad_images"}),
+            # Which part of the images is meant, their names say.
+            "data": settings.data.model_dump(exclude={"data_dir", "workers", "bad_images", "holdout"}),
         }
         if settings.finalists:
             self._unseen, images = images.split(settings.finalists.images, stream_seed(config.seed, "finalists"))

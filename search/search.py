@@ -31,7 +31,7 @@ from vitas.train import Task, train
 def search(config: RunConfig, world: World) -> None:
     """Train the supernet to the last epoch, with checkpoints in `save_path/search/checkpoint/`."""
     settings, model = config.search, config.model
-    report = Report("search", config.folder, world)
+    report = Report.for_stage("search", config, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"), settings.keep)
     if model.from_pretrained is not None:
         elastic.prepare(config, report, world)
@@ -76,7 +76,7 @@ def search(config: RunConfig, world: World) -> None:
         seen = describe_seen(plan, supernet.scheme, counted, budget, steps)
         write_text(config.folder.seen, yaml.safe_dump(seen, sort_keys=False, width=120))
         report.line(f"the supernet is in {shown_path(checkpoints.newest())}")
-    report.close()
+    report.finish()
 
 
 def budget_model(config: RunConfig, report: Report, world: World) -> CostModel | None:

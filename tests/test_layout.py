@@ -29,18 +29,18 @@ LAYERS = (
         "slurm.queries",
     ),
     ("space", "asvit.genotype", "journal", "run", "slurm.signals", "slurm.lock"),
-    ("elastic_space",),
+    ("elastic_space", "report"),
     ("budget", "catalog", "released"),
     ("config", "in_budget"),
     ("slurm.cluster", "slurm.local"),
     ("slurm.supervisor",),
     ("slurm.submission",),
     ("distributed", "models"),
-    ("asvit.scores", "checkpoint", "report", "provenance"),
+    ("asvit.scores", "checkpoint", "provenance"),
     ("data",),
     ("evaluate", "timm", "pretrained", "importance"),
     ("pruning", "elastic", "supernet_folder"),
-    ("teacher", "resume", "step_watch"),
+    ("teacher", "resume", "step_watch", "validation"),
     ("train", "huggingface"),
     ("program",),
     ("cli",),
@@ -48,9 +48,9 @@ LAYERS = (
 LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 # All other rooms answer before torch could be loaded, which takes seconds: a wrong YAML, --help, `vitas describe`.
 WITH_TORCH = (
-    "distributed", "models", "asvit.scores", "data", "checkpoint", "report", "provenance", "evaluate", "teacher",
-    "timm", "huggingface", "train", "resume", "step_watch", "pretrained", "importance", "pruning", "elastic",
-    "supernet_folder",
+    "distributed", "models", "asvit.scores", "data", "checkpoint", "provenance", "evaluate", "teacher",
+    "timm", "huggingface", "train", "resume", "step_watch", "validation", "pretrained", "importance", "pruning",
+    "elastic", "supernet_folder",
 )  # fmt: skip
 FRAMEWORKS = ("torch", "torchvision", "timm")
 

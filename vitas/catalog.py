@@ -193,6 +193,21 @@ def write_found(path: Path, entries: Sequence[Found]) -> None:
     write_text(path, yaml.safe_dump({"architectures": rows}, sort_keys=False, width=120))
 
 
+def as_markdown(entries: Sequence[Found]) -> str:
+    """A table of entries, for programs that show text."""
+    facts = list(dict.fromkeys(key for e in entries for key in e.facts))
+    rows = [["name", *facts, "architecture"], ["---"] * (len(facts) + 2)]
+    # In the text of a genotype, bars stand between its parts.
+    rows += [[e.name, *(_shown(e.facts.get(key)) for key in facts), f"`{e.architecture}`"] for e in entries]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+def _shown(fact: object) -> str:
+    if fact is None:
+        return ""
+    return f"{fact:,.4g}" if isinstance(fact, float) else f"{fact:,}" if isinstance(fact, int) else str(fact)
+
+
 def read_found(path: Path) -> dict[str, AnyArchitecture]:
     """The architectures of an architectures.yaml by name, best first. Raises `UserError` for any other file."""
     data = read_yaml(path)

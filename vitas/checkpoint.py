@@ -1,7 +1,8 @@
 """Checkpoints: atomic save, rotation, resume, and reading files of other programs.
 
 A stage's files are in `save_path/STAGE/checkpoint/`: `epoch_N_ckpt.pth.tar`
-after epoch N (the last K are kept) and `recent_ckpt.pth.tar` within an epoch.
+after epoch N (the last K are kept), `recent_ckpt.pth.tar` within an epoch, and
+`best_ckpt.pth.tar` where val images say which is best.
 Each holds a digest, which every reading checks; a damaged one is passed over
 for the newest that is whole. All files are read with `weights_only`, so a
 downloaded file cannot run code.
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 from vitas import released, watchdog
 from vitas.digests import DIGEST, NOT_YET, damage, is_archive, safetensors_damage, sealed_safetensors, write_with_digest
 from vitas.errors import UserError
-from vitas.files import may_write, write_atomically
+from vitas.files import link_atomically, may_write, write_atomically
 
 RECENT = "recent_ckpt.pth.tar"
+# The best network by val images, which no rotation removes.
+BEST = "best_ckpt.pth.tar"
 DOWNLOADED = "download.pth"
 _EPOCH = re.compile(r"epoch_(\d+)_ckpt\.pth\.tar$")
 
@@ -60,17 +63,35 @@ class CheckpointFolder:
         found = map(self.epoch_of, self.folder.glob("epoch_*_ckpt.pth.tar"))
         return sorted(epoch for epoch in found if epoch is not None)
 
-    def save_recent(self, state: Mapping[str, Any]) -> None:
-        """Write the state of a run within an epoch."""
+    def save_recent(self, state: Mapping[str, Any]) -> Path:
+        """Write the state of a run within an epoch. Returns the file."""
+        path = self.folder / RECENT
         with watchdog.patient("writes a checkpoint"):
-            write(state, self.folder / RECENT)
+            write(state, path)
+        return path
 
-    def save_epoch(self, state: Mapping[str, Any]) -> None:
-        """Write the state after epoch `state["epoch"]`, then remove old files."""
+    def save_epoch(self, state: Mapping[str, Any]) -> Path:
+        """Write the state after epoch `state["epoch"]`, then remove old files. Returns the new one."""
+        path = self.epoch_path(state["epoch"])
         with watchdog.patient("writes a checkpoint"):
-            write(state, self.epoch_path(state["epoch"]))
+            write(state, path)
         self._drop_recent()
         self._rotate()
+        return path
+
+    def keep_best(self, path: Path) -> None:
+        """Keep a checkpoint of this folder as the best one: its file gets a second name, so that takes no room."""
+        with watchdog.patient("writes a checkpoint"):
+            link_atomically(path, self.folder / BEST)
+
+    def epoch_in(self, name: str) -> int | None:
+        """The epoch of a checkpoint of this folder; None if there is no such file, or a damaged one."""
+        path = self.folder / name
+        with suppress(UserError, FileNotFoundError):
+            if damage(path) is None:
+                epoch = _mapped(path).get("epoch")
+                return epoch if isinstance(epoch, int) else None
+        return None
 
     def _drop_recent(self) -> None:
         with may_write():
@@ -148,19 +169,22 @@ class CheckpointFolder:
             )
 
     def candidates(self) -> list[Path]:
-        """The checkpoints to read by default, in order: this run's newest, `download.pth`, other .pth files by name."""
-        newest = self.newest()
+        """The checkpoints to read by default, in order: the newest, the best, `download.pth`, other .pth by name."""
+        ours = [self.newest(), self.folder / BEST]
         others = sorted(self.folder.glob("*.pth"), key=lambda path: (path.name != DOWNLOADED, path.name))
-        return [*([newest] if newest else []), *others]
+        return [*(path for path in ours if path is not None and path.exists()), *others]
 
     def resolve(self, load_name: str | None = None) -> Path:
-        """The file `load_name` in this folder or as a path; by default the first candidate. Raises `UserError`."""
+        """The file `load_name` in this folder (`.pth.tar` may be left out) or as a path; by default a candidate.
+
+        Raises `UserError`.
+        """
         if load_name is None:
             candidates = self.candidates()
             if not candidates:
                 raise UserError(f"{self.folder} holds no checkpoint; run the stage that writes it first")
             return candidates[0]
-        for path in (self.folder / load_name, Path(load_name)):
+        for path in (self.folder / load_name, self.folder / f"{load_name}.pth.tar", Path(load_name)):
             if path.is_file():
                 return path
         paths = [*self.folder.glob("*.pth*"), *self.folder.glob("*.safetensors")]
@@ -242,13 +266,17 @@ def _tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
             yield from _tensors_in(part, depth + 1)
 
 
-def _step(path: Path) -> int:
-    """The step of a checkpoint of ours. The weights, which may be gigabytes, are mapped and not read."""
+def _mapped(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint of ours holds. The weights, which may be gigabytes, are mapped and not read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
         state = read(path)  # Raises with a message that says what is wrong.
-    step = state.get("step", 0) if isinstance(state, Mapping) else 0
+    return state if isinstance(state, Mapping) else {}
+
+
+def _step(path: Path) -> int:
+    step = _mapped(path).get("step", 0)
     return step if isinstance(step, int) else 0
 
 

@@ -61,7 +61,10 @@ def _origin(config: RunConfig) -> dict[str, Any]:
     """What the files depend on, as plain data."""
     model = config.model
     images = {"image_size": model.image_size, "num_classes": model.num_classes, "mean": model.mean, "std": model.std}
-    return {"source": model.from_pretrained, "seed": config.seed, **images, **model.importance.model_dump()}
+    # Of the images that order it, none may be held out. Files of earlier versions held none out.
+    holdout = config.search.data.holdout if config.search and config.search.data else None
+    origin = {"source": model.from_pretrained, "seed": config.seed, **images, **model.importance.model_dump()}
+    return origin | ({} if holdout is None else {"holdout": holdout})
 
 
 def _prepare(config: RunConfig, report: Report, world: World) -> None:
@@ -70,11 +73,11 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
         found = read_yaml(path)
         if not isinstance(found, dict) or not isinstance(there := found.get("origin"), dict):
             raise UserError(f"{path}: must hold the architecture and the origin that `search` writes; move it away")
-        differing = [key for key, value in origin.items() if there.get(key) != value]
+        differing = [key for key in {**origin, **there} if there.get(key) != origin.get(key)]
         if differing:
             raise UserError(
                 f"{path} was made with {differing[0]} {there.get(differing[0])!r}, and now it is "
-                f"{origin[differing[0]]!r}; set it back, or choose another save_path"
+                f"{origin.get(differing[0])!r}; set it back, or choose another save_path"
             )
         report.line(f"starts from {origin['source']}: {found.get('architecture')} in {shown_path(weights)}")
         return
@@ -96,7 +99,7 @@ def _prepare(config: RunConfig, report: Report, world: World) -> None:
     data = search.data
     seed = stream_seed(config.seed, "importance")
     pixels, labels = draw_images(
-        data.data_dir, count, model.image_size, crop, seed, data.workers, data.bad_images, report
+        data.data_dir, count, model.image_size, crop, seed, data.workers, data.bad_images, report, data.part
     )
     drawn = EvaluationSet(pixels, labels, channels(model.mean), channels(model.std), len(pixels))
     if not pretrained.has_classifier:

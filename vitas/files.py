@@ -86,6 +86,12 @@ def _machine_digest() -> str:
     return hashlib.sha256(this_machine().encode()).hexdigest()[:8]
 
 
+def _unfinished_beside(path: Path) -> Path:
+    """A new name for what will become a file."""
+    # Processes of several containers may have one number, and each removes its own file alone.
+    return path.with_name(f".{path.name}.{_machine_digest()}.{os.getpid()}.{secrets.token_hex(4)}{_UNFINISHED}")
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
 
@@ -95,9 +101,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int
     `UserError` where there is no room for it; the old file is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of several containers may have one number, and each removes its own file alone.
-    unfinished = f".{path.name}.{_machine_digest()}.{os.getpid()}.{secrets.token_hex(4)}{_UNFINISHED}"
-    temporary, watched = path.with_name(unfinished), None
+    temporary, watched = _unfinished_beside(path), None
     try:
         with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             watched = _Watched(file)
@@ -113,6 +117,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int
             raise no_room(failure, path, watched.written if watched else 0) from None
         raise
     finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Give a file, which is replaced and never changed, a second name; a file system without links gets a copy.
+
+    A process that dies at any point leaves the old file of that name or the new one.
+    """
+    temporary = _unfinished_beside(path)
+    try:
+        with may_write():
+            os.link(source, temporary)
+            os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError:
+        with open(source, "rb") as whole:
+            write_atomically(path, lambda file: shutil.copyfileobj(whole, file))
+    finally:
+        # A rename between two names of one file does nothing.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 

@@ -23,8 +23,9 @@ from vitas.report import Report
 _FREE_KEYS = {
     "flag", "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
     "data.bad_images", "panel", "panel.size", "panel.epochs", "panel.stop_at",
-    "allow_changes", "not_finite.in_a_row", "not_finite.returns",
+    "val", "val_epochs", "patience", "allow_changes", "not_finite.in_a_row", "not_finite.returns",
 }  # fmt: skip
+_FREE_SECTIONS = ("val.",)
 
 
 class TrainingState:
@@ -56,7 +57,9 @@ class TrainingState:
         self._changes: list[dict[str, Any]] = []
         # An architecture can be written in several forms; `about` has its canonical text.
         given = settings.model_dump(mode="json", exclude={"architecture"})
-        decisive = {key: value for key, value in leaves(given) if key not in _FREE_KEYS}
+        decisive = {
+            key: value for key, value in leaves(given) if key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
+        }
         self._recipe = {"seed": seed, "steps_per_epoch": per_epoch, **decisive, **dict(leaves(about))}
         # A key that an older version did not have counts as its present default.
         self._defaults = dict(_default_leaves(type(settings)))
@@ -150,23 +153,18 @@ class TrainingState:
         step = state["step"]
         # Checkpoints of earlier versions do not say which images they have seen.
         before = state.get("listing", self._listing)
-        if before != self._listing:
-            change = explain_change(before, self._listing)
-            if "data" not in allowed:
-                raise UserError(
-                    f"{stage}.data.data_dir: {self._settings.data.data_dir!r} holds other images than when {path} was "
-                    f"written: {change}; put them back, choose another save_path, or go on with these: "
-                    f"{stage}.allow_changes=[data]"
-                )
-            self._changes.append({"step": step, "key": "data", "from": "", "to": change})
-            self._report.line(f"goes on from step {step:,} with other images ({change}), as {stage}.allow_changes says")
+        # First, because another holdout explains why the images differ.
         for key in {**self._recipe, **recipe}:
             ours, theirs = (part.get(key, self._defaults.get(key)) for part in (self._recipe, recipe))
             if ours == theirs or (key == "steps_per_epoch" and before != self._listing):
                 continue
-            if key not in allowed:
+            # Which of the folder's images are trained on is a matter of the images too.
+            named = "data" if key == "data.holdout" else key
+            if named not in allowed:
                 way_on = (
-                    f", or go on with the new value: {stage}.allow_changes=[{key}]" if key in ALLOWED_CHANGES else ""
+                    f", or go on with the new value: {stage}.allow_changes=[{named}]"
+                    if named in ALLOWED_CHANGES
+                    else ""
                 )
                 raise UserError(
                     f"{path} was trained with {key} {theirs!r}, and now it is {ours!r}; "
@@ -177,6 +175,16 @@ class TrainingState:
                 f"goes on from step {step:,} with {key} {ours!r} instead of {theirs!r}, as {stage}.allow_changes says: "
                 "the result is that of no single recipe"
             )
+        if before != self._listing:
+            change = explain_change(before, self._listing)
+            if "data" not in allowed:
+                raise UserError(
+                    f"{stage}.data.data_dir: {self._settings.data.data_dir!r} holds other images than when {path} was "
+                    f"written: {change}; put them back, choose another save_path, or go on with these: "
+                    f"{stage}.allow_changes=[data]"
+                )
+            self._changes.append({"step": step, "key": "data", "from": "", "to": change})
+            self._report.line(f"goes on from step {step:,} with other images ({change}), as {stage}.allow_changes says")
 
 
 def _first_line(error: Exception) -> str:

@@ -99,6 +99,10 @@ class RunFolder:
     def events(self, stage: str) -> Path:
         return self.root / _home(stage) / "events"
 
+    def metrics(self, stage: str) -> Path:
+        """The numbers of a stage, as `vitas.report.metrics` writes them."""
+        return self.root / _home(stage) / "metrics" / f"{stage}.csv"
+
     def log(self, stage: str, job: str | None) -> Path:
         """The log of a stage: one file per Slurm job, and one for all starts without Slurm."""
         return self.root / _home(stage) / "log" / f"{_with_job(stage, job)}.log"

@@ -35,6 +35,7 @@ from vitas.resume import TrainingState
 from vitas.seeds import stream_seed
 from vitas.slurm.signals import Interrupted
 from vitas.step_watch import Diverged, StepWatch
+from vitas.validation import Validation, restore_best
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Task:
     describe: (step) -> what it trains, in words, if that differs from step to step.
     after_epoch: (epochs done, network) -> why the training should end there, or None. The network has the averaged
         weights, if there are any. Every rank calls it after every epoch, and again when a run resumes there.
+    validation: what measures the network after epochs, and says which one is kept as the best.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Task:
     scalars: Callable[[range], Mapping[str, float]] = lambda steps: {}
     describe: Callable[[int], str] = lambda step: ""
     after_epoch: Callable[[int, nn.Module], str | None] = lambda epoch, network: None
+    validation: Validation | None = None
 
 
 def train(
@@ -102,17 +105,29 @@ def train(
             f"{settings.batch_size // world.size} images each; mixup and cutmix pair images, so that must be even"
         )
     watch = StepWatch(optimizer, settings, task.describe, report, world)
-    states = {**task.states, "watch": watch}
+    validation = task.validation
+    states = {**task.states, "watch": watch, **({"validation": validation} if validation else {})}
     state = TrainingState(
         task.model, ema, optimizer, states, task.about, settings, per_epoch, loader.listing, seed, report
     )
     start = state.resume(checkpoints, world)
+    report.begin(start, per_epoch)
+    network = ema.module if ema else task.model
+
+    def after_epoch(epoch: int, counts: bool = True) -> str | None:
+        """Why the training should end there, or None. counts: whether its network may be the best."""
+        reason = task.after_epoch(epoch, network)
+        return (validation.after_epoch(epoch, network, task.model, counts) if validation else None) or reason
+
+    at_end_of_epoch = 0 < start < total and start % per_epoch == 0
+    enough = after_epoch(start // per_epoch) if at_end_of_epoch else None
+    if start and validation and world.is_main:
+        restore_best(validation, start, checkpoints, report)
     if start == total:
         report.line(f"all {settings.epochs} epochs are done")
         return total
-    network = ema.module if ema else task.model
-    if start and start % per_epoch == 0 and (reason := task.after_epoch(start // per_epoch, network)):
-        report.line(f"{start // per_epoch} of {settings.epochs} epochs are done: {reason}")
+    if enough:
+        report.line(f"{start // per_epoch} of {settings.epochs} epochs are done: {enough}")
         return start
     if start:
         report.line(f"resumes at step {start:,} of {total:,} (epoch {start / per_epoch:.2f})")
@@ -153,17 +168,28 @@ def train(
 
                 done = step + 1
                 watchdog.beat(done)
+                update(done, None)
                 if done % settings.log_steps == 0 or done == total:
                     watch.review(done)
                     meter.report(done, optimizer.param_groups[0]["lr"], update)
                 epoch, within = divmod(done, per_epoch)
-                enough = task.after_epoch(epoch, network) if within == 0 else None
+                enough = None
+                if within == 0:
+                    watch.review(done)
+                    enough = after_epoch(epoch, counts=not watch.last_was_bad)
+                    report.epoch_ended(epoch)
                 reason = stop_requested(world) if done < total and not enough else None
                 is_last = bool(done == total or enough)
+                is_best = bool(within == 0 and validation and validation.best_epoch == epoch)
                 ends_epoch = within == 0 and (epoch % settings.checkpoint_epochs == 0 or is_last)
-                saves = ends_epoch or reason or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0)
+                is_due = settings.checkpoint_steps and done % settings.checkpoint_steps == 0
+                saves = ends_epoch or is_best or reason or is_due
                 if saves and _is_sound(state.at(done), done, watch, is_last, report) and world.is_main:
-                    (checkpoints.save_epoch if ends_epoch else checkpoints.save_recent)(state.at(done))
+                    path = (checkpoints.save_epoch if ends_epoch else checkpoints.save_recent)(state.at(done))
+                    # Only then: what is the best must not be ahead of what a run resumes from.
+                    if is_best:
+                        checkpoints.keep_best(path)
+                    report.checkpoint_saved(path)
                 if reason:
                     saved = "the newest checkpoint is older" if watch.last_was_bad else "which is saved"
                     report.line(f"stops after step {done:,} of {total:,}, {saved} ({reason})")
@@ -182,6 +208,7 @@ def train(
             break
         except Diverged as error:
             start = _go_back(state, checkpoints, settings, str(error), report, world)
+            report.begin(start, per_epoch)
     # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
     return done
@@ -306,7 +333,7 @@ class _Meter:
         self._losses += torch.stack([torch.where(bad > 0, 0.0, self._loss), good])
         self._loss.zero_()
 
-    def report(self, done: int, lr: float, update: Callable[[int, str], None]) -> None:
+    def report(self, done: int, lr: float, update: Callable[[int, str | None], None]) -> None:
         """Report after `done` steps, to the bar, the log and the events. All ranks must call it."""
         summed, count = sum_(self._losses, self._world).tolist()
         self._losses.zero_()
@@ -321,4 +348,5 @@ class _Meter:
         further = self._task.scalars(range(self._reported, done))
         self._reported = done
         loss_if_any = {} if math.isnan(loss) else {"loss": loss}
-        self._report.scalars(done, {**loss_if_any, "lr": lr, "images_per_second": rate, **further})
+        values = {**loss_if_any, "lr": lr, "images_per_second": rate, **further}
+        self._report.scalars(done, {f"train/{name}": value for name, value in values.items()})

@@ -13,6 +13,7 @@ from search.scoring import MeasurementJournal
 from vitas.asvit.genotype import Genotype
 from vitas.asvit.scores import Scores, mean_scores, score_once
 from vitas.config import RunConfig
+from vitas.data.folders import Part
 from vitas.data.images import channels, normalize, spread_images
 from vitas.distributed import World
 from vitas.errors import UserError, require_integer, require_number
@@ -90,7 +91,14 @@ def ntk_images(config: RunConfig, report: Report | None = None) -> Tensor | None
     data, folder = settings.data, settings.data.data_dir
     try:
         images = spread_images(
-            folder, settings.batch_size, model.image_size, data.crop_fraction, data.bad_images, report
+            folder,
+            settings.batch_size,
+            model.image_size,
+            data.crop_fraction,
+            data.bad_images,
+            report,
+            # A search is training: what is held out is for others to measure on.
+            Part(data.holdout),
         )
     except UserError as error:
         raise UserError(f"search.data.data_dir: {error}") from None

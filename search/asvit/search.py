@@ -13,7 +13,7 @@ from search.asvit.scoring import GenotypeScorer, ntk_images
 from search.asvit.topology import ALGORITHMS, best_of_ranks
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.asvit.scores import Scores
-from vitas.catalog import Found, write_found
+from vitas.catalog import Found, as_markdown, write_found
 from vitas.config import RunConfig
 from vitas.distributed import World, barrier
 from vitas.errors import UserError
@@ -23,7 +23,7 @@ from vitas.report import Report, shown_path
 def search(config: RunConfig, world: World) -> None:
     """Find a topology and grow it, and write the network of every step to `save_path/search/architectures.yaml`."""
     settings, folder = config.search, config.folder
-    report = Report("search", folder, world)
+    report = Report.for_stage("search", config, world)
     images = ntk_images(config, report)
     if settings.topology is None:
         space = GenotypeSpace()
@@ -52,13 +52,14 @@ def search(config: RunConfig, world: World) -> None:
         ]
         # The first entry is `best` for later stages: here the largest network.
         write_found(folder.architectures, found[::-1])
+        report.text("architectures", len(found) - 1, as_markdown(found[::-1]))
         last = found[-1]
         report.line(
             f"grew {len(found)} networks, {name_of(0)} to {last.name} ({last.architecture}, "
             f"{last.facts['macs']:,} MACs, {last.facts['parameters']:,} parameters), "
             f"in {shown_path(folder.architectures)}"
         )
-    report.close()
+    report.finish()
     # The next stage reads the file on every rank.
     barrier(world)
 
@@ -123,10 +124,10 @@ def _report_step(step: int, genotype: Genotype, scores: Scores, config: RunConfi
     report.scalars(
         step,
         {
-            "growth_length_distortion": scores.length_distortion,
-            "growth_ntk_condition": scores.ntk_condition,
-            "growth_macs": costs["macs"],
-            "growth_parameters": costs["parameters"],
+            "asvit/growth_length_distortion": scores.length_distortion,
+            "asvit/growth_ntk_condition": scores.ntk_condition,
+            "asvit/growth_macs": costs["macs"],
+            "asvit/growth_parameters": costs["parameters"],
         },
     )
 

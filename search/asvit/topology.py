@@ -110,7 +110,7 @@ def reinforce(
             update(step + 1, text)
             if (step + 1) % WINDOW == 0 or step + 1 == settings.steps:
                 _report_window(step + 1, settings.steps, history, text, report)
-            learnt = {"reward": gained, "baseline": baseline, "entropy": policy.entropy}
+            learnt = {"asvit/reward": gained, "asvit/baseline": baseline, "asvit/entropy": policy.entropy}
             report.scalars(step, _scalars(scores) | learnt)
     return space.decode(broadcast(policy.likeliest if world.is_main else None, world))
 
@@ -166,7 +166,7 @@ def _relative_range(values: np.ndarray) -> float:
 
 
 def _scalars(scores: Scores) -> dict[str, float]:
-    return {"length_distortion": scores.length_distortion, "ntk_condition": scores.ntk_condition}
+    return {"asvit/length_distortion": scores.length_distortion, "asvit/ntk_condition": scores.ntk_condition}
 
 
 def _report_window(done: int, total: int, history: Sequence[Scores], text: str, report: Report) -> None:

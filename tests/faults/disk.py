@@ -32,7 +32,7 @@ class Disk:
         self._flushed: dict[str, int] = {}
         # What undoes each change of a folder that was not flushed, with the folder.
         self._undo: list[tuple[str, Callable[[], None]]] = []
-        self._real = {name: getattr(os, name) for name in ("replace", "rename", "unlink", "fsync", "truncate")}
+        self._real = {name: getattr(os, name) for name in ("replace", "rename", "unlink", "fsync", "truncate", "link")}
 
     def install(self) -> None:
         real_open = builtins.open
@@ -55,7 +55,7 @@ class Disk:
         builtins.open = io.open = opened
         os.replace = os.rename = self._rename
         os.unlink = os.remove = self._unlink
-        os.fsync, os.truncate = self._fsync, self._truncate
+        os.fsync, os.truncate, os.link = self._fsync, self._truncate, self._link
 
     def _is_here(self, path: object) -> bool:
         return isinstance(path, str | os.PathLike) and os.path.abspath(path).startswith(self._folder + os.sep)
@@ -86,6 +86,17 @@ class Disk:
             self._flushed[target] = self._flushed.pop(source, os.path.getsize(target))
             self._undo.append((os.path.dirname(target), lambda: self._restore(target, old)))
         self._point("renamed")
+
+    def _link(self, source, target, **options) -> None:
+        if not self._is_here(target):
+            self._real["link"](source, target, **options)
+            return
+        self._point("link")
+        target = os.path.abspath(target)
+        self._real["link"](source, target)
+        self._flushed[target] = self._flushed.get(os.path.abspath(source), os.path.getsize(target))
+        self._undo.append((os.path.dirname(target), lambda: self._remove(target)))
+        self._point("linked")
 
     def _unlink(self, path, **options) -> None:
         if options.get("dir_fd") is not None or not self._is_here(path):
@@ -139,7 +150,9 @@ class Disk:
         if content is None:
             self._remove(path)
             return
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        # Not into a file that may have another name, too.
+        self._remove(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.write(descriptor, content)
         os.close(descriptor)
         self._flushed[path] = len(content)

@@ -122,7 +122,7 @@ def test_a_reward_is_compared_with_the_mean_of_those_so_far(asvit, formula, monk
     )
     config = configuration.load(asvit(steps=8, repeat=1, baseline_decay=0.5))
     search(config, World())
-    told = told[:8]
+    told = [{name.removeprefix("asvit/"): value for name, value in values.items()} for values in told[:8]]
     rewards = [values["reward"] for values in told]
     assert rewards[0] == 0
     assert len({round(reward, 6) for reward in rewards}) > 3

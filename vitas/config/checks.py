@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from vitas.architecture import Architecture, check_patch_size
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
 from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Sample, Search, TokenPhase, Training
-from vitas.data.folders import check_image_folder, class_names, common_image
+from vitas.data.folders import EvaluationData, TrainingData, check_image_folder, class_names, common_image
 from vitas.elastic_space import Shares
 from vitas.errors import UserError
+from vitas.report.callbacks import check_callbacks
+from vitas.report.loggers import missing_package
 from vitas.run import STAGES, offered_by
 from vitas.sharing import SCHEMES
 from vitas.space import SearchSpace
@@ -105,20 +107,36 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
             if not _will_be_found(config, reference, flagged):
                 yield from _attempt(f"{name}.from_supernet: ", partial(_check_inheritable, config, reference))
     if config.retrain is not None:
+        if config.retrain.patience is not None and config.retrain.val is None:
+            yield f"retrain.patience: found {config.retrain.patience}, but retrain.val is missing: its top-1 is watched"
         yield from _check_tokens(config.retrain.tokens, config, flagged)
+    for name in config.loggers if flagged else ():
+        if (package := missing_package(name)) is not None:
+            yield f"loggers: found {name!r}, and it is not installed here: pip install {package}, or leave it out"
+    if flagged:
+        yield from _attempt("", partial(check_callbacks, config.callbacks))
     for name in flagged:
         yield from _check_data(config, name)
     if "search" in flagged and "sample" not in flagged and getattr(config.search, "panel", None) is not None:
         # The panel's images, which are looked at when the first epochs are over.
         yield from _check_data(config, "sample")
     yield from _check_class_names(config)
+    yield from _check_parts(config)
     if config.sample is not None and "sample" in flagged and isinstance(config.search, Search):
-        train, val = config.search.data.data_dir, config.sample.data.data_dir
-        common = common_image(train, val)
+        common = _trained_on(config.search.data, config.sample.data)
         if common is not None:
             yield (
-                f"sample.data.data_dir: found {val!r}, whose {common} is among the images of search.data.data_dir, "
-                f"{train!r}; scores on images that the supernet was trained on rank nothing: choose others"
+                f"sample.data.data_dir: found {config.sample.data.data_dir!r}, whose {common} is among the images of "
+                f"search.data.data_dir, {config.search.data.data_dir!r}; scores on images that the supernet was "
+                "trained on rank nothing: choose others, or hold a share of them out (holdout, in both sections)"
+            )
+    if config.retrain is not None and config.retrain.val is not None and "retrain" in flagged:
+        common = _trained_on(config.retrain.data, config.retrain.val)
+        if common is not None:
+            yield (
+                f"retrain.val.data_dir: found {config.retrain.val.data_dir!r}, whose {common} is among the images of "
+                f"retrain.data.data_dir, {config.retrain.data.data_dir!r}; what is trained on tells nothing of other "
+                "images: choose others, or hold a share of them out (holdout, in both sections)"
             )
 
 
@@ -131,6 +149,18 @@ def doubts(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
                 f"sample.data.data_dir {val!r} and test.data.data_dir {test!r} have images in common: "
                 "what the search chose by these images is flattered by a test on them"
             )
+    if config.retrain is not None and config.retrain.val is not None and config.test is not None:
+        val, test = config.retrain.val.data_dir, config.test.data.data_dir
+        if common_image(val, test) is not None:
+            yield (
+                f"retrain.val.data_dir {val!r} and test.data.data_dir {test!r} have images in common: the epoch that "
+                "is best by these images is flattered by a test on them"
+            )
+    if _trains_on_held_out(config):
+        yield (
+            "retrain.data has no holdout, and sample.data has one of the same folder: the network is trained on the "
+            "images too that chose it, and must be tested on others"
+        )
     # Of the stages of other programs: better said now than after the days that these take.
     later = [name for name in config.flagged(tuple(STAGES)) if name not in stages]
     for name in later if config.flagged(stages) else ():
@@ -138,11 +168,65 @@ def doubts(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
             yield f"{line}; `{name}` will need it"
 
 
+def _data_sections(config: RunConfig) -> dict[str, TrainingData | EvaluationData]:
+    """The sections that name image folders, by their keys."""
+    sections = {f"{name}.data": getattr(getattr(config, name), "data", None) for name in STAGES}
+    sections["retrain.val"] = config.retrain.val if config.retrain else None
+    return {key: section for key, section in sections.items() if section is not None}
+
+
 def _check_data(config: RunConfig, stage: str) -> Iterator[str]:
-    section = getattr(config, stage)
-    if section is not None and section.data is not None:
-        folder, classes = section.data.data_dir, config.model.num_classes
-        yield from _attempt(f"{stage}.data.data_dir: ", lambda: check_image_folder(folder, classes))
+    for key, section in _data_sections(config).items():
+        if key.startswith(f"{stage}."):
+            check = partial(check_image_folder, section.data_dir, config.model.num_classes)
+            yield from _attempt(f"{key}.data_dir: ", check)
+
+
+def _is_same_folder(first: str, second: str) -> bool:
+    return Path(first).resolve() == Path(second).resolve()
+
+
+def _trained_on(training: TrainingData, evaluation: EvaluationData) -> str | None:
+    """An image of `evaluation` that is trained on, of those that are compared (see `common_image`)."""
+    if evaluation.holdout is not None and _is_same_folder(training.data_dir, evaluation.data_dir):
+        # The other part of one split; or `_check_parts` says why not.
+        return None
+    return common_image(training.data_dir, evaluation.data_dir)
+
+
+def _trains_on_held_out(config: RunConfig) -> bool:
+    """Whether `retrain` trains on the images too that `sample` holds out, as a network is usually trained in the end.
+
+    With `from_supernet` it may not: then what it gained is measured on them.
+    """
+    retrain, sample = config.retrain, config.sample
+    if retrain is None or sample is None or retrain.from_supernet:
+        return False
+    same = _is_same_folder(retrain.data.data_dir, sample.data.data_dir)
+    return same and retrain.data.holdout is None and sample.data.holdout is not None
+
+
+def _check_parts(config: RunConfig) -> Iterator[str]:
+    """Sections that name one folder must split it alike, and none may train on what another holds out of it."""
+    sections = _data_sections(config)
+    for (key, section), (other_key, other) in combinations(sections.items(), 2):
+        if not _is_same_folder(section.data_dir, other.data_dir):
+            continue
+        if None not in (section.holdout, other.holdout) and section.holdout != other.holdout:
+            yield (
+                f"{other_key}.holdout: found {other.holdout}, and {key}.holdout is {section.holdout}; sections of one "
+                f"folder, {section.data_dir!r}, must hold out the same share"
+            )
+    trained_whole = [key for key in ("search.data", "retrain.data") if key in sections and not sections[key].holdout]
+    held_out = [key for key in ("sample.data", "retrain.val", "test.data") if key in sections and sections[key].holdout]
+    for key, other_key in product(trained_whole, held_out):
+        folder, share = sections[key].data_dir, sections[other_key].holdout
+        is_last = key == "retrain.data" and other_key == "sample.data" and _trains_on_held_out(config)
+        if _is_same_folder(folder, sections[other_key].data_dir) and not is_last:
+            yield (
+                f"{key}.holdout: is missing; {other_key} holds {share} of the same folder, {folder!r}, out, and {key} "
+                f"would train on these images: say {share} in both"
+            )
 
 
 def _needs_space(config: RunConfig, flagged: Sequence[str]) -> bool:
@@ -286,16 +370,15 @@ def _will_be_found(config: RunConfig, reference: str | dict[str, Any] | None, fl
 
 def _check_class_names(config: RunConfig) -> Iterator[str]:
     """Labels are indices into the sorted names of the class folders, so all stages must have the same names."""
-    sections = {name: getattr(config, name) for name in STAGES}
-    folders = {name: section.data.data_dir for name, section in sections.items() if section and section.data}
-    names = {name: class_names(folder) for name, folder in folders.items() if Path(folder).is_dir()}
+    folders = {key: section.data_dir for key, section in _data_sections(config).items()}
+    names = {key: class_names(folder) for key, folder in folders.items() if Path(folder).is_dir()}
     for name in list(names)[1:]:
         first = next(iter(names))
         differing = sorted(set(names[name]) ^ set(names[first]))
         if differing and len(names[name]) == len(names[first]):
             yield (
-                f"{name}.data.data_dir: found {folders[name]!r}, whose class folders differ from those of "
-                f"{first}.data.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only"
+                f"{name}.data_dir: found {folders[name]!r}, whose class folders differ from those of "
+                f"{first}.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only"
             )
 
 

@@ -26,6 +26,7 @@ from vitas.config_section import (
 from vitas.data.folders import EvaluationData, TrainingData, WeakAugmentation
 from vitas.elastic_space import SCORES, AnySpace, Shares, read_elastic_space
 from vitas.errors import UserError
+from vitas.report.loggers import LOGGERS
 from vitas.run import RunFolder, offered_by
 from vitas.sharing import SCHEMES
 from vitas.space import SearchSpace
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     TogetherName: TypeAlias = str
     ScoreName: TypeAlias = str
     AllowedChange: TypeAlias = str
+    LoggerName: TypeAlias = str
 else:
     SharingName = Literal[tuple(SCHEMES)]
     ObjectiveName = Literal[tuple(offered_by("sample.objectives"))]
@@ -51,6 +53,7 @@ else:
     TogetherName = Literal[tuple(offered_by("search.subnets.together"))]
     ScoreName = Literal[tuple(SCORES)]
     AllowedChange = Literal[ALLOWED_CHANGES]
+    LoggerName = Literal[tuple(LOGGERS)]
 
 
 def _kind_of_space(section: object) -> str:
@@ -413,6 +416,9 @@ class Retrain(Training):
     from_checkpoint: start from the weights of a file (fine-tuning); class count
         and image size may differ from those it was trained with.
     tokens: phases of coarser tokens at the beginning; after them, tokens are full.
+    val: images that the network is measured on while it trains; null is none. The best network is kept.
+    val_epochs: epochs between two measurements; the last epoch has one too.
+    patience: end the training after so many epochs without a better top-1 on them; null never does.
     """
 
     architecture: str | dict[str, Any] | None = None
@@ -420,6 +426,9 @@ class Retrain(Training):
     from_supernet: bool = False
     from_checkpoint: str | None = None
     tokens: list[TokenPhase] = []
+    val: EvaluationData | None = None
+    val_epochs: Positive = 1
+    patience: Positive | None = None
 
 
 class Test(Section):
@@ -427,7 +436,7 @@ class Test(Section):
 
     weights: the trained ones, or their average (`retrain.ema_decay`).
     load_name: one checkpoint, in retrain's checkpoint folder or a path; by
-        default, and without a range, the newest.
+        default, and without a range, the newest. `best_ckpt` is the best by `retrain.val`.
     from_supernet: measure `architecture` (by default the best) with the weights that the supernet has for it.
     start, end, strip: a range of epochs, both ends included, and its stride.
     wait: wait for epochs of the range that `retrain` has not written yet, instead of failing.
@@ -454,6 +463,8 @@ class RunConfig(Section):
     port: of the rendezvous under Slurm, by default derived from the job's id.
     stall_seconds: seconds without a step after which a job of several processes counts as stalled, and ends; null is
         ten times the slowest step seen, 2 to 30 minutes.
+    loggers: programs that get the numbers of all stages, beside the CSV that is always written.
+    callbacks: code of installed packages that follows the stages, by the names of its entry points.
     """
 
     model: Model
@@ -461,6 +472,8 @@ class RunConfig(Section):
     seed: Count = 0
     port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     stall_seconds: Positive | None = None
+    loggers: list[LoggerName] = ["tensorboard"]
+    callbacks: list[Line] = []
     search: AnySearch | None = None
     sample: Sample | None = None
     retrain: Retrain | None = None

@@ -45,12 +45,12 @@ class EvaluationSet:
         everything: bool,
         report: Report | None = None,
     ) -> EvaluationSet:
-        """Decode a folder, each rank its share; with `everything`, each rank then gets the shares of all ranks.
+        """Decode the images that a section means, each rank its share; with `everything`, each rank then has all.
 
         report: of the stage, which names the bad images (see `BadImages`). Raises `UserError`, on all ranks, when too
             many are bad.
         """
-        folder = open_image_folder(settings.data_dir)
+        folder = open_image_folder(settings.data_dir, settings.part)
         samples, names = folder.samples, listing_digest(listing(folder.classes, folder.samples))
         bad = BadImages(settings.data_dir, len(samples), settings.bad_images, report)
         images, labels, own = _decode(samples[world.share(len(samples))], settings, image_size)

@@ -1,4 +1,4 @@
-"""The `data` sections of the YAML: image folders and their augmentation.
+"""The `data` sections of the YAML: image folders, their parts and their augmentation.
 
 An image folder has one sub-folder per class, the usual layout of ImageNet.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -16,6 +17,7 @@ from pydantic import Field, field_validator
 
 from vitas.config_section import AboveZero, Count, Fraction, NonNegative, Probability, Section, Share
 from vitas.errors import UserError
+from vitas.seeds import stream_seed
 
 # The share of a folder's images that may be bad, by default: 1,281 of ImageNet's, and none of less than a thousand.
 BAD_IMAGES = 0.001
@@ -78,17 +80,75 @@ class WeakAugmentation(Augmentation):
     color_jitter: NonNegative = 0.0
 
 
+# The most that is held out: more would leave less to train on than to measure on.
+HoldoutShare = Annotated[float, Field(gt=0, le=0.5, strict=True)]
+
+# An image of a folder: its path and its label, as torchvision's `ImageFolder` has them.
+PathAndLabel: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which images of a folder are meant: all, or one of the two parts into which `holdout` splits it.
+
+    holdout: the share of each class that is held out; None is no split.
+    held_out: whether the part is that share, and not the rest.
+
+    Each image has a place in its class, by a random number that is a function of the names of the class and the file
+    alone; the first `holdout` of a class, at least one, are held out. So the split is the same in every stage and for
+    every seed of a run, whose results can then be compared; it does not change where the folder moves; classes that
+    are added change nothing for the others; and a larger share holds out the same images, and further ones.
+    """
+
+    holdout: float | None = None
+    held_out: bool = False
+
+    def of(self, classes: Sequence[str], samples: Sequence[PathAndLabel]) -> list[PathAndLabel]:
+        """The samples of this part, in their order. classes: by label.
+
+        Raises `UserError` for a class of one image, which cannot be in both parts.
+        """
+        if self.holdout is None:
+            return list(samples)
+        by_class: list[list[tuple[int, str, int]]] = [[] for _ in classes]
+        for index, (path, label) in enumerate(samples):
+            name = _name_in_class(path, classes[label])
+            by_class[label].append((stream_seed(0, "holdout", classes[label], name), name, index))
+        held_out: set[int] = set()
+        for name, places in zip(classes, by_class, strict=True):
+            if len(places) == 1:
+                raise UserError(
+                    f"class {name!r} has one image, and holdout needs two, one to train on and one to hold out; "
+                    "add another, or leave the class out"
+                )
+            count = max(1, round(self.holdout * len(places))) if places else 0
+            held_out |= {index for _, _, index in sorted(places)[:count]}
+        return [sample for index, sample in enumerate(samples) if (index in held_out) == self.held_out]
+
+    def __str__(self) -> str:
+        if self.holdout is None:
+            return "all images"
+        return f"the {self.holdout:.1%} held out" if self.held_out else f"all but {self.holdout:.1%} held out"
+
+
 class TrainingData(Section):
     """Training images.
 
     workers: decoding processes of each rank.
     bad_images: the share of the folder's images that may be bad; the next good ones of the folder take their places.
+    holdout: the share of each class that is not trained on (see `Part`); null trains on all.
     """
 
     data_dir: str
     workers: Count = 8
     augmentation: Augmentation = Augmentation()
     bad_images: Fraction = BAD_IMAGES
+    holdout: HoldoutShare | None = None
+
+    @property
+    def part(self) -> Part:
+        """The images that are trained on."""
+        return Part(self.holdout)
 
 
 class EvaluationData(Section):
@@ -97,12 +157,19 @@ class EvaluationData(Section):
     workers: decoding processes of each rank.
     crop_fraction: side of the central crop over the side of the resized image (0.875: 224 of 256).
     bad_images: the share of the folder's images that may be bad; they are left out.
+    holdout: measure on this share of each class alone (see `Part`); null measures on all images of the folder.
     """
 
     data_dir: str
     workers: Count = 8
     crop_fraction: Share = 0.875
     bad_images: Fraction = BAD_IMAGES
+    holdout: HoldoutShare | None = None
+
+    @property
+    def part(self) -> Part:
+        """The images that are measured on."""
+        return Part(self.holdout, held_out=True)
 
 
 def check_image_folder(data_dir: str, num_classes: int) -> None:
@@ -124,18 +191,23 @@ def class_names(data_dir: str) -> list[str]:
 Listing: TypeAlias = dict[str, list[int | str]]
 
 
-def listing(classes: Sequence[str], samples: Iterable[tuple[str, int]]) -> Listing:
-    """What an image folder holds, by name and not by content, to tell whether it changed.
+def listing(classes: Sequence[str], samples: Iterable[PathAndLabel]) -> Listing:
+    """What an image folder, or a part of it, holds, by name and not by content, to tell whether it changed.
 
-    classes: by label. samples: path and label of each image, as torchvision's `ImageFolder` has them.
+    classes: by label.
     """
     names: dict[str, list[str]] = {name: [] for name in classes}
     for path, label in samples:
-        names[classes[label]].append(path[path.rfind("/" + classes[label] + "/") :])
+        names[classes[label]].append(_name_in_class(path, classes[label]))
     return {
         name: [len(paths), hashlib.sha256("\0".join(sorted(paths)).encode(errors="surrogateescape")).hexdigest()[:16]]
         for name, paths in names.items()
     }
+
+
+def _name_in_class(path: str, name: str) -> str:
+    """An image's path from its class folder on."""
+    return path[path.rfind("/" + name + "/") :]
 
 
 def listing_digest(listed: Listing) -> str:

@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from vitas.data.bad_images import BadImages
-from vitas.data.folders import BAD_IMAGES
+from vitas.data.folders import BAD_IMAGES, Part
 from vitas.data.pictures import BadImage, read_image
 from vitas.data.workers import batches_of
 from vitas.errors import UserError
@@ -29,12 +29,18 @@ from vitas.slurm import signals
 INTERPOLATION = InterpolationMode.BICUBIC
 
 
-def open_image_folder(data_dir: str) -> ImageFolder:
-    """The images of a folder, undecoded. Raises `UserError` for a class without images."""
+def open_image_folder(data_dir: str, part: Part = Part()) -> ImageFolder:
+    """The images of a folder, or of a part of it, undecoded.
+
+    Raises `UserError` for a class without images, and for one of a single image where the folder is split.
+    """
     try:
-        return ImageFolder(data_dir, loader=read_image)
-    except FileNotFoundError as error:
+        folder = ImageFolder(data_dir, loader=read_image)
+        folder.samples = folder.imgs = part.of(folder.classes, folder.samples)
+    except (FileNotFoundError, UserError) as error:
         raise UserError(f"data_dir {data_dir!r}: {error}") from None
+    folder.targets = [label for _, label in folder.samples]
+    return folder
 
 
 def evaluation_transform(image_size: int, crop_fraction: float) -> Compose:
@@ -111,15 +117,16 @@ def spread_images(
     crop_fraction: float,
     bad_images: float = BAD_IMAGES,
     report: Report | None = None,
+    part: Part = Part(),
 ) -> Tensor:
-    """Up to `count` images, evenly spread over an image folder, uint8 [n, 3, image_size, image_size].
+    """Up to `count` images, evenly spread over a part of an image folder, uint8 [n, 3, image_size, image_size].
 
     bad_images, report: how many of the folder's images may be bad, and where they are named (see `BadImages`). The next
         good image of the folder takes the place of a bad one.
 
     Raises `UserError` for a folder without images, and for too many bad ones.
     """
-    samples = open_image_folder(data_dir).samples
+    samples = open_image_folder(data_dir, part).samples
     # Spread, because neighbours are of the same class.
     chosen = [i * len(samples) // count for i in range(count)] if len(samples) > count else range(len(samples))
     bad = BadImages(data_dir, len(samples), bad_images, report)
@@ -135,12 +142,13 @@ def draw_images(
     workers: int = 0,
     bad_images: float = BAD_IMAGES,
     report: Report | None = None,
+    part: Part = Part(),
 ) -> tuple[Tensor, Tensor]:
-    """Up to `count` random images of an image folder, uint8 [n, 3, image_size, image_size], and their labels [n].
+    """Up to `count` random images of a part of a folder, uint8 [n, 3, image_size, image_size], and their labels [n].
 
     As many of each class as there are, to one. Bad images are dealt with as by `spread_images`, and it raises the same.
     """
-    samples = open_image_folder(data_dir).samples
+    samples = open_image_folder(data_dir, part).samples
     order = np.random.default_rng(seed).permutation(len(samples))
     # The first of every class, the second of every class, and so on.
     seen: Counter[int] = Counter()

@@ -101,10 +101,11 @@ class TrainingLoader:
     ) -> None:
         if batch_size % world.size:
             raise UserError(f"batch_size: found {batch_size}; it must be a multiple of the {world.size} processes")
-        folder = open_image_folder(settings.data_dir)
+        folder = open_image_folder(settings.data_dir, settings.part)
         if len(folder) < batch_size:
             raise UserError(
-                f"batch_size: found {batch_size}, more than the {len(folder)} images of {settings.data_dir!r}"
+                f"batch_size: found {batch_size}, more than the {len(folder)} images of {settings.data_dir!r} "
+                f"({settings.part})"
             )
         self._folder = folder
         self._transform = training_transform(settings.augmentation, image_size, mean, std)
