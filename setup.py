@@ -3,6 +3,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6",
+    "mkdocstrings-python>=2",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
+]
 
 setup(
     name="vitas",
@@ -11,7 +19,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["vitas*", "search*", "retrain*", "inference*"]),
+    # The folder `configs` becomes a part of the library (see vitas/packaged.py).
+    packages=[*find_packages(include=["vitas*", "search*", "retrain*", "inference*"]), "vitas.configs"],
+    package_dir={"vitas.configs": "configs"},
+    package_data={"vitas": ["py.typed"], "vitas.configs": ["*.yaml", "*/*.yaml"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -32,6 +43,7 @@ setup(
         "quickstart": ["scikit-learn>=1.4"],
         "export": EXPORT,
         "bench": ["mlxtend>=0.23", "matplotlib>=3.8", "torch-pruning>=1.6"],
+        "docs": DOCS,
         "test": [
             "scikit-learn>=1.4",
             "pytest>=8",
@@ -40,7 +52,10 @@ setup(
             "ruff>=0.6",
             "mypy>=2.4",
             "types-PyYAML>=6",
+            "setuptools>=68",
+            "wheel>=0.43",
             *EXPORT,
+            *DOCS,
         ],
     },
     entry_points={"console_scripts": ["vitas = vitas.cli:main"]},

@@ -23,6 +23,7 @@ LAYERS = (
         "files",
         "plain_data",
         "digests",
+        "packaged",
         "sharing",
         "data.folders",
         "data.example_images",
