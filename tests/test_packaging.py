@@ -1,4 +1,4 @@
-"""What is installed is whole: a wheel, built and installed as users do; extras, licence and citation as they are named."""
+"""What is installed is whole: a wheel, built and installed as users do; extras and citation are true."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from vitas import checkpoint
 from vitas.errors import UserError
 from vitas.files import write_folder
 from vitas.models.vision_transformer import VisionTransformer
-from vitas.plain_data import parse_json, read_text
+from vitas.plain_data import json_bytes, parse_json, read_text
 from vitas.timm import GENERIC, POOL_OF_CLASSIFIER
 
 CONFIG = "config.json"
@@ -81,8 +81,7 @@ def write_huggingface_folder(
     # safetensors' readers look for the format; the rest is for people.
     metadata = _as_strings(facts) | {"format": "pt", "architecture": str(architecture)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_folder(folder, {CONFIG: text.encode(), WEIGHTS: checkpoint.safetensors_bytes(tensors, metadata)})
+    write_folder(folder, {CONFIG: json_bytes(config), WEIGHTS: checkpoint.safetensors_bytes(tensors, metadata)})
 
 
 def _as_strings(facts: Mapping[str, object]) -> dict[str, str]:

@@ -61,24 +61,34 @@ class Decoded:
     refused: dict[Path, str]
 
 
-def find_pictures(places: Sequence[str | Path]) -> list[Path]:
+def find_pictures(places: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """The files in `places`, and the image files (by extension, sorted) below its folders, each once.
 
-    Raises `UserError` for a place that does not exist, and for a folder without images.
+    Also a message for each place that does not exist, for each folder without images, and for each that cannot be read.
     """
     found: dict[Path, None] = {}
+    missing: list[str] = []
     for place in map(Path, places):
-        if not place.exists():
-            raise UserError(f"found {str(place)!r}, which does not exist; give image files, or folders of them")
-        pictures = _below(place) if place.is_dir() else [place]
-        if not pictures:
-            raise UserError(f"found {str(place)!r}, which holds no image ({', '.join(IMG_EXTENSIONS)})")
+        # Unlike Path.exists, it is False for what may not be looked at, too.
+        if not os.path.exists(place):
+            missing.append(f"found {str(place)!r}, which does not exist; give image files, or folders of them")
+            continue
+        unread: list[str] = []
+        pictures = _below(place, unread) if place.is_dir() else [place]
+        if not pictures and not unread:
+            unread = [f"found {str(place)!r}, which holds no image ({', '.join(IMG_EXTENSIONS)})"]
         found |= dict.fromkeys(pictures)
-    return list(found)
+        missing += unread
+    return list(found), missing
 
 
-def _below(folder: Path) -> list[Path]:
-    walked = os.walk(folder, followlinks=True)
+def _below(folder: Path, unread: list[str]) -> list[Path]:
+    """The image files below a folder. A message about each folder that cannot be read is added to `unread`."""
+
+    def tell(error: OSError) -> None:
+        unread.append(f"found {error.filename!r}, which cannot be read: {error.strerror}")
+
+    walked = os.walk(folder, onerror=tell, followlinks=True)
     names = (Path(parent, name) for parent, _, files in walked for name in files)
     return sorted(path for path in names if path.name.lower().endswith(IMG_EXTENSIONS))
 
