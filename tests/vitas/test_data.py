@@ -14,11 +14,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from tests.vitas.conftest import assert_equal_batches
+from vitas import distributed
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.example_images import write_digits
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
 from vitas.data.images import decode, find_pictures, open_image_folder
 from vitas.data.training import AugmentedImages, TrainingLoader, posterize, training_transform
+from vitas.data.workers import number_of_workers
 from vitas.distributed import World
 from vitas.errors import UserError
 
@@ -297,3 +299,74 @@ def signals_ignored_by(pid: int) -> set[int]:
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     mask = int(status["SigIgn"], 16)
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+# Workers
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """(cores, variables) -> a machine of so many cores, in such an environment."""
+
+    def have(count: int, **variables: str) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(count)))
+        for name in ("SLURM_STEP_ID", "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return have
+
+
+@pytest.mark.parametrize(
+    ("cores", "variables", "expected"),
+    [
+        (12, {}, 12),
+        (12, {"LOCAL_WORLD_SIZE": "5", "TORCHELASTIC_RUN_ID": "x"}, 2),
+        (2, {"LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}, 1),
+        (12, {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "4"}, 4),
+        # Bound to its own cores, fewer than were asked for because of hyper-threads.
+        (2, {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "4"}, 2),
+        (12, {"SLURM_STEP_ID": "0"}, 1),
+        # A batch script is no step, and torchrun in a step shares its cores out itself.
+        (12, {"SLURM_CPUS_PER_TASK": "4"}, 12),
+        (12, {"SLURM_STEP_ID": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 6),
+    ],
+)
+def test_a_rank_has_its_share_of_the_cores_of_its_node(machine, cores, variables, expected):
+    machine(cores, **variables)
+    assert distributed.cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "images", "computes", "expected"),
+    [
+        (8, None, 10_000, True, 7),
+        (8, None, 10_000, False, 8),
+        (64, None, 10**6, True, 16),
+        (1, None, 10_000, True, 0),
+        (8, None, 600, False, 2),
+        (8, None, 255, True, 0),
+        (1, 8, 100, True, 8),
+        (64, 0, 10**6, False, 0),
+    ],
+)
+def test_workers_are_as_many_as_asked_for_or_as_there_are_cores_and_work_for(
+    machine, cores, asked, images, computes, expected
+):
+    machine(cores)
+    assert number_of_workers(asked, images, computes) == expected
+
+
+def test_the_default_number_of_workers_changes_no_batch(digits, machine):
+    """A thousand images, so that on a machine of four cores there are three workers."""
+    settings = TrainingData(data_dir=str(digits / "train"))
+    assert settings.workers is None
+    machine(4)
+
+    def batches(settings: TrainingData) -> list[torch.Tensor]:
+        loader = TrainingLoader(settings, 32, [0.5] * 3, [0.5] * 3, 128, World(), 0)
+        return [images for images, _ in loader.batches(0, 8)]
+
+    for ours, others in zip(batches(settings), batches(settings.model_copy(update={"workers": 0})), strict=True):
+        assert torch.equal(ours, others)

@@ -21,7 +21,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 from vitas.data.bad_images import BadImages
 from vitas.data.folders import BAD_IMAGES
 from vitas.data.pictures import BadImage, read_image
-from vitas.data.workers import batches_of
+from vitas.data.workers import batches_of, number_of_workers
 from vitas.errors import UserError
 from vitas.report import Report
 from vitas.slurm import signals
@@ -94,9 +94,14 @@ def _below(folder: Path, unread: list[str]) -> list[Path]:
 
 
 def decode(
-    paths: Sequence[Path], image_size: int, crop_fraction: float, batch_size: int, workers: int, stage: bool = False
+    paths: Sequence[Path],
+    image_size: int,
+    crop_fraction: float,
+    batch_size: int,
+    workers: int | None,
+    stage: bool = False,
 ) -> Iterator[Decoded]:
-    """Decode files in batches of `batch_size`, in order, in `workers` processes.
+    """Decode files in batches of `batch_size`, in order, in `workers` processes (see `number_of_workers`).
 
     stage: whether this is a stage, which ends when it chooses to: then workers ignore signals, as the stage does.
 
@@ -106,7 +111,7 @@ def decode(
         DataLoader(
             _Pictures(paths, image_size, crop_fraction),
             batch_size=batch_size,
-            num_workers=workers if len(paths) > batch_size else 0,
+            num_workers=number_of_workers(workers, len(paths)) if len(paths) > batch_size else 0,
             collate_fn=_collate,
             # Those of other programs must end with an interrupted program.
             worker_init_fn=signals.ignore if stage else None,
@@ -142,7 +147,7 @@ def draw_images(
     image_size: int,
     crop_fraction: float,
     seed: int,
-    workers: int = 0,
+    workers: int | None = 0,
     bad_images: float = BAD_IMAGES,
     report: Report | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -168,7 +173,7 @@ def _decode_chosen(
     chosen: Sequence[int],
     image_size: int,
     crop_fraction: float,
-    workers: int,
+    workers: int | None,
     bad: BadImages,
 ) -> tuple[Tensor, Tensor]:
     """The chosen images and their labels, in order; for a bad one, the next good image that is not among them."""
