@@ -29,7 +29,7 @@ LAYERS = (
         "data.example_images",
         "slurm.queries",
     ),
-    ("space", "asvit.genotype", "journal", "run", "slurm.signals", "slurm.lock"),
+    ("space", "asvit.genotype", "model_card", "journal", "run", "slurm.signals", "slurm.lock"),
     ("elastic_space",),
     ("budget", "catalog", "released"),
     ("config", "in_budget"),
