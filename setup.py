@@ -5,11 +5,12 @@ from setuptools import find_packages, setup
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 DOCS = [
     "mkdocs>=1.6,<2",
-    "mkdocs-material>=9.6",
+    "mkdocs-material>=9.6,<10",
     "mkdocstrings-python>=2",
     "nbclient>=0.10",
     "nbformat>=5.10",
     "ipykernel>=6.29",
+    "matplotlib>=3.8",
 ]
 
 setup(

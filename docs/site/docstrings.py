@@ -1,7 +1,7 @@
 """An extension of griffe, which reads docstrings for the site: their lists of terms become lists.
 
-Docstrings here name arguments as people write: `height, width: in pixels.` on a line of its own, further lines indented.
-Markdown would join such lines into one paragraph.
+Docstrings here name arguments as people write: `height, width: in pixels.` on a line of its own, further lines
+indented. Markdown would join such lines into one paragraph.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import griffe
 
+_NEXT = re.compile(r"(?<=\.) (?=[a-z_]\w*(?:, [a-z_]\w*)*: )")
 _TERM = re.compile(r"^(\*{0,2}[A-Za-z_]\w*(?:, \*{0,2}[A-Za-z_]\w*)*): (.*)$")
 
 
@@ -31,8 +32,10 @@ def with_lists(text: str) -> str:
         if found and lines:
             if not in_list and lines[-1]:
                 lines.append("")
-            names = ", ".join(f"`{name}`" for name in found[1].split(", "))
-            lines.append(f"- {names}: {found[2]}")
+            # Short ones share a line.
+            for term in _NEXT.split(line):
+                names, _, meaning = term.partition(": ")
+                lines.append(f"- {', '.join(f'`{name}`' for name in names.split(', '))}: {meaning}")
             in_list = True
             continue
         if in_list and line and not line.startswith(" "):

@@ -80,7 +80,9 @@ def notebook_page(notebook: dict[str, Any]) -> str:
                 parts.append(f'<div class="output">{_joined(data["image/svg+xml"])}</div>')
             elif "image/png" in data:
                 picture = _joined(data["image/png"]).strip()
-                parts.append(f'<img class="output" alt="output of the cell above" src="data:image/png;base64,{picture}">')
+                parts.append(
+                    f'<img class="output" alt="output of the cell above" src="data:image/png;base64,{picture}">'
+                )
             elif text := _joined(output.get("text", data.get("text/plain", ""))):
                 parts.append(f'<pre class="output"><code>{html.escape(text.rstrip())}</code></pre>')
     return "\n\n".join(parts) + "\n"
