@@ -4,6 +4,15 @@ from setuptools import find_packages, setup
 
 LOGGERS = {"wandb": ["wandb>=0.17"], "mlflow": ["mlflow-skinny>=2.14"]}
 EXPORT = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings-python>=2",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
+    "matplotlib>=3.8",
+]
 
 setup(
     name="vitas",
@@ -12,7 +21,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["vitas*", "search*", "retrain*", "inference*"]),
+    # The folder `configs` becomes a part of the library (see vitas/packaged.py).
+    packages=[*find_packages(include=["vitas*", "search*", "retrain*", "inference*"]), "vitas.configs"],
+    package_dir={"vitas.configs": "configs"},
+    package_data={"vitas": ["py.typed"], "vitas.configs": ["*.yaml", "*/*.yaml"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -34,6 +46,7 @@ setup(
         "export": EXPORT,
         **LOGGERS,
         "bench": ["mlxtend>=0.23", "matplotlib>=3.8", "torch-pruning>=1.6"],
+        "docs": DOCS,
         "test": [
             "scikit-learn>=1.4",
             "pytest>=8",
@@ -43,9 +56,12 @@ setup(
             "ruff>=0.6",
             "mypy>=2.4",
             "types-PyYAML>=6",
+            "setuptools>=68",
+            "wheel>=0.43",
             *EXPORT,
             *LOGGERS["wandb"],
             *LOGGERS["mlflow"],
+            *DOCS,
         ],
     },
     entry_points={"console_scripts": ["vitas = vitas.cli:main"]},

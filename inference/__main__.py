@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from vitas import config as configuration
-from vitas.errors import MISTAKE, exit_on_user_error
+from vitas.errors import exit_on_user_error
 from vitas.program import positive, quick_imports, run_stages
 
 EPILOG = """\
@@ -26,6 +26,8 @@ Each has a --help of its own."""
 
 # The names of the formats of `inference.export`, which loads torch.
 FORMATS = ("onnx", "safetensors", "pt2", "hf")
+# The exit code of `predict` where it answered some pictures, or tried to, and named others that it could not read.
+INCOMPLETE = 1
 RELEASED = "released"
 SUPERNET = "supernet"
 _OVERRIDE = re.compile(r"\w+(\.\w+)*=")
@@ -98,7 +100,7 @@ def run_predict(arguments: list[str]) -> None:
 
         whole = predict(config, places, parsed.top, parsed.csv)
     if not whole:
-        sys.exit(MISTAKE)
+        sys.exit(INCOMPLETE)
 
 
 COMMANDS = {"export": run_export, "predict": run_predict}

@@ -12,6 +12,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from inference.card import measured_of
 from inference.network import TrainedNetwork, trained_network
 from inference.supernet import name_of_subnet
 from vitas import checkpoint, released
@@ -245,7 +246,15 @@ def _write_folder(trained: TrainedNetwork, path: Path) -> int:
     """Write a Hugging Face folder; returns its size in bytes."""
     model, crop_fraction = trained.config.model, trained.config.test.data.crop_fraction
     write_huggingface_folder(
-        path, trained.network, model.mean, model.std, trained.class_names, trained.facts, crop_fraction=crop_fraction
+        path,
+        trained.network,
+        model.mean,
+        model.std,
+        trained.class_names,
+        trained.facts,
+        crop_fraction=crop_fraction,
+        measured=measured_of(trained.config, trained.path, trained.network.architecture),
+        trained=trained.trained,
     )
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 import vitas
+from inference.card import trained_of
 from inference.supernet import inherited_network, supernet_checkpoint
 from vitas import checkpoint
 from vitas.catalog import AnyArchitecture, parse_architecture
@@ -18,6 +19,7 @@ from vitas.config import RunConfig
 from vitas.data.folders import check_image_folder, class_names
 from vitas.data.images import INTERPOLATION
 from vitas.errors import UserError
+from vitas.model_card import Trained
 from vitas.models import create_model
 
 
@@ -87,6 +89,7 @@ class TrainedNetwork:
     path: its checkpoint. epoch: after which that was written; 0 if it does not say so.
     network: in eval mode, on the CPU.
     class_names: one for each output; numbers where they are not `named`.
+    trained: how its weights came about, where the checkpoint says it.
     """
 
     config: RunConfig
@@ -95,6 +98,7 @@ class TrainedNetwork:
     network: nn.Module
     class_names: list[str]
     named: bool
+    trained: Trained | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -148,4 +152,4 @@ def trained_network(config: RunConfig) -> TrainedNetwork:
         names = class_names(test.data.data_dir)
     else:
         names = [str(label) for label in range(config.model.num_classes)]
-    return TrainedNetwork(config, path, state.get("epoch", 0), network, names, named)
+    return TrainedNetwork(config, path, state.get("epoch", 0), network, names, named, trained_of(state, config))

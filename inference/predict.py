@@ -18,7 +18,7 @@ from rich.text import Text
 from inference.network import TrainedNetwork, trained_network
 from vitas.config import RunConfig
 from vitas.data.images import channels, decode, find_pictures, normalize
-from vitas.errors import UserError
+from vitas.errors import UserError, printable
 from vitas.evaluate import autocast
 from vitas.files import make_folder, write_text
 from vitas.report import shown_path
@@ -37,15 +37,18 @@ class Prediction:
 
 
 def predict(config: RunConfig, places: Sequence[str], top: int = 5, csv_file: str | None = None) -> bool:
-    """Show the `top` most probable classes of pictures and of those below folders; whether all could be decoded.
+    """Show the `top` most probable classes of pictures and of those below folders; whether all could be read.
 
     csv_file: where they are written as CSV; `-` prints that, and no table.
 
+    What is missing or no image is named on stderr, and the others are answered.
     Which network, and how a picture is read, is as `test` has it. Raises
-    `UserError` as `trained_network` and `find_pictures` do, and for a
-    `csv_file` that cannot be one.
+    `UserError` as `trained_network` does, if there is no picture at all, and
+    for a `csv_file` that cannot be one.
     """
-    pictures = find_pictures(places)
+    pictures, missing = find_pictures(places)
+    if not pictures:
+        raise UserError("\n".join(missing))
     if csv_file not in (None, STDOUT):
         _check_csv(Path(csv_file))
     trained = trained_network(config)
@@ -54,14 +57,16 @@ def predict(config: RunConfig, places: Sequence[str], top: int = 5, csv_file: st
         _print_to_stderr(
             f"{config.test.data.data_dir} is not there, so class names are not known and classes are numbers"
         )
+    for line in missing:
+        _print_to_stderr(f"error: {line}")
     predictions = list(predictions_of(trained, pictures, top))
     if csv_file == STDOUT:
-        sys.stdout.write(as_csv(predictions, trained.class_names))
+        _write_to_stdout(as_csv(predictions, trained.class_names))
     else:
         _print_table(predictions, trained.class_names)
         if csv_file is not None:
             write_text(Path(csv_file), as_csv(predictions, trained.class_names))
-    return len(predictions) == len(pictures)
+    return len(predictions) == len(pictures) and not missing
 
 
 def predictions_of(trained: TrainedNetwork, pictures: Sequence[Path], top: int) -> Iterator[Prediction]:
@@ -73,7 +78,7 @@ def predictions_of(trained: TrainedNetwork, pictures: Sequence[Path], top: int) 
     decoded = decode(pictures, model.image_size, test.data.crop_fraction, test.batch_size, test.data.workers)
     for batch in decoded:
         for path, reason in batch.refused.items():
-            _print_to_stderr(f"error: {path} {reason}")
+            _print_to_stderr(f"error: {printable(str(path))} {printable(reason)}")
         if not batch.paths:
             continue
         with torch.inference_mode(), autocast(device, test.amp):
@@ -106,7 +111,7 @@ def _print_table(predictions: Sequence[Prediction], class_names: Sequence[str]) 
         named = zip(prediction.labels, prediction.probabilities, strict=True)
         cells = [f"{class_names[label]} {100 * probability:.1f}%" for label, probability in named]
         # As text: a name may hold what is markup to rich.
-        table.add_row(*map(Text, (str(prediction.path), *cells)))
+        table.add_row(*(Text(printable(cell)) for cell in (str(prediction.path), *cells)))
     console = Console()
     # A pipe is as wide as its lines are; rich would fold them at 80.
     (console if console.is_terminal else Console(width=10_000)).print(table)
@@ -119,6 +124,13 @@ def _check_csv(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"--csv: found {str(path)!r}, which is a folder; it must be a file")
     make_folder(path.parent, "--csv")
+
+
+def _write_to_stdout(text: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Whoever reads it opens the files: by their names as the file system has them, whatever the encoding.
+        sys.stdout.reconfigure(errors="surrogateescape")
+    sys.stdout.write(text)
 
 
 def _print_to_stderr(line: str) -> None:

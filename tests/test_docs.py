@@ -225,18 +225,11 @@ def test_architecture_forms_of_the_page_parse(repository):
     assert re.findall(r"`(\w+)`", names) == list(vitas.zoo())
 
 
+ROOT = Path(__file__).parents[1]
+
+
 @pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "docs/configuration.md",
-        "docs/design.md",
-        "docs/elastic.md",
-        "docs/export.md",
-        "docs/slurm.md",
-    ],
+    "page", [path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
 )
 def test_links_between_pages_lead_somewhere(page, repository):
     path = repository / page

@@ -162,6 +162,16 @@ def find_place(port: int | None = None) -> tuple[int, int, int]:
     return 0, 1, 0
 
 
+def cores() -> int:
+    """The CPU cores for this rank: those that its process may use, shared with the other ranks of its node."""
+    usable = len(os.sched_getaffinity(0))
+    if os.environ.get("SLURM_STEP_ID", "").isdigit() and "TORCHELASTIC_RUN_ID" not in os.environ:
+        # Slurm may bind a task to its own cores, or to none: so not a share of those that it may use.
+        return min(usable, int(queries.number_in("SLURM_CPUS_PER_TASK") or 1))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, usable // int(ranks)) if ranks.isdigit() and int(ranks) else usable
+
+
 def average_(tensors: Sequence[Tensor], world: World) -> None:
     """Average tensors over the ranks, in place and in one collective.
 

@@ -6,6 +6,7 @@ Every program catches it at the top, prints its message and exits with code 2
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -39,6 +40,7 @@ def _shortened(line: str) -> str:
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turn a `UserError` into its message on stderr and exit code 2, and a closed pipe (`| head`) into a quiet exit."""
+    print_any_name()
     try:
         yield
         sys.stdout.flush()
@@ -49,6 +51,13 @@ def exit_on_user_error() -> Iterator[None]:
         # Python flushes stdout again at exit, which would print another traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # 128 + SIGPIPE, what a shell reports for a program that SIGPIPE ended.
+
+
+def print_any_name() -> None:
+    """Have what this process prints show a name that its terminal cannot, in Python's notation, not end it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 # Unicode's categories of control characters, halves of characters (bytes that are no UTF-8), and line breaks.
@@ -64,6 +73,15 @@ def require_one_line(text: str, key: str | None = None) -> str:
         start = f"{key}: " if key else ""
         raise UserError(f"{start}found {text!r}; it must be one line, without control characters")
     return text
+
+
+def printable(text: str) -> str:
+    """A name on one line, as any terminal and file takes it: what cannot be printed is written as in Python.
+
+    A name of the file system may hold line breaks, and bytes that are no UTF-8, which Python reads as halves of
+    characters and refuses to write.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -173,8 +173,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def write_text(path: Path, text: str, mode: int = 0o666) -> None:
-    """`write_atomically` for text."""
-    _write_bytes(path, text.encode(), mode)
+    """`write_atomically` for text, as UTF-8; names of files in it are written as the file system has them."""
+    _write_bytes(path, text.encode(errors="surrogateescape"), mode)
 
 
 def _write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -1,4 +1,5 @@
-"""A trained network as a folder that timm and Hugging Face's tools read: `config.json` and `model.safetensors`.
+"""A trained network as a folder that timm and Hugging Face's tools read: `config.json`, `model.safetensors`, and a card
+for people, `README.md`.
 
 After `import vitas.timm`, `timm.create_model("local-dir:FOLDER", pretrained=True)`
 is the network; uploaded to the Hub as it is, so is "hf-hub:OWNER/NAME".
@@ -6,6 +7,7 @@ is the network; uploaded to the Hub as it is, so is "hf-hub:OWNER/NAME".
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +15,16 @@ from pathlib import Path
 from vitas import checkpoint
 from vitas.errors import UserError
 from vitas.files import write_folder
+from vitas.model_card import UNKNOWN_LICENSE, ImagesRead, Measured, Trained, model_card
 from vitas.models.vision_transformer import VisionTransformer
-from vitas.plain_data import parse_json, read_text
+from vitas.plain_data import json_bytes, parse_json, read_text
 from vitas.timm import GENERIC, POOL_OF_CLASSIFIER
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
+# In the config, of the card: people go on writing at it, and what they wrote is not replaced.
+_CARD_DIGEST = "card_sha256"
 
 
 def write_huggingface_folder(
@@ -29,6 +35,9 @@ def write_huggingface_folder(
     class_names: Sequence[str],
     facts: Mapping[str, object],
     crop_fraction: float = 0.875,
+    measured: Measured | None = None,
+    trained: Trained | None = None,
+    license_name: str = UNKNOWN_LICENSE,
 ) -> None:
     """Write a network, whole or not at all.
 
@@ -37,10 +46,12 @@ def write_huggingface_folder(
     facts: what is known of the network (MACs, parameters, top-1 ...), plain
         data for people; strings in the metadata of `model.safetensors`.
     crop_fraction: the central part of the resized image that the network is tested on.
+    measured, trained, license_name: what the card says of test, training and licence (see `vitas.model_card`).
 
     An earlier folder of this kind is replaced. Raises `UserError` where the
-    folder is another, where names or channels do not match the network, for a
-    network that is no architecture's, and for facts that are no plain data.
+    folder is another, or its card was edited, where names or channels do not
+    match the network, for a network that is no architecture's, and for facts
+    that are no plain data.
     """
     folder = Path(folder)
     _check_replaceable(folder)
@@ -81,8 +92,12 @@ def write_huggingface_folder(
     # safetensors' readers look for the format; the rest is for people.
     metadata = _as_strings(facts) | {"format": "pt", "architecture": str(architecture)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_folder(folder, {CONFIG: text.encode(), WEIGHTS: checkpoint.safetensors_bytes(tensors, metadata)})
+    name = folder.resolve().name
+    images = ImagesRead(in_chans, size, crop_fraction)
+    card = model_card(name, architecture, images, class_names, facts, measured, trained, license_name).encode()
+    config[_CARD_DIGEST] = hashlib.sha256(card).hexdigest()
+    weights = checkpoint.safetensors_bytes(tensors, metadata)
+    write_folder(folder, {CONFIG: json_bytes(config), WEIGHTS: weights, CARD: card})
 
 
 def _as_strings(facts: Mapping[str, object]) -> dict[str, str]:
@@ -104,14 +119,18 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
     held = sorted(path.name for path in folder.iterdir())
-    if held and (held != [CONFIG, WEIGHTS] or not _is_ours(folder / CONFIG)):
+    # Earlier versions wrote no card.
+    config = _our_config(folder / CONFIG) if held in ([CONFIG, WEIGHTS], [CARD, CONFIG, WEIGHTS]) else None
+    if held and config is None:
         shown = ", ".join(held[:3]) + (" ..." if len(held) > 3 else "")
         raise UserError(f"{folder} holds {shown}, which was not written by this project; give another folder")
+    if CARD in held and config and config.get(_CARD_DIGEST) != hashlib.sha256((folder / CARD).read_bytes()).hexdigest():
+        raise UserError(f"{folder / CARD} was edited, and would be lost; move it away, or give another folder")
 
 
-def _is_ours(path: Path) -> bool:
+def _our_config(path: Path) -> dict[str, object] | None:
     try:
         config = parse_json(read_text(path), str(path))
     except UserError:
-        return False
-    return isinstance(config, dict) and config.get("architecture") == GENERIC
+        return None
+    return config if isinstance(config, dict) and config.get("architecture") == GENERIC else None

@@ -163,6 +163,11 @@ def parse_json(text: str | bytes, where: str) -> object:
         raise UserError(f"{where} is not JSON") from None
 
 
+def json_bytes(data: object) -> bytes:
+    """Data as JSON in UTF-8, for people too. The bytes of a name that is no UTF-8 become escapes of JSON."""
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
 def read_text(path: Path) -> str:
     """A file's text. Raises `UserError` for a missing file, one that is not text, and one of more than 4 MiB."""
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vitas import config as configuration
 from vitas import watchdog
 from vitas.config import RunConfig
-from vitas.errors import MISTAKE, UserError
+from vitas.errors import MISTAKE, UserError, print_any_name
 from vitas.files import guard_writes, remove_leftovers
 from vitas.run import STAGES, stages_of
 from vitas.slurm import queries, signals
@@ -55,6 +55,7 @@ def run_stages(
     """
     # First, because importing torch takes seconds, during which a signal would end the process.
     signals.listen()
+    print_any_name()
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=description,

@@ -110,6 +110,7 @@ class TrainingState:
         if not isinstance(state.get("recipe"), Mapping):
             raise UserError(f"{path} is not a checkpoint of this program; move it away, or choose another save_path")
         try:
+            self._check_epochs(state, path)
             start = self._start(state)
             self._take_changes(state, path)
             self._load(state)
@@ -118,6 +119,36 @@ class TrainingState:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint of this training ({_first_line(error)})") from None
         return start
+
+    def _check_epochs(self, state: Mapping[str, Any], path: Path) -> None:
+        """Raise `UserError` for other `epochs` than the checkpoint's, unless it is as it would be with ours."""
+        stage, recipe, ours = self._report.stage, {**self._defaults, **state["recipe"]}, self._settings.epochs
+        theirs, step, per_epoch = recipe["epochs"], state["step"], recipe.get("steps_per_epoch", self._per_epoch)
+        if theirs == ours or not (is_integer(step) and is_integer(per_epoch)):
+            return
+        if step > ours * per_epoch:
+            raise UserError(
+                f"{stage}.epochs: found {ours}; {path} was trained for {step / per_epoch:.4g} already; "
+                "set it back, or choose another save_path"
+            )
+        # As the checkpoint was trained: the rate may be another from now on.
+        rates = {key: recipe[key] for key in ("lr", "min_lr", "warmup_epochs")}
+        tied = self._settings.model_copy(update=rates).tied_to_epochs(step, per_epoch)
+        if tied:
+            way_on = (
+                f", or train on from its weights with a schedule of its own: another save_path, and "
+                f"{stage}.from_checkpoint={path}"
+                if "from_checkpoint" in fields_of(type(self._settings))
+                else ""
+            )
+            raise UserError(
+                f"{path} was trained with epochs {theirs!r}, and now it is {ours!r}; {tied}, so its steps would have "
+                f"been others: set it back, or choose another save_path{way_on}"
+            )
+        self._report.line(
+            f"goes on from step {step:,} to {ours} epochs instead of {theirs}, as if it had been so from the start: "
+            "no step up to here depends on it"
+        )
 
     def _start(self, state: Mapping[str, Any]) -> int:
         """The step that a checkpoint leads to."""
@@ -156,7 +187,7 @@ class TrainingState:
         # First, because another holdout explains why the images differ.
         for key in {**self._recipe, **recipe}:
             ours, theirs = (part.get(key, self._defaults.get(key)) for part in (self._recipe, recipe))
-            if ours == theirs or (key == "steps_per_epoch" and before != self._listing):
+            if ours == theirs or key == "epochs" or (key == "steps_per_epoch" and before != self._listing):
                 continue
             # Which of the folder's images are trained on is a matter of the images too.
             named = "data" if key == "data.holdout" else key

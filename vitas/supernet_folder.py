@@ -9,7 +9,6 @@ and their accuracy, measured (`front.yaml`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from vitas.elastic_space import AnySpace, ElasticSpace
 from vitas.errors import UserError, require_integer, require_number, require_text
 from vitas.files import write_folder
 from vitas.models import SuperNet, VisionTransformer
-from vitas.plain_data import parse_json, read_text, read_yaml
+from vitas.plain_data import json_bytes, parse_json, read_text, read_yaml
 from vitas.space import SearchSpace
 
 ABOUT, FRONT, WEIGHTS = "supernet.json", "front.yaml", "model.safetensors"
@@ -126,7 +125,7 @@ def write_supernet_folder(
         for m in front_of(members)
     ]
     files = {
-        ABOUT: (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(),
+        ABOUT: json_bytes(about),
         FRONT: yaml.safe_dump({"front": rows}, sort_keys=False, width=120).encode(),
         WEIGHTS: checkpoint.safetensors_bytes(
             {name: value.detach().cpu().contiguous() for name, value in supernet.state_dict().items()}, {}

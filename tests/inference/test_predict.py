@@ -119,7 +119,7 @@ def test_what_is_no_image_is_named_and_the_others_are_done(predict, picture, tmp
     # Two of a batch, so that one batch holds nothing good; and as workers tell it.
     words = (tmp_path, "test.batch_size=2", "test.data.workers=1")
     code, out, err = predict(*words, "--csv", tmp_path / "found.csv")
-    assert code == 2
+    assert code == 1
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert [line.split()[1] for line in errors] == [
         str(tmp_path / name) for name in ("a_text.png", "b_torn.png", "d_empty.jpg")
@@ -130,11 +130,25 @@ def test_what_is_no_image_is_named_and_the_others_are_done(predict, picture, tmp
     assert "c_good.png" in out
 
 
-def test_nothing_but_what_is_no_image_ends_with_code_2_and_no_table(predict, tmp_path):
+def test_nothing_but_what_is_no_image_ends_with_code_1_and_no_table(predict, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     code, out, err = predict(tmp_path / "text.png")
-    assert (code, out) == (2, "")
+    assert (code, out) == (1, "")
     assert f"error: {tmp_path / 'text.png'} is not an image\n" in err
+
+
+def test_one_missing_file_does_not_end_it(predict, picture, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, out, err = predict("gone.png", picture, tmp_path / "empty", picture.parent / "gone", "--csv", "-")
+    assert code == 1
+    assert [row["image"] for row in rows_of(out)] == [str(picture)]
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert [line.split("'")[1] for line in errors] == [
+        "gone.png",
+        str(tmp_path / "empty"),
+        str(picture.parent / "gone"),
+    ]
+    assert errors[0] == "error: found 'gone.png', which does not exist; give image files, or folders of them"
 
 
 def test_classes_are_numbers_where_there_are_no_class_folders_and_that_is_said(predict, picture, tmp_path):

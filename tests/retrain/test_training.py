@@ -217,6 +217,89 @@ def test_images_that_changed_are_refused_with_what_changed_and_the_way_on(path, 
     assert words in config.folder.log("retrain", None).read_text()
 
 
+# More or fewer epochs
+
+
+def train_long(path, save_path, epochs: int, *overrides: str):
+    settings = (f"retrain.architecture={TEXT}", "retrain.ema_decay=0.9", "retrain.keep=0", "retrain.mixup=0.8")
+    return train(path, *settings, f"save_path={save_path}", *overrides, f"retrain.epochs={epochs}")
+
+
+def assert_same(ours, theirs) -> None:
+    a, b = newest(ours), newest(theirs)
+    assert {key: a[key] for key in ("step", "recipe", "changes")} == {k: b[k] for k in ("step", "recipe", "changes")}
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, b[part][name]) for name, value in a[part].items())
+    for number, moments in a["optimizer"]["state"].items():
+        assert all(torch.equal(value, b["optimizer"]["state"][number][name]) for name, value in moments.items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first", "left"),
+    [
+        (("retrain.lr=1e-3", "retrain.min_lr=1e-3"), 2, 2),
+        (("retrain.lr=1e-3", "retrain.min_lr=1e-3", "retrain.warmup_epochs=1"), 5, 1),
+        # The newest checkpoint is of the last step of the warm-up; the rate falls after it.
+        (("retrain.warmup_epochs=2",), 4, 2),
+    ],
+    ids=["constant", "fewer than there were to be", "in the warm-up"],
+)
+def test_epochs_may_change_where_no_step_so_far_depends_on_them_and_the_end_is_the_same(
+    path, tmp_path, overrides, first, left
+) -> None:
+    changed = train_long(path, tmp_path / "changed", first, *overrides)
+    folder = CheckpointFolder(changed.folder.checkpoints("retrain"), 0)
+    for epoch in range(left + 1, first + 1):
+        folder.epoch_path(epoch).unlink()
+    train_long(path, tmp_path / "changed", 3, *overrides)
+    assert f"to 3 epochs instead of {first}" in changed.folder.log("retrain", None).read_text()
+    assert_same(changed, train_long(path, tmp_path / "undisturbed", 3, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        ((), "its learning rate falls over all epochs"),
+        (("retrain.warmup_epochs=1",), "its learning rate falls over all epochs"),
+        (
+            ("retrain.lr=1e-3", "retrain.min_lr=1e-3", "retrain.tokens=[{until: 0.5, reduce: 2}]"),
+            "its phases of coarser tokens are shares of all epochs",
+        ),
+    ],
+)
+def test_epochs_that_past_steps_depend_on_are_refused_with_the_way_on(path, tmp_path, overrides, why) -> None:
+    config = train_long(path, tmp_path, 2, *overrides)
+    last = CheckpointFolder(config.folder.checkpoints("retrain")).epoch_path(2)
+    before = last.read_bytes()
+    words = f"{last} was trained with epochs 2, and now it is 3; {why}, so its steps would have been others"
+    with pytest.raises(UserError, match=re.escape(words)) as refused:
+        train_long(path, tmp_path, 3, *overrides)
+    assert str(refused.value).endswith(f"another save_path, and retrain.from_checkpoint={last}")
+    assert last.read_bytes() == before
+    # The way on.
+    further = (
+        f"retrain.from_checkpoint={last}",
+        f"save_path={tmp_path / 'further'}",
+        "retrain.lr=1e-4",
+        "retrain.architecture=null",
+    )
+    assert newest(train(path, *further, "retrain.epochs=1"))["epoch"] == 1
+    # And a schedule that was left for a constant rate does not change what past steps were.
+    with pytest.raises(UserError, match="its steps would have been others"):
+        train_long(path, tmp_path, 3, *overrides, "retrain.min_lr=1e-3", "retrain.allow_changes=[lr, min_lr]")
+
+
+def test_fewer_epochs_than_were_trained_and_other_epochs_of_a_supernet_are_refused(path, tmp_path) -> None:
+    constant = ("retrain.lr=1e-3", "retrain.min_lr=1e-3")
+    train_long(path, tmp_path, 2, *constant)
+    with pytest.raises(UserError, match=r"retrain.epochs: found 1; .*epoch_2_ckpt.pth.tar was trained for 2 already"):
+        train_long(path, tmp_path, 1, *constant)
+    given = (f"save_path={tmp_path}", "search.warmup_epochs=0", "search.lr=1e-3", "search.min_lr=1e-3")
+    search(configuration.load(path, [*given, "search.epochs=1"]), World())
+    with pytest.raises(UserError, match=r"record of the choices' losses fades over .*choose another save_path$"):
+        search(configuration.load(path, [*given, "search.epochs=2"]), World())
+
+
 def test_images_that_moved_are_the_same(path, own_digits, tmp_path) -> None:
     train_on(path, own_digits, "retrain.epochs=2")
     config = configuration.load(path)

@@ -14,11 +14,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from tests.vitas.conftest import assert_equal_batches
+from vitas import distributed
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.example_images import write_digits
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
 from vitas.data.images import decode, find_pictures, open_image_folder
 from vitas.data.training import AugmentedImages, TrainingLoader, posterize, training_transform
+from vitas.data.workers import number_of_workers
 from vitas.distributed import World
 from vitas.errors import UserError
 
@@ -248,21 +250,30 @@ def test_pictures_are_found_below_folders_by_extension_sorted_and_once(tmp_path)
         (tmp_path / name).touch()
     (tmp_path / "linked").symlink_to(tmp_path / "a")
     below = ["0.jpeg", "a/deep/er/3.webp", "b/1.png", "b/2.JPG", "linked/deep/er/3.webp"]
-    assert find_pictures([tmp_path]) == [tmp_path / name for name in below]
+    assert find_pictures([tmp_path]) == ([tmp_path / name for name in below], [])
     # A file is taken at its word, whatever its name.
     places = [tmp_path / "b" / "2.JPG", tmp_path / "c" / "picture.data", tmp_path / "b"]
-    assert find_pictures(places) == [*places[:2], tmp_path / "b" / "1.png"]
-    with pytest.raises(UserError, match="which does not exist"):
-        find_pictures([tmp_path, tmp_path / "gone.png"])
-    with pytest.raises(UserError, match="holds no image"):
-        find_pictures([tmp_path, tmp_path / "c"])
+    assert find_pictures(places) == ([*places[:2], tmp_path / "b" / "1.png"], [])
+
+
+def test_a_place_without_pictures_is_named_and_the_others_are_found(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "1.png").touch()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    places = [tmp_path / name for name in ("gone.png", "1.png", "empty", "loop.png", "x" * 300, "1.png/2.png")]
+    found, missing = find_pictures(places)
+    assert found == [tmp_path / "1.png"]
+    told = ["does not exist", "holds no image", "does not exist", "does not exist", "does not exist"]
+    others = [place for place in places if place.name != "1.png"]
+    for place, what, line in zip(others, told, missing, strict=True):
+        assert line.startswith(f"found {str(place)!r}, which {what}")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pictures_are_decoded_as_the_evaluation_set_decodes_its_own(few_images, tmp_path, workers):
     settings = EvaluationData(data_dir=str(few_images), workers=0, crop_fraction=0.8)
     expected = EvaluationSet.load(settings, 16, MEAN, STD, World(), everything=True).images
-    paths = find_pictures([few_images])
+    paths = find_pictures([few_images])[0]
     broken = tmp_path / "broken.png"
     broken.write_bytes(paths[0].read_bytes()[:200])
     batches = list(decode([*paths[:7], broken, *paths[7:]], 16, 0.8, 4, workers))
@@ -274,7 +285,7 @@ def test_pictures_are_decoded_as_the_evaluation_set_decodes_its_own(few_images, 
 
 def test_workers_that_decode_end_when_they_are_told_to(few_images):
     before = multiprocessing.active_children()
-    batches = decode(find_pictures([few_images]), 16, 1.0, 2, workers=1)
+    batches = decode(find_pictures([few_images])[0], 16, 1.0, 2, workers=1)
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - set(before)
     ignored, ours = signals_ignored_by(worker.pid), signals_ignored_by(os.getpid())
@@ -288,3 +299,74 @@ def signals_ignored_by(pid: int) -> set[int]:
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     mask = int(status["SigIgn"], 16)
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+# Workers
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """(cores, variables) -> a machine of so many cores, in such an environment."""
+
+    def have(count: int, **variables: str) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(count)))
+        for name in ("SLURM_STEP_ID", "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return have
+
+
+@pytest.mark.parametrize(
+    ("cores", "variables", "expected"),
+    [
+        (12, {}, 12),
+        (12, {"LOCAL_WORLD_SIZE": "5", "TORCHELASTIC_RUN_ID": "x"}, 2),
+        (2, {"LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}, 1),
+        (12, {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "4"}, 4),
+        # Bound to its own cores, fewer than were asked for because of hyper-threads.
+        (2, {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "4"}, 2),
+        (12, {"SLURM_STEP_ID": "0"}, 1),
+        # A batch script is no step, and torchrun in a step shares its cores out itself.
+        (12, {"SLURM_CPUS_PER_TASK": "4"}, 12),
+        (12, {"SLURM_STEP_ID": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 6),
+    ],
+)
+def test_a_rank_has_its_share_of_the_cores_of_its_node(machine, cores, variables, expected):
+    machine(cores, **variables)
+    assert distributed.cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "images", "computes", "expected"),
+    [
+        (8, None, 10_000, True, 7),
+        (8, None, 10_000, False, 8),
+        (64, None, 10**6, True, 16),
+        (1, None, 10_000, True, 0),
+        (8, None, 600, False, 2),
+        (8, None, 255, True, 0),
+        (1, 8, 100, True, 8),
+        (64, 0, 10**6, False, 0),
+    ],
+)
+def test_workers_are_as_many_as_asked_for_or_as_there_are_cores_and_work_for(
+    machine, cores, asked, images, computes, expected
+):
+    machine(cores)
+    assert number_of_workers(asked, images, computes) == expected
+
+
+def test_the_default_number_of_workers_changes_no_batch(digits, machine):
+    """A thousand images, so that on a machine of four cores there are three workers."""
+    settings = TrainingData(data_dir=str(digits / "train"))
+    assert settings.workers is None
+    machine(4)
+
+    def batches(settings: TrainingData) -> list[torch.Tensor]:
+        loader = TrainingLoader(settings, 32, [0.5] * 3, [0.5] * 3, 128, World(), 0)
+        return [images for images, _ in loader.batches(0, 8)]
+
+    for ours, others in zip(batches(settings), batches(settings.model_copy(update={"workers": 0})), strict=True):
+        assert torch.equal(ours, others)

@@ -48,7 +48,7 @@ def test_timm_reads_the_same_network_to_the_bit(tmp_path):
     cfg = network.pretrained_cfg
     assert (cfg["num_classes"], tuple(cfg["input_size"])) == (3, (3, 32, 32))
     assert (list(cfg["mean"]), list(cfg["std"]), list(cfg["label_names"])) == (MEAN, STD, NAMES)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 @torch.inference_mode()
@@ -139,7 +139,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, changes,
         {"config.json": "{}", "model.safetensors": ""},
         {"config.json": '{"architecture": "resnet50"}', "model.safetensors": ""},
         {"config.json": "no JSON", "model.safetensors": ""},
-        {"config.json": '{"architecture": "vitas"}', "model.safetensors": "", "README.md": "a card"},
+        {"config.json": '{"architecture": "vitas"}', "model.safetensors": "", "notes.txt": "mine"},
         None,
     ],
 )

@@ -236,6 +236,23 @@ def test_a_dry_run_prints_the_sbatch_file_and_writes_nothing(cluster, make_confi
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("reason", ["no Slurm here", "Slurm does not answer: Unable to contact slurm controller"])
+def test_a_dry_run_needs_no_controller_and_says_what_it_could_not_ask(make_config, capsys, monkeypatch, reason):
+    def partitions() -> list[Partition]:
+        raise queries.SlurmError("Unable to contact\nslurm controller")
+
+    monkeypatch.setattr(queries, "installed", lambda: "answer" in reason)
+    monkeypatch.setattr(queries, "partitions", partitions)
+    code, output, error = launched(capsys, "search", make_config(), "--dry-run", "--gpus-per-node=4")
+    assert (code, error) == (0, "")
+    assert output.startswith(f"#!/bin/bash\n# {reason}; nodes, GPUs, processes and time that were not given come from")
+    assert "#SBATCH --gres=gpu:4\n" in output
+    # To submit is another matter.
+    code, output, error = launched(capsys, "search", make_config(), "--gpus-per-node=4")
+    assert (code, output) == (2, "")
+    assert error.startswith(f"error: {reason.partition(':')[0]}")
+
+
 def test_gpus_of_a_type(cluster, make_config, capsys):
     path = make_config({"retrain.architecture": "p8-e32-token-h2q96m64"})
     for words in (["--gres=gpu:a100:4"], ["--gpu-type=a100", "--gpus-per-node=4"]):

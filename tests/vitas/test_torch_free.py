@@ -14,7 +14,7 @@ FRAMEWORKS = ("torch", "torchvision", "timm")
 MODULES = [
     "vitas.config", "vitas", "vitas.errors", "vitas.architecture", "vitas.space", "vitas.budget", "vitas.sharing",
     "vitas.catalog", "vitas.asvit.genotype", "vitas.run", "vitas.files", "vitas.journal",
-    "vitas.plain_data", "vitas.config_section", "vitas.released",
+    "vitas.plain_data", "vitas.packaged", "vitas.model_card", "vitas.config_section", "vitas.released",
     "vitas.data.folders", "vitas.program", "vitas.cli", "vitas.cli.describe", "vitas.cli.launch", "search.objectives",
     "vitas.watchdog",
     *(f"vitas.slurm.{path.stem}" for path in sorted((REPOSITORY / "vitas" / "slurm").glob("[!_]*.py"))),

@@ -37,6 +37,8 @@ from vitas.config.run_config import (
 )
 from vitas.config_section import explain
 from vitas.errors import UserError, require_one_line
+from vitas.packaged import CLUSTER
+from vitas.packaged import FOLDER as CONFIGS
 from vitas.plain_data import read_text
 from vitas.released import Configuration, read_configuration
 
@@ -66,8 +68,6 @@ __all__ = [
     "load",
     "require",
 ]
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] = ()) -> RunConfig:
@@ -146,7 +146,7 @@ def find(name: str, program: str) -> Path:
             if path.is_file():
                 return path
     known = {path.name: path for folder in (CONFIGS, CONFIGS / program) for path in sorted(folder.glob("*.yaml"))}
-    known.pop("cluster.yaml", None)
+    known.pop(CLUSTER, None)
     # ViTAS_1.3 and vitas_1.3g.yaml should both suggest ViTAS_1.3G.yaml.
     by_lower = {known_name.lower().removesuffix(".yaml"): known_name for known_name in known}
     wanted = Path(name).name.lower().removesuffix(".yaml")

@@ -195,6 +195,13 @@ class Training(Section):
     checkpoint_epochs: Positive = 1
     log_steps: Positive = 50
 
+    def tied_to_epochs(self, steps: int, per_epoch: int) -> str | None:
+        """Why the first `steps` steps, `per_epoch` an epoch, would be others with other `epochs`; None if they would
+        not: in the warm-up, and with a rate that is constant after it."""
+        if self.lr != self.min_lr and steps > self.warmup_epochs * per_epoch:
+            return "its learning rate falls over all epochs"
+        return None
+
 
 class SearchData(TrainingData):
     """Training images of the supernet, by default weakly augmented."""
@@ -249,6 +256,10 @@ class Search(Training):
     subnets: Subnets = Subnets()
     panel: Panel | None = None
     identity_probability: Fraction | None = None
+
+    def tied_to_epochs(self, steps: int, per_epoch: int) -> str | None:
+        tied = super().tied_to_epochs(steps, per_epoch)
+        return tied or ("its record of the choices' losses fades over a quarter of all epochs" if steps else None)
 
 
 class Growth(Section):
@@ -429,6 +440,10 @@ class Retrain(Training):
     val: EvaluationData | None = None
     val_epochs: Positive = 1
     patience: Positive | None = None
+
+    def tied_to_epochs(self, steps: int, per_epoch: int) -> str | None:
+        tied = super().tied_to_epochs(steps, per_epoch)
+        return tied or ("its phases of coarser tokens are shares of all epochs" if steps and self.tokens else None)
 
 
 class Test(Section):

@@ -6,18 +6,22 @@ starts of the run; a file that two ranks find in the same moment may stand there
 
 from __future__ import annotations
 
+import ast
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
 from vitas.data.pictures import BadImage, read_image
-from vitas.errors import UserError
+from vitas.errors import UserError, printable
 from vitas.report import Report
 
 # How many an error message lists.
 _LISTED = 10
+# What `printable` writes for a character that cannot be printed.
+_ESCAPE = re.compile(r"\\(?:[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
 class BadImages:
@@ -48,7 +52,7 @@ class BadImages:
 
         write: whether to file and log them; False where another rank does, which has found the same.
         """
-        shown = {_printable(os.path.abspath(path)): _printable(reason) for path, reason in found.items()}
+        shown = {printable(os.path.abspath(path)): printable(reason) for path, reason in found.items()}
         if shown.keys() <= self._own:
             return
         self._own |= shown.keys()
@@ -65,9 +69,9 @@ class BadImages:
         if self._file is None:
             return
         with suppress(FileNotFoundError):
-            for line in self._file.read_text(errors="replace").splitlines():
+            for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
                 path, tab, reason = line.partition("\t")
-                if tab and path.startswith(_printable(self._below)) and path not in self._mended:
+                if tab and path.startswith(printable(self._below)) and path not in self._mended:
                     self._known[path] = reason
 
     def _write(self, new: Mapping[str, str]) -> None:
@@ -108,6 +112,11 @@ class BadImages:
 
 
 def _is_bad(path: str) -> bool:
+    """Whether a path of the file is bad still. It is there as it was printed."""
+    return _is_there_and_bad(path) or _is_there_and_bad(_as_named(path))
+
+
+def _is_there_and_bad(path: str) -> bool:
     if not os.path.lexists(path):
         return False
     try:
@@ -117,6 +126,6 @@ def _is_bad(path: str) -> bool:
     return False
 
 
-def _printable(text: str) -> str:
-    """A name on one line, as UTF-8: what cannot be printed is written as in Python."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def _as_named(path: str) -> str:
+    """The name that `printable` wrote so, if it held none of these by itself."""
+    return _ESCAPE.sub(lambda found: str(ast.literal_eval(f"'{found[0]}'")), path)

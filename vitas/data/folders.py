@@ -134,13 +134,13 @@ class Part:
 class TrainingData(Section):
     """Training images.
 
-    workers: decoding processes of each rank.
+    workers: decoding processes of each rank; null is as many as it has cores for (see `vitas/data/workers.py`).
     bad_images: the share of the folder's images that may be bad; the next good ones of the folder take their places.
     holdout: the share of each class that is not trained on (see `Part`); null trains on all.
     """
 
     data_dir: str
-    workers: Count = 8
+    workers: Count | None = None
     augmentation: Augmentation = Augmentation()
     bad_images: Fraction = BAD_IMAGES
     holdout: HoldoutShare | None = None
@@ -154,14 +154,14 @@ class TrainingData(Section):
 class EvaluationData(Section):
     """Evaluation images.
 
-    workers: decoding processes of each rank.
+    workers: decoding processes of each rank; null is as many as it has cores for (see `vitas/data/workers.py`).
     crop_fraction: side of the central crop over the side of the resized image (0.875: 224 of 256).
     bad_images: the share of the folder's images that may be bad; they are left out.
     holdout: measure on this share of each class alone (see `Part`); null measures on all images of the folder.
     """
 
     data_dir: str
-    workers: Count = 8
+    workers: Count | None = None
     crop_fraction: Share = 0.875
     bad_images: Fraction = BAD_IMAGES
     holdout: HoldoutShare | None = None

@@ -21,7 +21,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 from vitas.data.bad_images import BadImages
 from vitas.data.folders import BAD_IMAGES, Part
 from vitas.data.pictures import BadImage, read_image
-from vitas.data.workers import batches_of
+from vitas.data.workers import batches_of, number_of_workers
 from vitas.errors import UserError
 from vitas.report import Report
 from vitas.slurm import signals
@@ -67,32 +67,47 @@ class Decoded:
     refused: dict[Path, str]
 
 
-def find_pictures(places: Sequence[str | Path]) -> list[Path]:
+def find_pictures(places: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """The files in `places`, and the image files (by extension, sorted) below its folders, each once.
 
-    Raises `UserError` for a place that does not exist, and for a folder without images.
+    Also a message for each place that does not exist, for each folder without images, and for each that cannot be read.
     """
     found: dict[Path, None] = {}
+    missing: list[str] = []
     for place in map(Path, places):
-        if not place.exists():
-            raise UserError(f"found {str(place)!r}, which does not exist; give image files, or folders of them")
-        pictures = _below(place) if place.is_dir() else [place]
-        if not pictures:
-            raise UserError(f"found {str(place)!r}, which holds no image ({', '.join(IMG_EXTENSIONS)})")
+        # Unlike Path.exists, it is False for what may not be looked at, too.
+        if not os.path.exists(place):
+            missing.append(f"found {str(place)!r}, which does not exist; give image files, or folders of them")
+            continue
+        unread: list[str] = []
+        pictures = _below(place, unread) if place.is_dir() else [place]
+        if not pictures and not unread:
+            unread = [f"found {str(place)!r}, which holds no image ({', '.join(IMG_EXTENSIONS)})"]
         found |= dict.fromkeys(pictures)
-    return list(found)
+        missing += unread
+    return list(found), missing
 
 
-def _below(folder: Path) -> list[Path]:
-    walked = os.walk(folder, followlinks=True)
+def _below(folder: Path, unread: list[str]) -> list[Path]:
+    """The image files below a folder. A message about each folder that cannot be read is added to `unread`."""
+
+    def tell(error: OSError) -> None:
+        unread.append(f"found {error.filename!r}, which cannot be read: {error.strerror}")
+
+    walked = os.walk(folder, onerror=tell, followlinks=True)
     names = (Path(parent, name) for parent, _, files in walked for name in files)
     return sorted(path for path in names if path.name.lower().endswith(IMG_EXTENSIONS))
 
 
 def decode(
-    paths: Sequence[Path], image_size: int, crop_fraction: float, batch_size: int, workers: int, stage: bool = False
+    paths: Sequence[Path],
+    image_size: int,
+    crop_fraction: float,
+    batch_size: int,
+    workers: int | None,
+    stage: bool = False,
 ) -> Iterator[Decoded]:
-    """Decode files in batches of `batch_size`, in order, in `workers` processes.
+    """Decode files in batches of `batch_size`, in order, in `workers` processes (see `number_of_workers`).
 
     stage: whether this is a stage, which ends when it chooses to: then workers ignore signals, as the stage does.
 
@@ -102,7 +117,7 @@ def decode(
         DataLoader(
             _Pictures(paths, image_size, crop_fraction),
             batch_size=batch_size,
-            num_workers=workers if len(paths) > batch_size else 0,
+            num_workers=number_of_workers(workers, len(paths)) if len(paths) > batch_size else 0,
             collate_fn=_collate,
             # Those of other programs must end with an interrupted program.
             worker_init_fn=signals.ignore if stage else None,
@@ -139,7 +154,7 @@ def draw_images(
     image_size: int,
     crop_fraction: float,
     seed: int,
-    workers: int = 0,
+    workers: int | None = 0,
     bad_images: float = BAD_IMAGES,
     report: Report | None = None,
     part: Part = Part(),
@@ -166,7 +181,7 @@ def _decode_chosen(
     chosen: Sequence[int],
     image_size: int,
     crop_fraction: float,
-    workers: int,
+    workers: int | None,
     bad: BadImages,
 ) -> tuple[Tensor, Tensor]:
     """The chosen images and their labels, in order; for a bad one, the next good image that is not among them."""

@@ -27,7 +27,7 @@ from vitas.data.bad_images import BadImages
 from vitas.data.folders import Augmentation, TrainingData, listing
 from vitas.data.images import following, open_image_folder
 from vitas.data.pictures import BadImage
-from vitas.data.workers import batches_of
+from vitas.data.workers import batches_of, number_of_workers
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
@@ -146,10 +146,11 @@ class TrainingLoader:
         if start >= end:
             return
         seed = self._seed if seed is None else seed
+        images = (end - start) * self._batch_size // self._world.size
         loader = DataLoader(
             AugmentedImages(self._folder, self._transform, seed, self._bad.allowed),
             batch_sampler=self._items(start, end, seed),
-            num_workers=self._workers,
+            num_workers=number_of_workers(self._workers, images, computes=True),
             collate_fn=_collate,
             pin_memory=self._world.device.type == "cuda",
             # It seeds the workers, which ignore the seed. Without it, DataLoader would draw from the global generator.

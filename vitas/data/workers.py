@@ -1,4 +1,7 @@
-"""Batches of data loaders, whose worker processes end however the iteration ends.
+"""Worker processes of data loaders: how many there are, and that they end however the iteration ends.
+
+Batches depend on neither. By default there are as many workers as the rank has cores for, but no more than have work:
+a process that decodes a few small images has done so before it could start another.
 
 Workers of a stage ignore signals (`vitas.slurm.signals.ignore`), so they do not end when Python, at its exit, asks them
 to with SIGTERM; and then Python waits for them, for ever. This happens after every exception that is shown with its
@@ -13,7 +16,25 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from vitas.distributed import cores
+
+# Of a rank, by default: each holds batches in memory that are ready.
+_MOST = 16
+# A worker is started for so many images at least. The smallest are decoded and augmented in a tenth of a second, in
+# which a process starts.
+_IMAGES_OF_A_WORKER = 256
+
 _running: list[Iterator[Any]] = []
+
+
+def number_of_workers(asked: int | None, images: int, computes: bool = False) -> int:
+    """How many processes shall decode images: as many as asked for, or by default what the rank has cores for.
+
+    images: how many are decoded, of this rank. computes: whether the rank itself needs a core meanwhile.
+    """
+    if asked is not None:
+        return asked
+    return max(0, min(cores() - computes, images // _IMAGES_OF_A_WORKER, _MOST))
 
 
 def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -126,7 +126,7 @@ class Report:
 
     def _write_log(self, text: str) -> str:
         stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.stage}: {text}"
-        with self._going_on_without_room(), open(self._log, "a") as file:
+        with self._going_on_without_room(), open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(stamped + "\n")
         return stamped
 

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from vitas.config import CONFIGS
 from vitas.config_section import Positive, Section, explain
 from vitas.errors import UserError, require_one_line
+from vitas.packaged import CLUSTER
+from vitas.packaged import FOLDER as CONFIGS
 from vitas.plain_data import read_yaml
 from vitas.run import STAGES
 from vitas.slurm import queries
 
-CLUSTER_FILE = CONFIGS / "cluster.yaml"
+CLUSTER_FILE = CONFIGS / CLUSTER
 
 
 class Cluster(Section):
@@ -88,8 +89,12 @@ class Cluster(Section):
 
 
 def load_cluster(path: Path | None = None, given: Mapping[str, Any] | None = None) -> Cluster:
-    """The settings of a cluster file (default `configs/cluster.yaml`), overridden by `given`. Raises `UserError`."""
-    file = path or CLUSTER_FILE
+    """The settings of a cluster file, overridden by `given`. Raises `UserError`.
+
+    path: by default `cluster.yaml` of the working folder, or else of `configs/`: nobody edits what a wheel installed.
+    """
+    own = Path(CLUSTER)
+    file = path or (own if own.is_file() else CLUSTER_FILE)
     data = read_yaml(file) if path or file.exists() else None
     if not isinstance(data or {}, dict):
         raise UserError(f"{file}: found {type(data).__name__}; it must be a mapping of keys")

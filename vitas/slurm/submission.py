@@ -66,7 +66,7 @@ def submit(job: StageJob, after: Submitted | None = None) -> Submitted:
     Raises `UserError` with Slurm's message, or for a save_path that cannot be
     written to, and then leaves no files behind.
     """
-    executor = _executor(job, after)
+    executor = _executor(job, fill_in(job.cluster, job.stage), after)
     with _no_leftovers(executor.folder.parent):
         RunFolder(job.save_path).check_writable()
         arguments = (read_text(job.config), str(job.config), job.arguments)
@@ -91,9 +91,23 @@ def _run(*arguments: Any) -> None:
 
 
 def sbatch_file(job: StageJob) -> str:
-    """The sbatch file that `submit` would hand to Slurm."""
-    executor = _executor(job, None)
-    return executor._make_submission_file_text(executor._submitit_command_str, "")
+    """The sbatch file that `submit` would hand to Slurm.
+
+    Where Slurm is not here, or does not answer, it lacks what `submit` takes from the partition, and says so.
+    """
+    cluster, unknown = job.cluster, "no Slurm here"
+    if queries.installed():
+        try:
+            cluster, unknown = fill_in(job.cluster, job.stage), ""
+        except queries.SlurmError as error:
+            unknown = f"Slurm does not answer: {' '.join(str(error).split())}"
+    executor = _executor(job, cluster)
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+    if not unknown:
+        return text
+    first, _, rest = text.partition("\n")
+    note = f"# {unknown}; nodes, GPUs, processes and time that were not given come from the partition"
+    return f"{first}\n{note}\n{rest}"
 
 
 class _Executor(submitit.SlurmExecutor):
@@ -104,8 +118,8 @@ class _Executor(submitit.SlurmExecutor):
         return 2
 
 
-def _executor(job: StageJob, after: Submitted | None) -> submitit.SlurmExecutor:
-    cluster = fill_in(job.cluster, job.stage) if queries.installed() else job.cluster
+def _executor(job: StageJob, cluster: Cluster, after: Submitted | None = None) -> submitit.SlurmExecutor:
+    """cluster: what is asked for."""
     # Again when it is resolved: the folder that a relative path starts from has a name too.
     save_path = Path(require_one_line(str(job.save_path), "save_path")).resolve()
     root = Path(require_one_line(str(save_path), "save_path"))
