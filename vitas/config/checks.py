@@ -50,7 +50,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         budget = config.sample.budget
         has_space = isinstance(model.space, SearchSpace) == (model.from_pretrained is None)
         if has_space and is_known and searches and not budget.is_speed:
-            yield from _attempt("sample.budget: ", lambda: config.macs_model.require(budget))
+            yield from _attempt("sample.budget", partial(_check_budget, config))
     for name, section in (("search", config.search), ("retrain", config.retrain)):
         if not isinstance(section, Training):
             continue
@@ -136,6 +136,20 @@ def doubts(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     for name in later if config.flagged(stages) else ():
         for line in _check_data(config, name):
             yield f"{line}; `{name}` will need it"
+
+
+def _check_budget(config: RunConfig) -> None:
+    """Raise `UserError`, to stand behind `sample.budget`, unless an architecture of the space meets the budget."""
+    try:
+        budget = config.budget
+    except UserError as error:
+        # It begins with the field.
+        raise UserError(f".{error}") from None
+    if budget is not None:
+        try:
+            config.macs_model.require(budget)
+        except UserError as error:
+            raise UserError(f": {error}") from None
 
 
 def _check_data(config: RunConfig, stage: str) -> Iterator[str]:
