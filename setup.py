@@ -27,6 +27,7 @@ setup(
         "tensorboard>=2.16",
         "submitit>=1.5",
         "rich>=13",
+        "click>=8.2",
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.4"],

@@ -17,7 +17,7 @@ PROGRAMS = ("search", "retrain", "inference")
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
     ("errors", "costs", "seeds", "watchdog"),
-    ("config_section",),
+    ("config_section", "intervals"),
     (
         "architecture",
         "files",
@@ -30,8 +30,9 @@ LAYERS = (
     ),
     ("space", "asvit.genotype", "journal", "run", "slurm.signals", "slurm.lock"),
     ("elastic_space",),
-    ("budget", "catalog", "released"),
-    ("config", "in_budget"),
+    ("budget", "catalog", "released", "run_files"),
+    ("config", "in_budget", "status"),
+    ("next_step",),
     ("slurm.cluster", "slurm.local"),
     ("slurm.supervisor",),
     ("slurm.submission",),
@@ -190,6 +191,7 @@ TORCH_FREE = [
         "search.subnets",
         "retrain.__main__",
         "inference.__main__",
+        "inference.commands",
     ),
 ]
 
