@@ -8,6 +8,7 @@ its pydantic configuration and fields of the strict types below.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args, get_type_hints
@@ -78,12 +79,29 @@ def sections_in(annotation: Any) -> list[type]:
 _EXPLAINED = 20
 
 
-def explain(error: ValidationError, root: type) -> list[str]:
-    """One line per mistake: the key, what it held and what is allowed."""
+def explain(error: ValidationError, root: type, most: int = _EXPLAINED) -> list[str]:
+    """One line per mistake, `most` of them: the key, what it held and what is allowed."""
     faults = error.errors()
     # A value that fits no member of a union has a fault for each member; one line is enough.
-    lines = list(dict.fromkeys(_explain_fault(fault, root) for fault in faults[:_EXPLAINED]))
-    return lines + [f"and {len(faults) - _EXPLAINED:,} more"] * (len(faults) > _EXPLAINED)
+    lines = list(dict.fromkeys(_explain_fault(fault, root) for fault in faults[:most]))
+    return lines + [f"and {len(faults) - most:,} more"] * (len(faults) > most)
+
+
+def without_faults(data: Mapping[str, Any], error: ValidationError, root: type) -> dict[str, Any]:
+    """Plain data without the keys that are at fault, so that their defaults hold."""
+    kept: dict[str, Any] = deepcopy(dict(data))
+    for fault in error.errors():
+        *parents, last = _locate(root, fault["loc"])[0] or [""]
+        section: Any = kept
+        for part in parents:
+            inside = part in section if isinstance(section, dict) else isinstance(section, list)
+            if not inside:
+                break
+            section = section[part]
+        # An item of a list goes with all of it, which begins at the section.
+        if isinstance(section, dict):
+            section.pop(last, None)
+    return kept
 
 
 def _explain_fault(fault: Mapping[str, Any], root: type) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from vitas.architecture import Architecture, check_patch_size
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
+from vitas.config.audit import audit, audit_images
 from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Sample, Search, TokenPhase, Training
 from vitas.data.folders import check_image_folder, class_names, common_image
 from vitas.elastic_space import Shares
@@ -108,6 +109,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         yield from _check_tokens(config.retrain.tokens, config, flagged)
     for name in flagged:
         yield from _check_data(config, name)
+        yield from audit_images(config, name)
     if "search" in flagged and "sample" not in flagged and getattr(config.search, "panel", None) is not None:
         # The panel's images, which are looked at when the first epochs are over.
         yield from _check_data(config, "sample")
@@ -134,7 +136,7 @@ def doubts(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     # Of the stages of other programs: better said now than after the days that these take.
     later = [name for name in config.flagged(tuple(STAGES)) if name not in stages]
     for name in later if config.flagged(stages) else ():
-        for line in _check_data(config, name):
+        for line in (*_check_data(config, name), *audit(config, name)):
             yield f"{line}; `{name}` will need it"
 
 
@@ -307,9 +309,10 @@ def _check_class_names(config: RunConfig) -> Iterator[str]:
         first = next(iter(names))
         differing = sorted(set(names[name]) ^ set(names[first]))
         if differing and len(names[name]) == len(names[first]):
+            more = f", and so are {len(differing) - 1} more" if len(differing) > 1 else ""
             yield (
                 f"{name}.data.data_dir: found {folders[name]!r}, whose class folders differ from those of "
-                f"{first}.data.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only"
+                f"{first}.data.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only{more}"
             )
 
 
