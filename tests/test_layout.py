@@ -33,7 +33,7 @@ LAYERS = (
     ("elastic_space",),
     ("budget", "catalog", "released", "run_files"),
     ("config", "in_budget", "status"),
-    ("next_step",),
+    ("next_step", "space_costs"),
     ("slurm.cluster", "slurm.local"),
     ("slurm.supervisor",),
     ("slurm.submission",),

@@ -20,8 +20,8 @@ MODULES = [
     "vitas.watchdog",
     *(f"vitas.slurm.{path.stem}" for path in sorted((REPOSITORY / "vitas" / "slurm").glob("[!_]*.py"))),
 ]  # fmt: skip
-# Name: (module, arguments, exit code, what it prints). {config} is a YAML of a small run, {run} its folder, {images} that
-# of its images, {new} a file that is not there.
+# Name: (module, arguments, exit code, what it prints). {config} is a YAML of a small run, {run} its folder,
+# {images} that of its images, {new} a file that is not there.
 COMMANDS = {
     "an unknown key": ("search", ["{config}", "search.epoch=3"], 2, "search.epoch: unknown key"),
     "a budget that nothing meets": (
