@@ -12,6 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["vitas*", "search*", "retrain*", "inference*"]),
+    package_data={"vitas.config": ["meanings.yaml"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -40,6 +41,7 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.6",
             "mypy>=2.4",
+            "jsonschema>=4.20",
             "types-PyYAML>=6",
             *EXPORT,
         ],

@@ -27,6 +27,7 @@ Cost = TypeVar("Cost", float, Array)
 Convention = Annotated[
     Literal["released", "true", "images_per_second"],
     BeforeValidator(lambda value: "true" if value is True else value),
+    WithJsonSchema({"enum": ["released", "true", "images_per_second", True]}),
 ]
 
 _PERCENTAGE = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")

@@ -68,9 +68,14 @@ def defaults_of(section: type[Any]) -> dict[str, Any]:
     }
 
 
+def is_section(kind: object) -> bool:
+    """Whether something is the class of a section."""
+    return isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, Section))
+
+
 def sections_in(annotation: Any) -> list[type]:
     """The sections that an annotation allows."""
-    if isinstance(annotation, type) and (is_dataclass(annotation) or issubclass(annotation, Section)):
+    if is_section(annotation):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
