@@ -24,7 +24,7 @@ def run_locally(program: str, config: Path, overrides: Sequence[str], processes:
 
     processes: None is `VITAS_PROCESSES`, or one per GPU of this machine, or one.
     """
-    processes = processes or int(number_from_environment("VITAS_PROCESSES") or 0) or _gpus() or 1
+    processes = processes or int(number_from_environment("VITAS_PROCESSES") or 0) or count_gpus() or 1
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
@@ -35,7 +35,7 @@ def run_locally(program: str, config: Path, overrides: Sequence[str], processes:
     return process.wait()
 
 
-def _gpus() -> int:
+def count_gpus() -> int:
     """The number of GPUs, as torch counts them but without the seconds that importing it takes."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
