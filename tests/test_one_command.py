@@ -1,8 +1,9 @@
-"""The command `vitas` runs every stage: alone, in several processes, installed, and beside packages of the same names."""
+"""The command `vitas` runs every stage: alone, in several processes, installed, beside packages of the same names."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_the_installed_command_runs_all_stages_beside_packages_of_the_same_names
         f"next: vitas retrain {path} sample.generations=0"
     )
     # Its processes are of this project too; before Python 3.11 they look into the working folder first.
-    if sys.version_info >= (3, 11):
+    if hasattr(sys.flags, "safe_path"):
         assert "the network is in" in vitas("launch", "retrain", path, "--local")
     else:
         vitas("retrain", path)
@@ -95,7 +96,8 @@ def test_a_mistake_ends_a_stage_with_code_2_and_a_missing_file_is_guessed(vitas,
     code, _, err = vitas("search", make_config(), "search.epoch=3")
     assert (code, "did you mean epochs?" in err) == (2, True)
     code, _, err = vitas("search", "quickstrat.yaml")
-    assert (code, "did you mean quickstart.yaml?" in err) == (2, True)
+    assert code == 2
+    assert re.search(r"did you mean .*quickstart\.yaml", err)
 
 
 @pytest.mark.parametrize(
