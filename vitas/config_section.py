@@ -39,7 +39,8 @@ DATACLASS_SECTION = ConfigDict(extra="forbid", allow_inf_nan=False)
 class Section(BaseModel):
     """A section of the YAML: immutable, no unknown keys, no silent conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # Built when the first file is checked: all sections at once then, and not each by itself before.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
