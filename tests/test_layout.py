@@ -20,6 +20,7 @@ LAYERS = (
     ("config_section", "intervals"),
     (
         "architecture",
+        "bounds",
         "files",
         "plain_data",
         "digests",

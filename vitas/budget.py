@@ -6,19 +6,19 @@ exactly, `SpeedModel` predicts images per second from a few measurements.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 
+from vitas.bounds import Maximum, Minimum, number_of, share_of
 from vitas.config_section import DATACLASS_SECTION, MOST, Positive
 from vitas.costs import Array, attention_macs_per_dim, count_macs, mlp_macs_per_dim
 from vitas.elastic_space import AnySpace
-from vitas.errors import UserError, is_integer
+from vitas.errors import UserError
 
 IMAGES_PER_SECOND = "images_per_second"
 # One cost, or those of several architectures [population].
@@ -29,45 +29,6 @@ Convention = Annotated[
     BeforeValidator(lambda value: "true" if value is True else value),
     WithJsonSchema({"enum": ["released", "true", "images_per_second", True]}),
 ]
-
-_PERCENTAGE = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
-
-
-def _share(bound: int | str) -> float | None:
-    """The share that a percentage says, None for a number. Raises `ValueError` above 100%, and for another text."""
-    if isinstance(bound, int):
-        return None
-    match = _PERCENTAGE.fullmatch(bound)
-    if match is None or float(match[1]) > 100:
-        raise ValueError
-    return float(match[1]) / 100
-
-
-def _end(least: int) -> Callable[[object], int | str]:
-    """The check of an end of a budget: an integer from `least` on, or a text such as 60%."""
-
-    def check(value: object) -> int | str:
-        try:
-            if isinstance(value, str) and _share(value) is not None:
-                return value
-        except ValueError:
-            pass
-        if is_integer(value) and least <= value <= MOST:
-            return value
-        raise ValueError(
-            f"found {value!r}; it must be an integer, {least} or more, or a share of the widest network, as 60%"
-        )
-
-    return check
-
-
-def _schema(least: int) -> WithJsonSchema:
-    number = {"type": "integer", "minimum": least, "maximum": MOST}
-    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": rf"^{_PERCENTAGE.pattern}$"}]})
-
-
-Minimum = Annotated[int | str, PlainValidator(_end(0)), _schema(0)]
-Maximum = Annotated[int | str, PlainValidator(_end(1)), _schema(1)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +52,7 @@ class Budget:
     batch_size: Positive = 256
 
     def __post_init__(self) -> None:
-        low, high = _share(self.minimum), _share(self.maximum)
+        low, high = share_of(self.minimum), share_of(self.maximum)
         for name, share in (("minimum", low), ("maximum", high)):
             if share is not None and self.is_speed:
                 raise UserError(
@@ -106,7 +67,7 @@ class Budget:
 
     @staticmethod
     def _order(bound: int | str) -> float:
-        share = _share(bound)
+        share = share_of(bound)
         return float(bound) if share is None else share
 
     @property
@@ -123,7 +84,7 @@ class Budget:
 
         Raises `UserError`, beginning with the field, for a range that is then empty.
         """
-        low, high = (end if (share := _share(end)) is None else int(share * widest) for end in self._ends)
+        low, high = (end if (share := share_of(end)) is None else int(share * widest) for end in self._ends)
         return replace(self, minimum=low, maximum=high)
 
     @property
@@ -133,12 +94,12 @@ class Budget:
     @property
     def low(self) -> int:
         """`minimum` as a number."""
-        return _number(self.minimum)
+        return number_of(self.minimum)
 
     @property
     def high(self) -> int:
         """`maximum` as a number."""
-        return _number(self.maximum)
+        return number_of(self.maximum)
 
     @property
     def middle(self) -> float:
@@ -167,12 +128,6 @@ class Budget:
         if self.is_speed:
             return f"{self.minimum:,} to {self.maximum:,} images/s"
         return f"{self.minimum:,} to {self.maximum:,} MACs ({self.convention} convention)"
-
-
-def _number(bound: int | str) -> int:
-    if isinstance(bound, str):
-        raise ValueError(f"{bound} of the widest network is no number before a space is known (Budget.of)")
-    return bound
 
 
 class CostModel:

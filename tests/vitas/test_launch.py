@@ -86,7 +86,7 @@ def test_every_configuration_loads_and_flags_what_its_folder_runs(path):
 def test_the_quickstart_compares_networks_of_one_budget():
     """Its baseline is inside the budget of the search."""
     script = (REPOSITORY / "script" / "quickstart.sh").read_text()
-    baseline = Architecture.parse(re.search(r"baseline=(\S+) size=28", script)[1])
+    baseline = Architecture.parse(re.search(r"baseline=(\S+) found=subnet_1", script)[1])
     loaded = config.load(REPOSITORY / "configs" / "quickstart.yaml")
     assert loaded.sample.budget.convention == "true"
     assert baseline.macs(loaded.model.image_size, loaded.model.num_classes) in loaded.sample.budget
