@@ -24,7 +24,11 @@ setup(
     # The folder `configs` becomes a part of the library (see vitas/packaged.py).
     packages=[*find_packages(include=["vitas*", "search*", "retrain*", "inference*"]), "vitas.configs"],
     package_dir={"vitas.configs": "configs"},
-    package_data={"vitas": ["py.typed"], "vitas.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "vitas": ["py.typed"],
+        "vitas.config": ["meanings.yaml"],
+        "vitas.configs": ["*.yaml", "*/*.yaml", "schema.json"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -40,6 +44,7 @@ setup(
         "tensorboard>=2.16",
         "submitit>=1.5",
         "rich>=13",
+        "click>=8.2",
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.4"],
@@ -55,6 +60,7 @@ setup(
             "coverage>=7.10",
             "ruff>=0.6",
             "mypy>=2.4",
+            "jsonschema>=4.20",
             "types-PyYAML>=6",
             "setuptools>=68",
             "wheel>=0.43",

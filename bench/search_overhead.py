@@ -69,7 +69,7 @@ def main() -> None:
             genomes = [
                 plan.genomes(step) for step in range(start, min(start + config.search.log_steps, arguments.steps))
             ]
-            seen_by(np.concatenate([part for parts in genomes for part in parts]), costs, config.sample.budget)
+            seen_by(np.concatenate([part for parts in genomes for part in parts]), costs, config.budget)
 
     whole = sum(seconds.values())
     print(f"| of a step at a batch of {arguments.batch_size} | ms | share |\n|---|--:|--:|")

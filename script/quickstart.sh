@@ -28,14 +28,14 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # The baselines have DeiT's proportions: equal blocks, an MLP dim of four times the embedding dim.
 if [ "$name" = quickstart ]; then
     # Of the DeiT-shaped networks in the budget of the search the one that is best on val images.
-    baseline=p7-e26-token-h2q78m104x6 size=28 found=subnet_1
+    baseline=p7-e26-token-h2q78m104x6 found=subnet_1
     say "1/4 Fashion-MNIST, as image folders in runs/fashion"
     vitas fashion runs/fashion --train 10000 --val 10000
     searching="train the supernet on train images, then evolve architectures with it on val images"
     written="  search/checkpoint/         the supernet
   search/population.jsonl    every architecture that was scored"
 else
-    baseline=p8-e48-token-h3q144m192x5 size=32 found=""
+    baseline=p8-e48-token-h3q144m192x5 found=""
     say "1/4 the digits, as image folders in runs/digits"
     vitas digits runs/digits
     searching="score topologies at initialisation, then grow the best"
@@ -61,7 +61,7 @@ python -m inference "$config" "$@" save_path="$save_path/baseline"
 # As-ViT's best network is the last one that it grew; architectures.yaml lists it first.
 [ -n "$found" ] || found="$(sed -n 's/^- name: //p' "$save_path/search/architectures.yaml" | head -1)"
 say "The architecture that was found:"
-vitas describe "$save_path/search/architectures.yaml:$found" --image-size "$size" --num-classes 10
+vitas describe "$save_path:$found"
 say "Beside the baseline, on the test images:"
 vitas compare "$save_path" "$save_path/baseline"
 cat <<END

@@ -14,7 +14,7 @@ has_environment() {
     fi
     python -c '
 from importlib.util import find_spec
-names = "torch", "torchvision", "timm", "pymoo", "pydantic", "yaml", "submitit", "rich", "tensorboard"
+names = "torch", "torchvision", "timm", "pymoo", "pydantic", "yaml", "submitit", "rich", "click", "tensorboard"
 raise SystemExit(not all(map(find_spec, names)))' 2>/dev/null
 }
 

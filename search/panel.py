@@ -39,7 +39,7 @@ class Panel:
     def __init__(self, config: RunConfig, cost_model: CostModel, report: Report, world: World) -> None:
         self._config, self._settings, self._report, self._world = config, config.search.panel, report, world
         rng = np.random.default_rng(stream_seed(config.seed, "panel"))
-        genomes = InBudget(cost_model, config.sample.budget).draw_different(rng, self._settings.size)
+        genomes = InBudget(cost_model, config.budget).draw_different(rng, self._settings.size)
         self._subnets = [config.space.decode(genome).shifted() for genome in genomes]
         model, data = config.model, config.sample.data
         self._images = EvaluationSet.load(data, model.image_size, model.mean, model.std, world, True, report)

@@ -43,7 +43,7 @@ def sample(config: RunConfig, world: World) -> None:
     With one objective these are the best `sample_num`; with several the
     non-dominated front, which is written to `front.yaml` too.
     """
-    settings, space, budget = config.sample, config.space, config.sample.budget
+    settings, space, budget = config.sample, config.space, config.budget
     report = Report.for_stage("sample", config, world)
     checkpoints = CheckpointFolder(config.folder.checkpoints("search"))
     path, state = checkpoints.read(settings.load_name)
@@ -157,7 +157,7 @@ class _Prescreen:
 
 
 def _evolution(config: RunConfig, cost_model: CostModel, prior: ChoiceLosses | None, world: World) -> Evolution:
-    settings, budget = config.sample, config.sample.budget
+    settings, budget = config.sample, config.budget
     return Evolution(
         world,
         config.seed,
@@ -178,7 +178,7 @@ def _first_population(config: RunConfig, cost_model: CostModel, prior: ChoiceLos
     settings, count = config.sample, config.sample.initial_population
     rng = np.random.default_rng(stream_seed(config.seed, "initial population"))
     try:
-        drawn = InBudget(cost_model, settings.budget).draw_different(rng, count * settings.prior)
+        drawn = InBudget(cost_model, config.budget).draw_different(rng, count * settings.prior)
     except UserError as error:
         raise UserError(f"sample.budget: {error}") from None
     if prior is None:
@@ -245,7 +245,7 @@ def _found(
 
     Ties go to the fewer MACs.
     """
-    settings, budget, size = config.sample, config.sample.budget, (config.model.image_size, config.model.num_classes)
+    settings, budget, size = config.sample, config.budget, (config.model.image_size, config.model.num_classes)
     scores = scorer.known
     macs = {a: a.macs(*size, _convention(budget)) for a in scores}
     # Scores from an earlier search with a budget in another convention may have no measured speed.

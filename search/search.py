@@ -52,7 +52,7 @@ def search(config: RunConfig, world: World) -> None:
     memory = max(1, settings.epochs * loader.steps_per_epoch // 4)
     choice_losses = ChoiceLosses(config.space, memory)
     passes = Passes(supernet, plan, settings, teacher, choice_losses, world)
-    budget = config.sample.budget if config.sample else None
+    budget = config.budget
     counted = cost_model or config.macs_model
 
     def scalars(steps: range) -> Mapping[str, float]:

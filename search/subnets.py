@@ -74,7 +74,7 @@ class Published(Draw):
     def of(cls, config: RunConfig, cost_model: CostModel | None) -> Published:
         probability = config.search.identity_probability
         if probability is None and cost_model is not None:
-            probability = identity_probability(cost_model, config.sample.budget, config.seed)
+            probability = identity_probability(cost_model, config.budget, config.seed)
         return cls(config.space, probability)
 
     @property
@@ -111,7 +111,7 @@ class NearBudget(Draw):
 
     @classmethod
     def of(cls, config: RunConfig, cost_model: CostModel | None) -> NearBudget:
-        budget = config.sample.budget.widened(config.search.subnets.widen)
+        budget = config.budget.widened(config.search.subnets.widen)
         try:
             return cls(budget, InBudget(cost_model, budget, config.search.subnets.size_bias))
         except UserError as error:

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import itertools
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from vitas import Architecture, Block, SearchSpace, cli
 from vitas.data.example_images import write_digits
 from vitas.elastic_space import AnySpace, ElasticSpace
+from vitas.slurm.signals import SIGNALS
 
 # The same examples in every run, and no clock: a failure is the code's, not the machine's.
 hypothesis.settings.register_profile("vitas", derandomize=True, deadline=None, max_examples=50, database=None)
@@ -72,10 +74,15 @@ def vitas(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["vitas", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "80")
         code = 0
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             cli.main()
         except SystemExit as end:
             code = end.code
+        finally:
+            # A stage listens to them.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return code, *capsys.readouterr()
 
     return run

@@ -375,8 +375,8 @@ def test_a_whole_network_is_written_with_a_classifier_for_other_classes(prune, s
     [
         (["--macs", "10G"], "the budget must be less"),
         (["--macs", "1k"], "at least"),
-        (["--macs", "none"], "argument --macs: found 'none'; it must be a number of MACs, as 1.3G or 600M"),
-        (["--relative", "1.5"], "argument --relative: found '1.5'; it must be a number above 0, at most 1"),
+        (["--macs", "none"], "Invalid value for '--macs': found 'none'; it must be a number of MACs, as 1.3G or 600M"),
+        (["--relative", "1.5"], "Invalid value for '--relative': found '1.5'; it must be a number above 0, at most 1"),
         (["--relative", "0.5", "--data", "gone"], "--data: found 'gone', which is not a folder"),
         (["--relative", "0.5", "--output", "."], "--output: found '.', which is a folder"),
     ],

@@ -17,9 +17,10 @@ PROGRAMS = ("search", "retrain", "inference")
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
     ("errors", "costs", "seeds", "watchdog"),
-    ("config_section",),
+    ("config_section", "intervals"),
     (
         "architecture",
+        "bounds",
         "files",
         "plain_data",
         "digests",
@@ -27,12 +28,24 @@ LAYERS = (
         "sharing",
         "data.folders",
         "data.example_images",
+        "data.pictures",
         "slurm.queries",
     ),
-    ("space", "asvit.genotype", "model_card", "journal", "run", "slurm.signals", "slurm.lock"),
+    (
+        "data.census",
+        "data.survey",
+        "space",
+        "asvit.genotype",
+        "model_card",
+        "journal",
+        "run",
+        "slurm.signals",
+        "slurm.lock",
+    ),
     ("elastic_space", "report"),
-    ("budget", "catalog", "released"),
-    ("config", "in_budget"),
+    ("budget", "catalog", "released", "run_files"),
+    ("config", "in_budget", "status"),
+    ("next_step", "space_costs", "suggestion"),
     ("slurm.cluster", "slurm.local"),
     ("slurm.supervisor",),
     ("slurm.submission",),
@@ -191,6 +204,7 @@ TORCH_FREE = [
         "search.subnets",
         "retrain.__main__",
         "inference.__main__",
+        "inference.commands",
     ),
 ]
 

@@ -12,9 +12,10 @@ from functools import cache
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 
-from vitas.config_section import DATACLASS_SECTION, MOST, Count, Positive
+from vitas.bounds import Maximum, Minimum, number_of, share_of
+from vitas.config_section import DATACLASS_SECTION, MOST, Positive
 from vitas.costs import Array, attention_macs_per_dim, count_macs, mlp_macs_per_dim
 from vitas.elastic_space import AnySpace
 from vitas.errors import UserError
@@ -26,6 +27,7 @@ Cost = TypeVar("Cost", float, Array)
 Convention = Annotated[
     Literal["released", "true", "images_per_second"],
     BeforeValidator(lambda value: "true" if value is True else value),
+    WithJsonSchema({"enum": ["released", "true", "images_per_second", True]}),
 ]
 
 
@@ -33,7 +35,9 @@ Convention = Annotated[
 class Budget:
     """The range that an architecture's cost must be in, both ends included: `sample.budget` of the YAML.
 
-    minimum, maximum: MACs per image, or images per second measured on the run's device.
+    minimum, maximum: MACs per image, or images per second measured on the run's device. MACs may be given as a share
+        of those of the widest network of the space, as a text such as 60%: `of` makes numbers of them, and until then
+        nothing can be compared with the budget.
     convention: how MACs are counted (see `vitas.costs.count_macs`), or images_per_second.
     batch_size: with which images per second are measured.
 
@@ -42,30 +46,72 @@ class Budget:
 
     __pydantic_config__: ClassVar[ConfigDict] = DATACLASS_SECTION
 
-    minimum: Count
-    maximum: Positive
+    minimum: Minimum
+    maximum: Maximum
     convention: Convention = "released"
     batch_size: Positive = 256
 
     def __post_init__(self) -> None:
-        if self.minimum > self.maximum:
+        low, high = share_of(self.minimum), share_of(self.maximum)
+        for name, share in (("minimum", low), ("maximum", high)):
+            if share is not None and self.is_speed:
+                raise UserError(
+                    f"{name}: found {getattr(self, name)!r}; images per second are given as a number, because the "
+                    "widest network is not the fastest"
+                )
+        if high == 0:
+            raise UserError(f"maximum: found {self.maximum!r}; it must be above 0%")
+        # A number and a share can be compared once the space is known.
+        if (low is None) == (high is None) and self._order(self.minimum) > self._order(self.maximum):
             raise UserError(f"minimum: found {self.minimum}; it must be at most the maximum, {self.maximum}")
+
+    @staticmethod
+    def _order(bound: int | str) -> float:
+        share = share_of(bound)
+        return float(bound) if share is None else share
 
     @property
     def is_speed(self) -> bool:
         return self.convention == IMAGES_PER_SECOND
 
     @property
+    def is_relative(self) -> bool:
+        """Whether an end is a share of the widest network, so that the budget means nothing without a space."""
+        return isinstance(self.minimum, str) or isinstance(self.maximum, str)
+
+    def of(self, widest: int) -> Budget:
+        """The budget in numbers, where the widest network of the space has so many MACs in its convention.
+
+        Raises `UserError`, beginning with the field, for a range that is then empty.
+        """
+        low, high = (end if (share := share_of(end)) is None else int(share * widest) for end in self._ends)
+        return replace(self, minimum=low, maximum=high)
+
+    @property
+    def _ends(self) -> tuple[int | str, int | str]:
+        return self.minimum, self.maximum
+
+    @property
+    def low(self) -> int:
+        """`minimum` as a number."""
+        return number_of(self.minimum)
+
+    @property
+    def high(self) -> int:
+        """`maximum` as a number."""
+        return number_of(self.maximum)
+
+    @property
     def middle(self) -> float:
-        return (self.minimum + self.maximum) / 2
+        return (self.low + self.high) / 2
 
     def widened(self, share: float) -> Budget:
         """The budget with both ends moved outwards by a share of themselves."""
-        return replace(self, minimum=int(self.minimum * (1 - share)), maximum=int(self.maximum * (1 + share)))
+        return replace(self, minimum=int(self.low * (1 - share)), maximum=int(self.high * (1 + share)))
 
     def distance(self, cost: Cost) -> Cost:
         """How far costs (a number or an array) are outside the budget; 0 is inside. The only test of 'inside'."""
-        outside: Cost = np.maximum(np.maximum(self.minimum - cost, cost - self.maximum), 0)
+        outside: Cost = np.maximum(np.maximum(self.low - cost, cost - self.high), 0)
         return outside
 
     def __contains__(self, cost: float) -> bool:
@@ -76,6 +122,9 @@ class Budget:
         return float(costs[np.argmin(self.distance(costs))])
 
     def __str__(self) -> str:
+        if self.is_relative:
+            ends = (f"{end:,}" if isinstance(end, int) else end for end in self._ends)
+            return f"{' to '.join(ends)} of the widest network's MACs ({self.convention} convention)"
         if self.is_speed:
             return f"{self.minimum:,} to {self.maximum:,} images/s"
         return f"{self.minimum:,} to {self.maximum:,} MACs ({self.convention} convention)"
@@ -103,8 +152,8 @@ class CostModel:
     def additive_range(self, budget: Budget) -> tuple[float, float]:
         """The least and the largest cost inside a budget, in the unit of `additive`."""
         if self.less_is_dearer:
-            return 1 / budget.maximum, 1 / budget.minimum if budget.minimum else np.inf
-        return budget.minimum, budget.maximum
+            return 1 / budget.high, 1 / budget.low if budget.low else np.inf
+        return budget.low, budget.high
 
     def reach(self) -> tuple[float, float]:
         """The least and the largest cost that architectures of the space have, as `predict` counts it."""
@@ -179,7 +228,7 @@ class MacsModel(CostModel):
                     attention = fixed + attention_macs_per_dim(embed_dim, tokens) * attention_sums[depth]
                     mlp = mlp_macs_per_dim(embed_dim, tokens) * mlp_sums[depth]
                     # For each attention sum, the first total at or above the minimum, and the one below it.
-                    at = np.searchsorted(mlp, budget.minimum - attention)
+                    at = np.searchsorted(mlp, budget.low - attention)
                     for index in (at - 1, at):
                         total = int(budget.nearest(attention + mlp[np.clip(index, 0, len(mlp) - 1)]))
                         if budget.distance(total) < distance:
@@ -187,6 +236,10 @@ class MacsModel(CostModel):
                     if distance == 0:
                         return best
         return best
+
+    def resolve(self, budget: Budget) -> Budget:
+        """A budget of MACs in numbers: its shares are of the widest network of the space. Raises as `Budget.of`."""
+        return budget.of(int(self.reach()[1])) if budget.is_relative else budget
 
     def require(self, budget: Budget) -> None:
         """Raise `UserError` if no architecture of the space meets the budget."""

@@ -8,6 +8,7 @@ its pydantic configuration and fields of the strict types below.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args, get_type_hints
@@ -38,7 +39,8 @@ DATACLASS_SECTION = ConfigDict(extra="forbid", allow_inf_nan=False)
 class Section(BaseModel):
     """A section of the YAML: immutable, no unknown keys, no silent conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # Built when the first file is checked: all sections at once then, and not each by itself before.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -67,9 +69,14 @@ def defaults_of(section: type[Any]) -> dict[str, Any]:
     }
 
 
+def is_section(kind: object) -> bool:
+    """Whether something is the class of a section."""
+    return isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, Section))
+
+
 def sections_in(annotation: Any) -> list[type]:
     """The sections that an annotation allows."""
-    if isinstance(annotation, type) and (is_dataclass(annotation) or issubclass(annotation, Section)):
+    if is_section(annotation):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
@@ -78,12 +85,29 @@ def sections_in(annotation: Any) -> list[type]:
 _EXPLAINED = 20
 
 
-def explain(error: ValidationError, root: type) -> list[str]:
-    """One line per mistake: the key, what it held and what is allowed."""
+def explain(error: ValidationError, root: type, most: int = _EXPLAINED) -> list[str]:
+    """One line per mistake, `most` of them: the key, what it held and what is allowed."""
     faults = error.errors()
     # A value that fits no member of a union has a fault for each member; one line is enough.
-    lines = list(dict.fromkeys(_explain_fault(fault, root) for fault in faults[:_EXPLAINED]))
-    return lines + [f"and {len(faults) - _EXPLAINED:,} more"] * (len(faults) > _EXPLAINED)
+    lines = list(dict.fromkeys(_explain_fault(fault, root) for fault in faults[:most]))
+    return lines + [f"and {len(faults) - most:,} more"] * (len(faults) > most)
+
+
+def without_faults(data: Mapping[str, Any], error: ValidationError, root: type) -> dict[str, Any]:
+    """Plain data without the keys that are at fault, so that their defaults hold."""
+    kept: dict[str, Any] = deepcopy(dict(data))
+    for fault in error.errors():
+        *parents, last = _locate(root, fault["loc"])[0] or [""]
+        section: Any = kept
+        for part in parents:
+            inside = part in section if isinstance(section, dict) else isinstance(section, list)
+            if not inside:
+                break
+            section = section[part]
+        # An item of a list goes with all of it, which begins at the section.
+        if isinstance(section, dict):
+            section.pop(last, None)
+    return kept
 
 
 def _explain_fault(fault: Mapping[str, Any], root: type) -> str:

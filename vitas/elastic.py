@@ -49,7 +49,7 @@ def prepare(config: RunConfig, report: Report, world: World) -> None:
     if mistake:
         raise UserError(mistake)
     barrier(world)
-    budget = config.sample.budget if config.sample else None
+    budget = config.budget
     if budget and not budget.is_speed:
         try:
             config.macs_model.require(budget)

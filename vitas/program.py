@@ -18,7 +18,8 @@ from vitas import config as configuration
 from vitas import watchdog
 from vitas.config import RunConfig
 from vitas.errors import MISTAKE, UserError, print_any_name
-from vitas.files import guard_writes, remove_leftovers
+from vitas.files import guard_writes, remove_leftovers, write_text
+from vitas.next_step import next_step
 from vitas.run import STAGES, stages_of
 from vitas.slurm import queries, signals
 from vitas.slurm.lock import Lock
@@ -26,20 +27,6 @@ from vitas.slurm.supervisor import OUTCOME_VARIABLE
 
 if TYPE_CHECKING:
     from vitas.distributed import World
-
-
-def natural(text: str) -> int:
-    """Parse an argument that must be a whole number, 0 or more."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Parse an argument that must be a whole number above 0."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number above 0")
-    return int(text)
 
 
 def run_stages(
@@ -65,12 +52,25 @@ def run_stages(
     parser.add_argument("config", help="a YAML file (see configs/)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of it, e.g. search.epochs=10")
     parsed = parser.parse_args(arguments)
+    _load_and_run(program, stages_of(program), parsed.config, parsed.overrides)
+
+
+def run_stage(name: str, path: str, overrides: Sequence[str]) -> None:
+    """Run one stage, whatever its flag says, and none beside it: `vitas STAGE CONFIG`. Ends as `run_stages` does."""
+    signals.listen()
+    _load_and_run(STAGES[name].program, (name,), path, overrides, (f"{name}.flag=true",))
+
+
+def _load_and_run(
+    program: str, stages: Sequence[str], path: str, overrides: Sequence[str], settings: Sequence[str] = ()
+) -> None:
+    """settings: overrides that the command means, beside those that were given."""
     try:
-        config, flagged = _load(parsed, stages_of(program))
+        config, flagged = _load(path, (*overrides, *settings), stages)
     except UserError as error:
         # Every process finds the same mistakes; rank 0 reports them.
         _exit(MISTAKE, f"error: {error}", report=_rank() == 0)
-    _run(program, config, flagged, (parsed.config, *parsed.overrides))
+    _run(program, config, flagged, (path, *overrides))
 
 
 def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[str]) -> None:
@@ -101,9 +101,11 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
         # Usually all ranks find the same mistake. Others wait, so that they report it only if rank 0 does not end them.
         if world.rank:
             time.sleep(5)
+        _note_end(program, config, MISTAKE, str(error), lock)
         _release(lock)
         _exit(MISTAKE, f"error: {error}")
     except signals.Interrupted as error:
+        _note_end(program, config, signals.EXIT_CODE, f"stopped by {error}", lock)
         # A requeued job keeps its lock while it waits in the queue.
         if OUTCOME_VARIABLE not in os.environ:
             _release(lock)
@@ -114,7 +116,8 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
             f"stopped by {error}; run the same command again to resume",
             report=world.is_main,
         )
-    except Exception:
+    except Exception as error:
+        _note_end(program, config, 1, f"{type(error).__name__}: {error}", lock)
         if world.size == 1:
             _release(lock)
             raise
@@ -123,8 +126,12 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
         sys.stderr.flush()
         os._exit(1)
     watchdog.stop()
+    _note_end(program, config, 0, "done", lock)
     _release(lock)
     distributed.shutdown()
+    # A job's last line is its supervisor's.
+    if world.is_main and OUTCOME_VARIABLE not in os.environ:
+        print(next_step(config, flagged[-1], given), flush=True)
 
 
 @contextmanager
@@ -142,13 +149,13 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-def _load(arguments: argparse.Namespace, stages: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
+def _load(path: str, overrides: Sequence[str], stages: Sequence[str]) -> tuple[RunConfig, list[str]]:
     """The configuration and its flagged stages. Raises `UserError` if none is flagged."""
-    config = configuration.load(arguments.config, arguments.overrides, stages)
+    config = configuration.load(path, overrides, stages)
     flagged = config.flagged(stages)
     if not flagged:
         keys = " or ".join(f"{name}.flag" for name in stages)
-        raise UserError(f"{arguments.config}: there is nothing to do; set {keys} to true")
+        raise UserError(f"{path}: there is nothing to do; set {keys} to true")
     config.folder.check_writable()
     if config.warning and _rank() == 0:
         print(f"warning: {config.warning}", file=sys.stderr, flush=True)
@@ -174,12 +181,25 @@ def _take_lock(program: str, config: RunConfig, world: World, given: Sequence[st
     if lock:
         # Of processes that were killed in the middle of a write.
         remove_leftovers(config.folder.lock(program).parent)
+        config.folder.end(program, queries.job_id()).unlink(missing_ok=True)
         provenance.write_start(config.folder.start(program, queries.job_id()), program, given, config, world)
         # Another start takes the lock over where this process was silent for long.
         signals.guard(lock.check)
         guard_writes(lock.held)
         signals.watch_time_limit()
     return lock
+
+
+def _note_end(program: str, config: RunConfig, code: int, message: str, lock: Lock | None) -> None:
+    """Write how this start ended, for `vitas status`. lock: that of rank 0; others, and who was refused it, write none.
+
+    A start that was killed leaves no such file.
+    """
+    if lock is not None:
+        end = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "code": code, "message": message}
+        # It must not hide how the program ended.
+        with suppress(UserError, OSError, RuntimeError):
+            write_text(config.folder.end(program, queries.job_id()), json.dumps(end) + "\n")
 
 
 def _watch(program: str, config: RunConfig, world: World) -> None:

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
+from os import pathsep
 from pathlib import Path
 from typing import Any
 
+from vitas.errors import UserError
 from vitas.files import make_folder
+
+# Where `vitas` lies, and beside it the packages of the stages.
+_HOME = Path(__file__).resolve().parents[1]
+
+
+def load(place: str) -> Any:
+    """What a text `module:name` names in this project, also where the working folder has a package of that name.
+
+    Raises `UserError` where another package of that name was loaded before.
+    """
+    module, _, name = place.partition(":")
+    package = module.partition(".")[0]
+    # Only while it is loaded, and the rest of its package with it: programs that a user runs keep their own path.
+    sys.path.insert(0, str(_HOME))
+    try:
+        found = import_module(module)
+    finally:
+        sys.path.remove(str(_HOME))
+    if not Path(found.__file__ or "").resolve().is_relative_to(_HOME / package):
+        raise UserError(f"the package {package} is loaded from {found.__file__}, and not from {_HOME / package}")
+    return getattr(found, name)
+
+
+def environment_for_programs(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which `python -m search` and the like are this project's, whatever the working folder holds.
+
+    Python before 3.11 looks into the working folder first all the same.
+    """
+    path = environment.get("PYTHONPATH")
+    paths = [str(_HOME), *(path.split(pathsep) if path else [])]
+    return {**environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": pathsep.join(dict.fromkeys(paths))}
 
 
 @dataclass(frozen=True)
@@ -31,8 +65,7 @@ class Stage:
 
     def function(self, method: str = "") -> Callable[..., object]:
         """Import and return the function that runs the stage."""
-        module, _, name = self.functions[method].partition(":")
-        function: Callable[..., object] = getattr(import_module(module), name)
+        function: Callable[..., object] = load(self.functions[method])
         return function
 
 
@@ -60,9 +93,15 @@ _REGISTRIES = {
 
 def offered_by(key: str) -> Mapping[str, Any]:
     """The registry whose names a key of the YAML may hold."""
-    module, _, name = _REGISTRIES[key].partition(":")
-    registry: Mapping[str, Any] = getattr(import_module(module), name)
+    registry: Mapping[str, Any] = load(_REGISTRIES[key])
     return registry
+
+
+# What `vitas` offers of the programs beside their stages, `module:name`: commands that load no torch; and what
+# `vitas space --measure` runs.
+EXPORT = "inference.commands:export"
+PREDICT = "inference.commands:predict"
+MEASURE_COST = "search.cost:measure"
 
 
 def stages_of(program: str) -> tuple[str, ...]:
@@ -81,6 +120,10 @@ def _with_job(name: str, job: str | None) -> str:
 
 # The endings of what stages write line by line, or anew with more lines: scores, measurements, results, architectures.
 _RECORDS = (".jsonl", ".json", ".yaml")
+
+
+# In the folder of a start: how it ended.
+END = "end.json"
 
 
 @dataclass(frozen=True)
@@ -110,6 +153,15 @@ class RunFolder:
     def start(self, program: str, job: str | None) -> Path:
         """The folder for what a start of a program leaves: its configuration, environment, errors and requeues."""
         return self.root / _home(program) / "log" / _with_job(program, job)
+
+    def starts(self) -> list[Path]:
+        """The configurations that programs wrote when they started, in no order."""
+        homes = sorted({stage.home for stage in STAGES.values()})
+        return [path for home in homes for path in (self.root / home / "log").glob("*/config.yaml")]
+
+    def end(self, program: str, job: str | None) -> Path:
+        """How the last start of a program in a job, or without one, ended: its exit code and message."""
+        return self.start(program, job) / END
 
     def bad_images(self, stage: str) -> Path:
         """The bad images that a stage, or another of the same folder, has found; one a line, with the reason."""

@@ -62,7 +62,7 @@ def main() -> None:
         data = EvaluationData.model_validate(setting.data("train"))
         images = EvaluationSet.load(data, model.image_size, model.mean, model.std, World(), everything=True)
         rng = np.random.default_rng(0)
-        drawn = InBudget(config.macs_model, config.sample.budget).draw(rng, 2 * arguments.pairs)
+        drawn = InBudget(config.macs_model, config.budget).draw(rng, 2 * arguments.pairs)
         cosines: dict[str, list[float]] = {"in the budget": [], "ends": [], "same": []}
         for i in range(arguments.pairs):
             batches = []

@@ -60,14 +60,14 @@ def scorer_of(config: RunConfig) -> SupernetScorer:
 
 def random_search(config: RunConfig, score: Callable[[np.ndarray], float], rng: np.random.Generator) -> None:
     """Score as many different members of the budget."""
-    drawn = InBudget(config.macs_model, config.sample.budget).draw_different(rng, EVALUATIONS)
+    drawn = InBudget(config.macs_model, config.budget).draw_different(rng, EVALUATIONS)
     for genome in drawn:
         score(genome)
 
 
 def regularised_evolution(config: RunConfig, score: Callable[[np.ndarray], float], rng: np.random.Generator) -> None:
     """Aging evolution (Real et al., 2019): the best of 10 random ones of the newest 50 has a child."""
-    model, budget = config.macs_model, config.sample.budget
+    model, budget = config.macs_model, config.budget
     population = [(genome, score(genome)) for genome in InBudget(model, budget).draw_different(rng, 50)]
     mutation = BlockMutation(config.space, config.sample.mutation)
     known = {genome.tobytes() for genome, _ in population}

@@ -210,7 +210,7 @@ def test_mistakes_are_refused_in_one_line_and_write_nothing(predict, picture, tm
 def test_a_call_without_pictures_is_refused(predict, words):
     code, _, err = predict(*words)
     assert code == 2
-    assert "the following arguments are required" in err
+    assert "IMAGE_OR_FOLDER" in err
 
 
 def test_a_picture_whose_name_reads_like_a_key_is_one_with_its_folder(predict, picture, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Budgets, and what populations cost."""
 
+import re
 from functools import cache
 
 import numpy as np
@@ -123,3 +124,39 @@ def test_identity_probability_is_none_in_a_space_without_identities(tiny_spaces)
     for kind in ("no identity", "shared, no identity"):
         model, members = model_and_members(tiny_spaces[kind])
         assert identity_probability(model, Budget(int(members[0]), int(members[-1]))) is None
+
+
+def test_a_share_of_the_widest_network_is_a_budget(tiny_space):
+    model = MacsModel(tiny_space, 16, 10)
+    low, high = model.reach()
+    budget = model.resolve(Budget("50%", "99.5 %"))
+    assert (budget.low, budget.high) == (int(0.5 * high), int(0.995 * high))
+    assert model.resolve(Budget("0%", "100%")).high == high
+    assert model.resolve(Budget(int(low), "100%")) == Budget(int(low), int(high))
+
+
+def test_a_budget_of_shares_compares_with_nothing_before_the_space_is_known():
+    with pytest.raises(ValueError, match="before a space is known"):
+        Budget("50%", "60%").distance(3)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ({"minimum": "60%", "maximum": "50%"}, "minimum: found 60%; it must be at most the maximum, 50%"),
+        ({"minimum": 0, "maximum": "0%"}, "maximum: found '0%'; it must be above 0%"),
+        (
+            {"minimum": "10%", "maximum": 20, "convention": "images_per_second"},
+            "minimum: found '10%'; images per second are given as a number",
+        ),
+    ],
+)
+def test_shares_that_mean_nothing_are_refused(ends, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Budget(**ends)
+
+
+def test_a_share_that_is_less_than_a_number_beside_it_is_refused_when_the_space_is_known(tiny_space):
+    model = MacsModel(tiny_space, 16, 10)
+    with pytest.raises(UserError, match="minimum: found"):
+        model.resolve(Budget(int(model.reach()[1]), "1%"))

@@ -2,14 +2,18 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
+import vitas as package
 from tests.conftest import largest
-from tests.processes import close_early
-from vitas import evaluate, zoo
+from tests.processes import ENVIRONMENT, REPOSITORY, close_early
+from vitas import cli, evaluate, zoo
 from vitas.architecture import Architecture
 from vitas.catalog import Found, write_found
+from vitas.cli import zoo as zoo_command
 from vitas.run import RunFolder
 
 # As large as those of ViTAS-F.
@@ -114,6 +118,54 @@ def test_describe_refuses_an_entry_that_a_file_lacks_with_those_it_has(vitas, ar
     assert "holds no 'subnet_3'; it holds subnet_1, subnet_2" in err
 
 
+def record_images(save_path, size=32, classes=10):
+    """What a program writes when it starts."""
+    start = RunFolder(save_path).start("search", None)
+    start.mkdir(parents=True)
+    model = {"image_size": size, "num_classes": classes}
+    (start / "config.yaml").write_text(json.dumps({"model": model, "search": {"epochs": 2}, "sample": {}}))
+
+
+@pytest.fixture
+def found_run(tmp_path, small_space):
+    """A run of 32 x 32 images and 10 classes that has found the largest network of the small space."""
+    run = tmp_path / "run"
+    network = largest(small_space)
+    record_images(run)
+    write_found(RunFolder(run).architectures, [Found("subnet_1", network, {"top1": 90.0, **network.costs(32, 10)})])
+    return run
+
+
+@pytest.mark.parametrize("reference", ["{run}", "{run}:subnet_1", "{file}", "{file}:subnet_1"])
+def test_describe_takes_image_size_and_classes_from_the_run(vitas, found_run, small_space, reference):
+    """At 224 x 224 with 1,000 classes the same network has a hundred times the MACs."""
+    reference = reference.format(run=found_run, file=RunFolder(found_run).architectures)
+    code, out, err = vitas("describe", reference)
+    network = largest(small_space)
+    assert (code, err) == (0, "")
+    assert f"{network.macs(32, 10):,} MACs" in out
+    assert "at 32 x 32 with 10 classes" in out
+    (facts,) = json.loads(vitas("describe", reference, "--json")[1])
+    assert (facts["macs"], facts["parameters"]) == (network.macs(32, 10), network.parameters(32, 10))
+    assert f"{network.macs(64, 7):,} MACs" in vitas("describe", reference, "--image-size", 64, "--num-classes", 7)[1]
+
+
+def test_describe_refuses_a_file_outside_its_run_whose_costs_are_of_other_images(vitas, found_run, tmp_path):
+    path = tmp_path / "copy.yaml"
+    path.write_bytes(RunFolder(found_run).architectures.read_bytes())
+    code, out, err = vitas("describe", f"{path}:subnet_1")
+    assert (code, out) == (2, "")
+    assert f"{path} says" in err
+    assert "give --image-size and --num-classes" in err
+    assert vitas("describe", path, "--image-size", 32, "--num-classes", 10)[0] == 0
+
+
+def test_describe_says_that_a_run_has_found_nothing_yet(vitas, tmp_path):
+    record_images(tmp_path / "run")
+    code, _, err = vitas("describe", tmp_path / "run")
+    assert (code, "architectures.yaml: no such file; the stage sample writes it" in err) == (2, True)
+
+
 @pytest.mark.parametrize("size", ["0", "-3", "big"])
 def test_describe_refuses_a_size_that_is_none(vitas, size):
     code, _, err = vitas("describe", "vitas_c", "--image-size", size)
@@ -137,11 +189,34 @@ def test_compare_shows_the_results_of_runs_in_their_order(vitas, tmp_path):
         assert out.count(number) == 2
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"top1": 3.0}'])
-def test_compare_refuses_a_run_without_results_by_path(vitas, tmp_path, content):
-    if content is not None:
-        write_results(tmp_path)
-        RunFolder(tmp_path).results.write_text(content)
+def test_compare_shows_how_sure_an_accuracy_is(vitas, tmp_path):
+    write_results(tmp_path / "few", top1=97.5, images=360)
+    write_results(tmp_path / "many", top1=97.5, images=36_000)
+    code, out, _ = vitas("compare", tmp_path / "few", tmp_path / "many")
+    assert code == 0
+    assert "95.32 to 98.68" in out
+    assert "97.33 to 97.66" in out
+    few, many = json.loads(vitas("compare", tmp_path / "few", tmp_path / "many", "--json")[1])
+    assert few["top1_interval"][0] < 95.4 < many["top1_interval"][0]
+
+
+def test_compare_shows_runs_without_results_too(vitas, tmp_path, found_run, small_space):
+    write_results(tmp_path / "one")
+    (tmp_path / "empty").mkdir()
+    code, out, _ = vitas("compare", tmp_path / "one", found_run, tmp_path / "empty")
+    assert code == 0
+    assert "91.23" in out
+    assert f"{largest(small_space).macs(32, 10):,}" in out
+    assert f"{found_run} has no results yet: not started; the costs are those of subnet_1" in out
+    assert f"{tmp_path / 'empty'} has no results yet: not started" in out
+    code, _, err = vitas("compare", tmp_path / "gone")
+    assert (code, "no such folder" in err) == (2, True)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"top1": 3.0}'])
+def test_compare_refuses_results_that_are_none_by_path(vitas, tmp_path, content):
+    write_results(tmp_path)
+    RunFolder(tmp_path).results.write_text(content)
     code, out, err = vitas("compare", tmp_path)
     assert (code, out) == (2, "")
     assert str(RunFolder(tmp_path).results) in err
@@ -181,6 +256,75 @@ def test_the_zoos_speed_is_measured(vitas, monkeypatch):
     assert measured == [(architecture.parameters(), 3) for architecture in zoo().values()]
     assert out.count("1,235") == len(zoo())
     assert "batches of 3, forward passes only" in out
+
+
+def test_the_zoo_as_json(vitas):
+    code, out, _ = vitas("zoo", "--json")
+    networks = json.loads(out)["networks"]
+    assert code == 0
+    assert [network["name"] for network in networks] == list(zoo())
+    assert networks[2]["macs_released"] == 1_303_042_496
+
+
+# The command itself
+
+
+def test_every_command_has_a_help_with_examples_that_begin_as_they_are_typed(vitas):
+    for name in cli.COMMANDS:
+        code, out, err = vitas(name, "--help")
+        assert (code, err) == (0, ""), name
+        examples = out.partition("\nExamples:\n")[2]
+        assert re.search(rf"^  .*vitas {name}\b", examples, re.MULTILINE), name
+
+
+def test_the_help_lists_every_command_and_every_exit_code(vitas):
+    _, out, _ = vitas("--help")
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name} +[A-Z]", out, re.MULTILINE), name
+    for code in (0, 1, 2, 75, 130, 141):
+        assert re.search(rf"^  {code} +\w", out, re.MULTILINE)
+
+
+def test_a_mistyped_command_is_guessed(vitas):
+    code, _, err = vitas("exprot")
+    assert (code, "no command is named 'exprot'; did you mean export?" in err) == (2, True)
+
+
+def test_the_version_is_that_of_the_package(vitas):
+    assert vitas("--version") == (0, f"vitas {package.__version__}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(vitas, shell):
+    code, out, _ = vitas("completion", shell)
+    assert code == 0
+    assert "_VITAS_COMPLETE" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("vitas ex", "export"),
+        ("vitas describe --im", "--image-size"),
+        ("vitas search x.yaml search.ep", "search.epochs="),
+        ("vitas launch search x.yaml sample.budget.ma", "sample.budget.maximum="),
+    ],
+)
+def test_commands_options_and_keys_are_completed(words, expected):
+    environment = ENVIRONMENT | {
+        "_VITAS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1),
+    }  # fmt: skip
+    code = "import sys; sys.argv = ['vitas']; from vitas.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=REPOSITORY)
+    assert f"plain,{expected}" in done.stdout.split()
+
+
+def test_ctrl_c_ends_a_command_with_the_code_of_a_shell(vitas, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo_command, "published", interrupted)
+    assert vitas("zoo")[0] == 130
 
 
 # `| head`

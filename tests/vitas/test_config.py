@@ -175,6 +175,12 @@ def test_what_a_script_is_for_is_set_but_makes_no_section(make_config):
         ("sample.budget={minimum: 1, maximum: 2}", "sample.budget: no architecture of the space has 1 to 2 MACs"),
         ("sample.budget={minimum: 1, maximum: 2}", "the nearest has 92,672"),
         ("sample.budget.minimum=3_000_000", "sample.budget.minimum: found 3000000; it must be at most the maximum"),
+        (
+            "sample.budget.minimum=120%",
+            "sample.budget.minimum: found '120%'; it must be an integer, 0 or more, or a share",
+        ),
+        ("sample.budget={minimum: 1, maximum: 1%}", "sample.budget: no architecture of the space has 1 to"),
+        ("sample.budget.maximum=9%", "sample.budget.minimum: found 400000; it must be at most the maximum"),
         ("sample.objectives=[macs]", "sample.objectives: found ['macs']; error or loss must be among them"),
         ("sample.objectives=[error, speed]", "sample.objectives.1: found 'speed'; it must be 'error', 'loss', 'macs'"),
         # Recipes

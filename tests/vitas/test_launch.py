@@ -86,7 +86,7 @@ def test_every_configuration_loads_and_flags_what_its_folder_runs(path):
 def test_the_quickstart_compares_networks_of_one_budget():
     """Its baseline is inside the budget of the search."""
     script = (REPOSITORY / "script" / "quickstart.sh").read_text()
-    baseline = Architecture.parse(re.search(r"baseline=(\S+) size=28", script)[1])
+    baseline = Architecture.parse(re.search(r"baseline=(\S+) found=subnet_1", script)[1])
     loaded = config.load(REPOSITORY / "configs" / "quickstart.yaml")
     assert loaded.sample.budget.convention == "true"
     assert baseline.macs(loaded.model.image_size, loaded.model.num_classes) in loaded.sample.budget
@@ -327,7 +327,7 @@ def test_where_one_job_of_a_chain_is_refused_none_stays(cluster, make_config, ca
         (["CONFIG", "-c", "9"], "cpus_per_task: found 9, for 8 processes; a node of partition gpu has 64 processors"),
         (["CONFIG", "-t", "soon"], "--time: found 'soon'; it must be minutes"),
         (["CONFIG", "--gres=tpu:1"], "found 'tpu:1'; it must read gpu:N or gpu:TYPE:N"),
-        (["CONFIG", "--nodez=1"], "unrecognized arguments: --nodez=1"),
+        (["CONFIG", "--nodez=1"], "--nodez"),
     ],
 )
 def test_a_mistake_is_refused_in_one_line(cluster, make_config, capsys, tmp_path, arguments, message):

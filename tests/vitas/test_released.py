@@ -10,7 +10,6 @@ import yaml
 from pydantic import ValidationError
 
 from tests.processes import run
-from vitas import cli
 from vitas import config as configuration
 from vitas.architecture import IDENTITY
 from vitas.budget import Budget
@@ -203,16 +202,16 @@ def test_one_warning_lists_what_has_no_effect(released):
     assert load(released.parents[2] / "configs" / "quickstart.yaml").warning is None
 
 
-def test_convert_prints_the_same_run_in_our_schema(released, tmp_path, capsys):
-    cli.convert(released)
-    printed = capsys.readouterr().out
+def test_convert_prints_the_same_run_in_our_schema(vitas, released, tmp_path):
+    code, printed, _ = vitas("convert", released)
+    assert code == 0
     ours = tmp_path / "ours.yaml"
     ours.write_text(printed)
     assert load(ours).model_dump() == load(released).model_dump()
     assert load(ours).warning is None
     assert "#   type in search.strategy.optimizer: SGD" in printed
-    with pytest.raises(UserError, match="is no released ViTAS file"):
-        cli.convert(ours)
+    code, _, err = vitas("convert", ours)
+    assert (code, "is no released ViTAS file" in err) == (2, True)
 
 
 def test_networks_of_the_published_files_are_those_of_the_zoo(vitas_spaces):

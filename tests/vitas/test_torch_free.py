@@ -1,6 +1,7 @@
 """What must not load torch, which takes seconds: a typing error, a --help and a table of costs do not wait for it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,8 @@ MODULES = [
     "vitas.watchdog",
     *(f"vitas.slurm.{path.stem}" for path in sorted((REPOSITORY / "vitas" / "slurm").glob("[!_]*.py"))),
 ]  # fmt: skip
-# Name: (module, arguments, exit code, what it prints). {config} is a YAML of a small run.
+# Name: (module, arguments, exit code, what it prints). {config} is a YAML of a small run, {run} its folder,
+# {images} that of its images, {new} a file that is not there.
 COMMANDS = {
     "an unknown key": ("search", ["{config}", "search.epoch=3"], 2, "search.epoch: unknown key"),
     "a budget that nothing meets": (
@@ -28,12 +30,22 @@ COMMANDS = {
     "search --help": ("search", ["--help"], 0, "usage: python -m search"),
     "retrain --help": ("retrain", ["--help"], 0, "usage: python -m retrain"),
     "inference --help": ("inference", ["--help"], 0, "usage: python -m inference"),
-    "inference export --help": ("inference", ["export", "--help"], 0, "usage: python -m inference export"),
-    "inference predict --help": ("inference", ["predict", "--help"], 0, "usage: python -m inference predict"),
-    "vitas --help": ("vitas", ["--help"], 0, "usage: vitas"),
+    "inference export --help": ("inference", ["export", "--help"], 0, "Usage: python -m inference export"),
+    "inference predict --help": ("inference", ["predict", "--help"], 0, "Usage: python -m inference predict"),
+    "vitas --help": ("vitas", ["--help"], 0, "Usage: vitas"),
+    "vitas --version": ("vitas", ["--version"], 0, "vitas 0.1.0"),
+    "vitas search --help": ("vitas", ["search", "--help"], 0, "Usage: vitas search"),
+    "an unknown key in vitas search": ("vitas", ["search", "{config}", "search.epoch=3"], 2, "did you mean epochs?"),
+    "vitas check": ("vitas", ["check", "{config}"], 0, "nothing to mend"),
+    "vitas check --data": ("vitas", ["check", "{config}", "--data"], 0, "359 images of 10 classes, 0 bad"),
+    "vitas space": ("vitas", ["space", "{config}"], 0, "architectures"),
+    "vitas schema": ("vitas", ["schema"], 0, "json-schema.org"),
+    "vitas init": ("vitas", ["init", "{images}", "--output", "{new}"], 0, "next: vitas check"),
+    "vitas status": ("vitas", ["status", "{run}"], 0, "nothing runs"),
+    "vitas compare": ("vitas", ["compare", "{run}"], 0, "has no results yet"),
     "vitas describe": ("vitas", ["describe", "vitas_c"], 0, "6,048,414 parameters"),
     "vitas zoo": ("vitas", ["zoo"], 0, "deit_small"),
-    "vitas launch --help": ("vitas", ["launch", "--help"], 0, "usage: vitas launch"),
+    "vitas launch --help": ("vitas", ["launch", "--help"], 0, "Usage: vitas launch"),
     "the supervisor's usage": ("vitas.slurm.supervisor", [], 2, "usage: python -m vitas.slurm.supervisor"),
 }  # fmt: skip
 
@@ -74,8 +86,10 @@ def steps(tmp_path_factory, digits) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("run")
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(small_run(folder / "run", digits)))
+    (folder / "run").mkdir()
+    places = {"config": config, "run": folder / "run", "images": digits, "new": folder / "new.yaml"}
     commands = {
-        name: (module, [argument.replace("{config}", str(config)) for argument in arguments])
+        name: (module, [re.sub(r"\{(\w+)\}", lambda match: str(places[match[1]]), word) for word in arguments])
         for name, (module, arguments, _, _) in COMMANDS.items()
     }
     done = subprocess.run(

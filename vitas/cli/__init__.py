@@ -1,115 +1,144 @@
-"""The command `vitas`: everything that is no stage, as subcommands.
+"""The command `vitas`: everything that this project does, as subcommands.
 
-torch is loaded by `zoo --measure`, by `prune`, and by a `launch` whose first stage reads a checkpoint.
+Each command lies in a file of its own, which is loaded when the command is
+given: `vitas --help` loads none of them. torch is loaded by the stages, once
+their configuration is checked, by `export`, `predict` and `prune`, and by
+`--measure`.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
-from pathlib import Path
+from difflib import get_close_matches
+from typing import Any
 
-import yaml
+import click
+from click.shell_completion import CompletionItem
 
-from vitas import config
-from vitas.cli import launch, prune
-from vitas.cli.describe import compare, describe, show_zoo
-from vitas.data.example_images import FASHION_FOLDER, write_digits, write_fashion
-from vitas.errors import UserError, exit_on_user_error
-from vitas.plain_data import read_text
-from vitas.program import positive
-from vitas.released import read_configuration
-from vitas.slurm.cluster import load_cluster, sbatch_options
+from vitas.errors import MISTAKE, exit_on_user_error
+from vitas.run import EXPORT, PREDICT, load
+
+# The exit code after Ctrl-C: 128 + SIGINT, what a shell reports.
+_CTRL_C = 130
+# Heading: name: (`module:name` of the command, what it does).
+_GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Before a run": {
+        "init": ("vitas.cli.init:init", "Write a commented YAML for the images in a folder."),
+        "check": ("vitas.cli.check:check", "Find everything that a flagged stage would refuse."),
+        "space": ("vitas.cli.space:space", "Show what a search space and its budget hold, and what a search takes."),
+        "schema": ("vitas.cli.schema:schema", "Print the JSON Schema of the YAML, for editors."),
+        "convert": ("vitas.cli.convert:convert", "Print what a released ViTAS YAML means here."),
+    },
+    "Stages, in order": {
+        "search": ("vitas.cli.stages:search", "Train the supernet; or find and grow a topology, as As-ViT does."),
+        "sample": ("vitas.cli.stages:sample", "Evolve architectures with the supernet's scores."),
+        "retrain": ("vitas.cli.stages:retrain", "Train one architecture."),
+        "test": ("vitas.cli.stages:test", "Measure trained networks on the test images."),
+        "launch": ("vitas.cli.launch:launch", "Run a stage, or all of them, as Slurm jobs."),
+    },
+    "Of a run": {
+        "status": ("vitas.cli.status:status", "Show how far runs are, and what stopped them."),
+        "compare": ("vitas.cli.compare:compare", "Show the results of runs side by side."),
+        "describe": ("vitas.cli.describe:describe", "Show an architecture block by block, with its costs."),
+        "export": (EXPORT, "Write a trained network for other programs."),
+        "predict": (PREDICT, "Show the most probable classes of pictures."),
+    },
+    "Beside": {
+        "zoo": ("vitas.cli.zoo:zoo", "Show the published architectures side by side."),
+        "prune": ("vitas.cli.prune:prune", "Cut a pretrained network to a budget, ready to be fine-tuned."),
+        "digits": ("vitas.cli.images:digits", "Write scikit-learn's digits as image folders."),
+        "fashion": ("vitas.cli.images:fashion", "Write Fashion-MNIST as image folders."),
+        "cluster": ("vitas.cli.cluster:cluster", "Print what configs/cluster.yaml sets, as options of sbatch."),
+        "completion": ("vitas.cli.completion:completion", "Print what makes a shell complete this command."),
+    },
+}
+COMMANDS = {name: command for group in _GROUPS.values() for name, command in group.items()}
+
+_EXIT_CODES = """\
+Exit codes:
+  0    done
+  1    it failed; the traceback or the log says why
+  2    a mistake that you can mend: a wrong word, YAML, file or image folder
+  75   a stage was stopped, and wrote a checkpoint; the same command resumes it
+  130  Ctrl-C (of what is no stage)
+  141  nobody reads the output any more"""
+
+
+class Vitas(click.Group):
+    """The command. It knows its subcommands by name, and loads the one that is given."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = load(COMMANDS[cmd_name][0])
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command is named {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        if not names:
+            return super(click.Group, self).shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=COMMANDS[name][1]) for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, commands in _GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, says) for name, (_, says) in commands.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(f"\n{_EXIT_CODES}\n")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with exit_on_user_error():
+            return super().invoke(ctx)
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"vitas {load('vitas:__version__')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Vitas,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    subcommand_metavar="COMMAND ...",
+)
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print it.")
+def vitas() -> None:
+    """Find vision transformers under a compute budget, and train them.
+
+    CONFIG is a YAML file; `key=value` words after it set keys of it for this call. `vitas COMMAND --help` has examples.
+    """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="vitas", description="Everything that is no stage.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run(vitas, "vitas")
 
-    describe_parser = commands.add_parser("describe", help="show an architecture block by block, with its costs")
-    describe_parser.add_argument(
-        "architecture",
-        metavar="NAME_OR_FILE",
-        help="a name such as vitas_c or deit_tiny, a text such as p16-e230-token-h3q432m720x12, "
-        "or an architectures.yaml (all of it, or FILE:NAME)",
-    )
-    describe_parser.add_argument("--image-size", type=positive, default=224, metavar="PIXELS")
-    describe_parser.add_argument("--num-classes", type=positive, default=1000, metavar="N")
-    describe_parser.set_defaults(run=lambda args: describe(args.architecture, args.image_size, args.num_classes))
 
-    zoo_parser = commands.add_parser("zoo", help="show the published architectures side by side")
-    zoo_parser.add_argument("--measure", action="store_true", help="their speed on this machine too, some seconds each")
-    zoo_parser.add_argument("--batch-size", type=positive, metavar="N", help="of --measure: 256 on a GPU, else 8")
-    zoo_parser.set_defaults(run=lambda args: show_zoo(args.measure, args.batch_size))
+def run(command: click.Command, program: str, arguments: list[str] | None = None) -> None:
+    """Run a command, and end the process with its exit code if that is not 0.
 
-    convert_parser = commands.add_parser(
-        "convert", help="print what a released ViTAS YAML means as one of this project"
-    )
-    convert_parser.add_argument("path", type=Path, metavar="OLD.yaml")
-    convert_parser.set_defaults(run=lambda args: convert(args.path))
-
-    digits_parser = commands.add_parser("digits", help="write scikit-learn's digits as train/val/test image folders")
-    digits_parser.add_argument("folder", type=Path)
-    digits_parser.set_defaults(run=lambda args: write_digits(args.folder))
-
-    fashion_parser = commands.add_parser("fashion", help="write Fashion-MNIST as train/val/test image folders")
-    fashion_parser.add_argument("folder", type=Path)
-    fashion_parser.add_argument("--train", type=positive, default=50_000, metavar="N", help="train images (50,000)")
-    fashion_parser.add_argument(
-        "--val", type=positive, default=10_000, metavar="N", help="val images (10,000), from the official train images"
-    )
-    fashion_parser.add_argument(
-        "--source",
-        type=Path,
-        metavar="FOLDER",
-        help=f"where the four official files are (from Debian's package in {FASHION_FOLDER}; else downloaded)",
-    )
-    fashion_parser.set_defaults(run=lambda args: write_fashion(args.folder, args.train, args.val, source=args.source))
-
-    compare_parser = commands.add_parser("compare", help="show the results of runs side by side")
-    compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
-    compare_parser.set_defaults(run=lambda args: compare(args.save_paths))
-
-    prune_parser = commands.add_parser("prune", help="cut a pretrained network to a budget, ready to be fine-tuned")
-    prune.add_arguments(prune_parser)
-    prune_parser.set_defaults(run=prune.prune)
-
-    launch_parser = commands.add_parser("launch", help="run a stage, or all of them, as Slurm jobs")
-    launch.add_arguments(launch_parser)
-    launch_parser.set_defaults(run=launch.launch)
-
-    cluster_parser = commands.add_parser(
-        "cluster", help="print what configs/cluster.yaml sets as options: sbatch $(vitas cluster) script/..."
-    )
-    cluster_parser.set_defaults(run=lambda args: cluster_options())
-
-    # argparse gives up looking for CONFIG and key=value once it has met an option.
-    arguments, rest = parser.parse_known_args()
-    if rest and (not hasattr(arguments, "words") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.words += rest
-    with exit_on_user_error():
-        code = arguments.run(arguments)
-    if code:
+    program: how it was called. arguments: by default those of `sys.argv`.
+    """
+    try:
+        with exit_on_user_error():
+            code = command.main(arguments, prog_name=program, standalone_mode=False)
+    except click.Abort:
+        sys.exit(_CTRL_C)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(MISTAKE)
+    if isinstance(code, int) and code:
         sys.exit(code)
-
-
-def cluster_options() -> None:
-    """Print the options of sbatch that configs/cluster.yaml sets."""
-    print(shlex.join(sbatch_options(load_cluster())))
-
-
-def convert(path: Path) -> None:
-    """Print a released YAML in our schema. Raises `UserError` for what is none, or would be refused as a run."""
-    found = read_configuration(read_text(path), str(path))
-    if not found.is_released:
-        raise UserError(
-            f"{path} is no released ViTAS file: it has no model.backbone and no strategy; it can be run as it is"
-        )
-    config.load(path)
-    print(f"# From {path}, a released ViTAS file. Of its keys, these have no effect here:")
-    for line in found.explain_without_effect():
-        print(f"#   {line}")
-    print(yaml.safe_dump(found.data, sort_keys=False, default_flow_style=None, width=120), end="")

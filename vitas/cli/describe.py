@@ -1,136 +1,116 @@
-"""What the command `vitas` shows of architectures and results, as tables."""
+"""`vitas describe`: an architecture block by block, with its costs, at the images that it is for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vitas.architecture import Architecture
-from vitas.asvit.genotype import STEM_STRIDE, Genotype
-from vitas.catalog import PUBLISHED_ACCURACY, AnyArchitecture, find_architectures, zoo
+from vitas.asvit.genotype import Genotype
+from vitas.catalog import AnyArchitecture, find_architectures
+from vitas.cli.options import POSITIVE, command, json_option, print_json, wide_console
 from vitas.costs import count_parameters
-from vitas.errors import UserError, require_number
-from vitas.plain_data import parse_json, read_text
+from vitas.errors import UserError
+from vitas.plain_data import read_yaml
 from vitas.run import RunFolder
+from vitas.run_files import IMAGENET, Images, images_of, read_results, run_of
 
 
-def describe(name_or_file: str, image_size: int, num_classes: int) -> None:
-    """Print an architecture, or each one of a file, block by block with its costs."""
-    console = _wide_console(120)
-    for name, architecture in find_architectures(name_or_file).items():
-        architecture.check_image_size(image_size)
+@command(
+    "vitas describe vitas_c",
+    "vitas describe runs/vitas_1g                              # all that this run found",
+    "vitas describe runs/vitas_1g:subnet_1",
+    "vitas describe other.yaml:subnet_2 --image-size 32 --num-classes 10",
+    "vitas describe p16-e230-token-h3q432m720x12 --json",
+)
+@click.argument("what", metavar="WHAT")
+@click.option("--image-size", type=POSITIVE, metavar="PIXELS", help="By default that of the run, else 224.")
+@click.option("--num-classes", type=POSITIVE, metavar="N", help="By default those of the run, else 1,000.")
+@json_option
+def describe(what: str, image_size: int | None, num_classes: int | None, as_json: bool) -> None:
+    """Show an architecture block by block, with its costs.
+
+    WHAT is a name such as vitas_c or deit_tiny; a text such as p16-e230-token-h3q432m720x12; the folder of a run, or
+    RUN:NAME; or an architectures.yaml, or FILE:NAME. Of a run, image size and classes are the run's.
+    """
+    found, run, file = _find(what)
+    recorded = images_of(run) if run is not None else None
+    known = recorded or IMAGENET
+    images = Images(image_size or known.size, num_classes or known.classes)
+    if file is not None and recorded is None and not (image_size and num_classes):
+        _check_said(file, found, images)
+    for architecture in found.values():
+        architecture.check_image_size(images.size)
+    if as_json:
+        print_json([_facts(name, architecture, images) for name, architecture in found.items()])
+        return
+    console = wide_console(120)
+    for name, architecture in found.items():
+        size = images.size, images.classes
         if isinstance(architecture, Genotype):
-            console.print(_stages_table(name, architecture, image_size, num_classes))
+            console.print(_stages_table(name, architecture, *size))
         else:
-            console.print(_table(name, architecture, image_size, num_classes))
-        found = architecture.costs(image_size, num_classes)
-        released = found["macs_released"]
+            console.print(_table(name, architecture, *size))
+        costs = architecture.costs(images.size, images.classes)
+        released = costs["macs_released"]
         console.print(
-            f"{found['macs']:,} MACs, {'' if released is None else f'{released:,} in the released convention, '}"
-            f"{found['parameters']:,} parameters\n{architecture}\n",
+            f"{costs['macs']:,} MACs, {'' if released is None else f'{released:,} in the released convention, '}"
+            f"{costs['parameters']:,} parameters at {images.size} x {images.size} with {images.classes:,} classes\n"
+            f"{architecture}\n",
             highlight=False,
             soft_wrap=True,
         )
 
 
-def show_zoo(measure: bool, batch_size: int | None) -> None:
-    """Print the published architectures with their costs and accuracies, and their speed here if asked for."""
-    table = Table(box=box.SIMPLE)
-    table.add_column("network", no_wrap=True)
-    columns = ["patch", "dim", "depth", "heads", "GMACs", "released", "M params", "top-1", "top-5"]
-    for column in [*columns, *(["images/s"] if measure else [])]:
-        table.add_column(column, justify="right", no_wrap=True)
-    console = _wide_console(110)
-    speeds: dict[str, float] = {}
-    if measure:
-        with console.status("measuring"):
-            speeds, where = _speeds(zoo(), batch_size)
-    for name, architecture in zoo().items():
-        released = architecture.costs()["macs_released"]
-        top1, top5 = PUBLISHED_ACCURACY[name]
-        table.add_row(
-            name,
-            *_shape(architecture),
-            f"{architecture.macs() / 1e9:.3f}",
-            "" if released is None else f"{released / 1e9:.3f}",
-            f"{architecture.parameters() / 1e6:.2f}",
-            f"{top1:.1f}",
-            "" if top5 is None else f"{top5:.1f}",
-            *([f"{speeds[name]:,.0f}"] if measure else []),
-        )
-    console.print(table)
-    console.print("224 x 224, 1,000 classes. Multiply-adds of an image, true and in the released convention.")
-    console.print("Top-1 and top-5 as published, in percent on ImageNet-1k.")
-    if measure:
-        console.print(where)
+def _find(what: str) -> tuple[dict[str, AnyArchitecture], RunFolder | None, Path | None]:
+    """The architectures by name, the run that they are of, and the architectures.yaml that they stand in."""
+    path, _, name = what.partition(":")
+    if Path(path).is_dir():
+        run = RunFolder(Path(path))
+        if run.architectures.exists():
+            return find_architectures(f"{run.architectures}{f':{name}' if name else ''}"), run, run.architectures
+        if run.results.exists() and not name:
+            text = read_results(run.results).get("architecture")
+            return find_architectures(str(text)), run, None
+        raise UserError(f"{run.architectures}: no such file; the stage sample writes it")
+    if not path.endswith((".yaml", ".yml")):
+        return find_architectures(what), None, None
+    return find_architectures(what), run_of(Path(path)), Path(path)
 
 
-def _shape(architecture: AnyArchitecture) -> tuple[str, str, str, str]:
-    """Patch size, dim, depth and heads, as the zoo shows them: all values there are, in order."""
-    depth = architecture.depth
-    if isinstance(architecture, Genotype):
-        patch, dims, heads = STEM_STRIDE, architecture.dims, architecture.stage_heads
-    else:
-        patch, dims = architecture.patch_size, (architecture.embed_dim,)
-        heads = tuple(block.heads for block in architecture.active_blocks)
-    dim, head = ("/".join(map(str, sorted(set(values)))) for values in (dims, heads))
-    return str(patch), dim, str(depth), head
+def _check_said(file: Path, found: Mapping[str, AnyArchitecture], images: Images) -> None:
+    """Raise `UserError` where a file says other costs than the architectures have at these images."""
+    data = read_yaml(file)
+    rows = data.get("architectures") if isinstance(data, Mapping) else None
+    for row in rows or ():
+        if str(row["name"]) in found and isinstance(said := row.get("macs"), int):
+            architecture = found[str(row["name"])]
+            # It may not even fit such images.
+            architecture.check_image_size(images.size)
+            macs = architecture.macs(images.size, images.classes)
+            if macs != said:
+                raise UserError(
+                    f"{file} says {said:,} MACs for {row['name']}, which has {macs:,} at {images.size} x {images.size} "
+                    f"with {images.classes:,} classes; give --image-size and --num-classes, or the file in its run"
+                )
 
 
-def _speeds(architectures: dict[str, AnyArchitecture], batch_size: int | None) -> tuple[dict[str, float], str]:
-    import torch
-
-    from vitas.evaluate import images_per_second
-    from vitas.models import create_model
-
-    on_gpu = torch.cuda.is_available()
-    batch_size = batch_size or (256 if on_gpu else 8)
-    device = torch.device("cuda" if on_gpu else "cpu")
-    speeds = {
-        name: images_per_second(create_model(architecture).to(device), batch_size=batch_size)
-        for name, architecture in architectures.items()
+def _facts(name: str, architecture: AnyArchitecture, images: Images) -> dict[str, Any]:
+    return {
+        "name": name,
+        "text": str(architecture),
+        "image_size": images.size,
+        "num_classes": images.classes,
+        **architecture.costs(images.size, images.classes),
+        "depth": architecture.depth,
+        "architecture": architecture.to_dict(),
     }
-    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} thread(s)"
-    return speeds, f"Images per second: measured on {name}, batches of {batch_size}, forward passes only."
-
-
-def compare(save_paths: list[Path]) -> None:
-    """Print what `test` measured in each run, one row a run."""
-    table = Table(box=box.SIMPLE)
-    table.add_column("run", overflow="fold")
-    for column in ("top-1", "top-5", "MACs", "released", "parameters", "images/s"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for save_path in save_paths:
-        results = read_results(RunFolder(save_path).results)
-        table.add_row(
-            str(save_path),
-            f"{results['top1']:.2f}",
-            f"{results['top5']:.2f}",
-            *("" if results[key] is None else f"{results[key]:,}" for key in ("macs", "macs_released", "parameters")),
-            f"{results['images_per_second']:,.0f}",
-        )
-    _wide_console().print(table)
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """The numbers of a results.json. Raises `UserError` where the stage `test` has not written one."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file; the stage test writes it")
-    results = parse_json(read_text(path), str(path))
-    keys = ("top1", "top5", "macs", "macs_released", "parameters", "images_per_second")
-    missing = [key for key in keys if not isinstance(results, dict) or key not in results]
-    if not isinstance(results, dict) or missing:
-        raise UserError(f"{path}: has no {missing[0]}; it must be what the stage test writes")
-    # Genotypes have no count in the released convention.
-    for key in keys:
-        if results[key] is not None or key != "macs_released":
-            require_number(results[key], f"{path}: {key}")
-    return results
 
 
 def _table(name: str, architecture: Architecture, image_size: int, num_classes: int) -> Table:
@@ -194,8 +174,3 @@ def _stages_table(name: str, genotype: Genotype, image_size: int, num_classes: i
     parameters = genotype.parameters(image_size, num_classes) - sum(parameters for _, parameters in rows)
     table.add_row("head", *[""] * 7, f"{macs:,}", f"{100 * macs / total:.1f}", f"{parameters:,}")
     return table
-
-
-def _wide_console(columns: int = 100) -> Console:
-    """A console that shows every number whole: so many columns at least, also in a pipe, which has 80 for rich."""
-    return Console(width=max(columns, Console().width))

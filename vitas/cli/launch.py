@@ -1,15 +1,18 @@
-"""The command `vitas launch`: its arguments, and what follows from them."""
+"""`vitas launch`: stages as Slurm jobs, or as processes of this machine."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import click
 
 from vitas import config as configuration
+from vitas.cli.options import NATURAL, POSITIVE, command, complete_override, parsed
 from vitas.errors import UserError
-from vitas.program import natural, positive
 from vitas.run import STAGES
 from vitas.slurm import queries
 from vitas.slurm.cluster import Cluster, load_cluster
@@ -17,104 +20,109 @@ from vitas.slurm.local import run_locally
 from vitas.slurm.submission import StageJob, Submitted, follow, sbatch_file, submit
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the arguments that `launch` takes."""
-    parser.description = (
-        "Submit a stage as a Slurm job, which requeues itself until the stage is done. What is not given "
-        "here comes from configs/cluster.yaml, and then from what the partition has."
-    )
-    parser.add_argument("stage", choices=tuple(STAGES))
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="CONFIG [key=value ...]",
-        help="a YAML file, or a name in configs/; then what to set in it, as search.epochs=10",
-    )
-    # For scripts that have a CONFIG of their own.
-    parser.add_argument("--default", help=argparse.SUPPRESS)
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--chain",
-        action="store_true",
-        help="this stage and all flagged ones after it, each when the one before is done",
-    )
-    how.add_argument("--local", action="store_true", help="as processes of this machine, in the foreground")
-    how.add_argument("--dry-run", action="store_true", help="print the sbatch file, and submit nothing")
-    how.add_argument(
-        "--follow", action="store_true", help="print the job's log until it ends (Ctrl-C leaves the job running)"
-    )
-    asked = parser.add_argument_group("asked of Slurm (names as in sbatch)")
-    asked.add_argument("-p", "--partition")
-    asked.add_argument("-A", "--account")
-    asked.add_argument("-q", "--qos")
-    asked.add_argument("-C", "--constraint")
-    asked.add_argument("--reservation")
-    asked.add_argument("-N", "--nodes", type=positive)
-    asked.add_argument("--gpus-per-node", type=natural, metavar="N", help="0 for none")
-    asked.add_argument("--gpu-type", metavar="TYPE", help="where the nodes have several")
-    asked.add_argument("--gres", metavar="gpu:[TYPE:]N", type=_gres, help="the two above in one")
-    asked.add_argument(
-        "--tasks-per-node",
-        "--ntasks-per-node",
-        type=positive,
-        metavar="N",
-        help="processes; one for each GPU without it",
-    )
-    asked.add_argument("-c", "--cpus-per-task", type=positive, metavar="N")
-    asked.add_argument("--mem", help="of a node, as 64G")
-    asked.add_argument("-t", "--time", help="limit; a job that needs longer is requeued")
-    asked.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION=VALUE", help="any other option of sbatch; repeatable"
-    )
-    asked.add_argument("--max-requeues", type=natural, metavar="N", help="of one job, before it is left to you")
-    asked.add_argument(
-        "--stop-margin", type=positive, metavar="SECONDS", help="before the time limit, to stop and requeue in"
-    )
+def _option(text: str) -> tuple[str, str | bool]:
+    name, equals, value = text.lstrip("-").partition("=")
+    return name, value if equals else True
 
 
-def launch(arguments: argparse.Namespace) -> int:
-    """Submit, run here or show what the arguments ask for; the exit code. Raises `UserError`."""
+def _gres(text: str) -> tuple[str | None, int]:
+    match = re.fullmatch(r"gpu:(?:([^:]+):)?(\d+)", text)
+    if not match:
+        raise ValueError(f"found {text!r}; it must read gpu:N or gpu:TYPE:N (for others, see --sbatch)")
+    return match[1], int(match[2])
+
+
+@command(
+    "vitas launch search vitas_1g.yaml --chain --follow        # all flagged stages, each when the one before is done",
+    "vitas launch retrain vitas_1g.yaml -p gpu -N 2 --gpus-per-node 8 retrain.epochs=100",
+    "vitas launch test vitas_1g.yaml --dry-run                 # show the sbatch file",
+    "vitas launch search vitas_1g.yaml --local                 # on this machine",
+)
+@click.argument("stage", type=click.Choice(list(STAGES)))
+@click.argument("words", nargs=-1, metavar="CONFIG [key=value]...", shell_complete=complete_override)
+# For scripts that have a CONFIG of their own.
+@click.option("--default", hidden=True)
+@click.option(
+    "--chain", is_flag=True, help="This stage and all flagged ones after it, each when the one before is done."
+)
+@click.option("--local", is_flag=True, help="As processes of this machine, in the foreground.")
+@click.option("--dry-run", is_flag=True, help="Print the sbatch file, and submit nothing.")
+@click.option("--follow", is_flag=True, help="Print the job's log until it ends (Ctrl-C leaves the job running).")
+@click.option("-p", "--partition", help="As in sbatch, and so for all that follow.")
+@click.option("-A", "--account")
+@click.option("-q", "--qos")
+@click.option("-C", "--constraint")
+@click.option("--reservation")
+@click.option("-N", "--nodes", type=POSITIVE, metavar="N")
+@click.option("--gpus-per-node", type=NATURAL, metavar="N", help="0 for none.")
+@click.option("--gpu-type", metavar="TYPE", help="Where the nodes have several.")
+@click.option("--gres", metavar="gpu:[TYPE:]N", type=parsed("gres", _gres), help="The two above in one.")
+@click.option(
+    "--tasks-per-node",
+    "--ntasks-per-node",
+    "tasks_per_node",
+    type=POSITIVE,
+    metavar="N",
+    help="Processes; one for each GPU without it.",
+)
+@click.option("-c", "--cpus-per-task", type=POSITIVE, metavar="N")
+@click.option("--mem", help="Of a node, as 64G.")
+@click.option("-t", "--time", help="Limit; a job that needs longer is requeued.")
+@click.option("--sbatch", multiple=True, metavar="OPTION=VALUE", help="Any other option of sbatch; repeatable.")
+@click.option("--max-requeues", type=NATURAL, metavar="N", help="Of one job, before it is left to you.")
+@click.option("--stop-margin", type=POSITIVE, metavar="SECONDS", help="Before the time limit, to stop and requeue in.")
+def launch(
+    stage: str,
+    words: tuple[str, ...],
+    default: str | None,
+    chain: bool,
+    local: bool,
+    dry_run: bool,
+    follow: bool,
+    **asked: Any,
+) -> int:
+    """Submit a stage as a Slurm job, which requeues itself until the stage is done.
+
+    CONFIG is a YAML file, or a name in configs/; key=value sets a key of it, as search.epochs=10. What is asked of
+    Slurm and not given here comes from configs/cluster.yaml, and then from what the partition has.
+    """
     try:
-        return _launch(arguments)
+        if not (local or dry_run or queries.installed()):
+            raise UserError("no Slurm here (sbatch is not on PATH); add --local to run on this machine")
+        jobs = stage_jobs(stage, list(words), default, chain, asked)
+        if dry_run:
+            for job in jobs:
+                print(sbatch_file(job))
+            return 0
+        if local:
+            # configs/cluster.yaml speaks of the cluster's nodes, not of this machine.
+            processes = asked["tasks_per_node"] or asked["gpus_per_node"] or (asked["gres"] or (None, None))[1]
+            codes = (run_locally(job.program, job.config, job.arguments, processes) for job in jobs)
+            return next((code for code in codes if code), 0)
+        return _submit(jobs, follow)
     except queries.SlurmError as error:
         raise UserError(f"Slurm does not answer: {error}") from None
 
 
-def _launch(arguments: argparse.Namespace) -> int:
-    if not (arguments.local or arguments.dry_run or queries.installed()):
-        raise UserError("no Slurm here (sbatch is not on PATH); add --local to run on this machine")
-    jobs = stage_jobs(arguments)
-    if arguments.dry_run:
-        for job in jobs:
-            print(sbatch_file(job))
-        return 0
-    if arguments.local:
-        # configs/cluster.yaml speaks of the cluster's nodes, not of this machine.
-        processes = arguments.tasks_per_node or arguments.gpus_per_node or (arguments.gres or (None, None))[1]
-        for job in jobs:
-            code = run_locally(job.program, job.config, job.arguments, processes)
-            if code:
-                return code
-        return 0
-    return _submit(jobs, arguments.follow)
+def stage_jobs(
+    first: str, words: list[str], default: str | None, chain: bool, asked: Mapping[str, Any]
+) -> list[StageJob]:
+    """The stages that the words name, in order, each as a job; checked as far as it can be beforehand.
 
+    words: the YAML and overrides. default: the YAML where they hold none. asked: the options that go to Slurm.
+    """
+    given = {name: asked[name] for name in Cluster.model_fields if name != "sbatch"}
+    if asked["gres"]:
+        given["gpu_type"], given["gpus_per_node"] = asked["gres"]
+    cluster = load_cluster(given=given | {"sbatch": dict(map(_option, asked["sbatch"]))})
 
-def stage_jobs(arguments: argparse.Namespace) -> list[StageJob]:
-    """The stages that the arguments name, in order, each as a job; checked as far as it can be beforehand."""
-    given = {name: getattr(arguments, name) for name in Cluster.model_fields if name != "sbatch"}
-    if arguments.gres:
-        given["gpu_type"], given["gpus_per_node"] = arguments.gres
-    cluster = load_cluster(given=given | {"sbatch": dict(map(_option, arguments.sbatch))})
-
-    words = list(arguments.words)
     if not words or ("=" in words[0] and not Path(words[0]).exists()):
-        if arguments.default is None:
+        if default is None:
             raise UserError("CONFIG is missing: a YAML file, or a name in configs/")
-        words.insert(0, arguments.default)
+        words = [default, *words]
     name, *overrides = words
-    first = arguments.stage
     path = configuration.find(name, STAGES[first].program)
-    later = tuple(STAGES)[list(STAGES).index(first) + 1 :] if arguments.chain else ()
+    later = tuple(STAGES)[list(STAGES).index(first) + 1 :] if chain else ()
     config = configuration.load(path, (*overrides, f"{first}.flag=true"), (first, *later))
     _require_checkpoint(config, first)
     stages = (first, *config.flagged(later))
@@ -156,15 +164,3 @@ def _submit(jobs: list[StageJob], follows: bool) -> int:
     except KeyboardInterrupt:
         print(f"no longer following; the jobs go on: {' '.join(each.id for each in submitted)}")
         return 0
-
-
-def _option(text: str) -> tuple[str, str | bool]:
-    name, equals, value = text.lstrip("-").partition("=")
-    return name, value if equals else True
-
-
-def _gres(text: str) -> tuple[str | None, int]:
-    match = re.fullmatch(r"gpu:(?:([^:]+):)?(\d+)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must read gpu:N or gpu:TYPE:N (for others, see --sbatch)")
-    return match[1], int(match[2])

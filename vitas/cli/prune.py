@@ -1,21 +1,23 @@
-"""The command `vitas prune`: a pretrained network cut to a budget in one shot, ready to be fine-tuned."""
+"""`vitas prune`: a pretrained network cut to a budget in one shot, ready to be fine-tuned."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+import click
+
+from vitas.cli.options import PATH, POSITIVE, command, parsed
 from vitas.config import Model
 from vitas.data.folders import class_names
 from vitas.elastic_space import SCORES
 from vitas.errors import UserError
 from vitas.files import make_folder
-from vitas.program import positive, quick_imports
+from vitas.program import quick_imports
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
-def macs(text: str) -> int:
+def read_macs(text: str) -> int:
     """Parse a number of MACs: 1300000000, 1.3G, 600M."""
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].lower() in ("k", "m", "g") else (text, "")
     try:
@@ -23,56 +25,70 @@ def macs(text: str) -> int:
     except ValueError:
         value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a number of MACs, as 1.3G or 600M")
+        raise ValueError(f"found {text!r}; it must be a number of MACs, as 1.3G or 600M")
     return value
 
 
-def share(text: str) -> float:
+def read_share(text: str) -> float:
     """Parse a number above 0, at most 1."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a number above 0, at most 1")
+        raise ValueError(f"found {text!r}; it must be a number above 0, at most 1")
     return value
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the arguments that `prune` takes."""
-    parser.description = (
-        "Cut a pretrained network to a budget: the most important channels, heads and MLP units stay, and nothing is "
-        "trained. Writes a checkpoint, which retrain.from_checkpoint fine-tunes."
-    )
-    parser.add_argument(
-        "network",
-        metavar="NAME_OR_FILE",
-        help="a model of timm, NAME:FILE of its weights, or a checkpoint of `retrain`",
-    )
-    budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--macs", type=macs, metavar="N", help="multiply-adds of an image, as 1.3G")
-    budget.add_argument(
-        "--relative", type=share, metavar="SHARE", help="of the network's own multiply-adds, as 0.6; 1 writes it whole"
-    )
-    parser.add_argument(
-        "--data", required=True, metavar="FOLDER", help="train images, one folder a class: they say what is important"
-    )
-    parser.add_argument("--images", type=positive, default=512, metavar="N", help="how many of them (512)")
-    parser.add_argument("--score", choices=tuple(SCORES), default="taylor", help="by what parts are ranked (taylor)")
-    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the network's own")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images (0)")
-    parser.add_argument("--output", type=Path, metavar="FILE.pth", help="default: NAME_MACS.pth in this folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
+@command(
+    "vitas prune vit_small_patch16_224 --macs 1.3G --data imagenet/train",
+    "vitas prune runs/x/retrain/checkpoint/epoch_300_ckpt.pth.tar --relative 0.6 --data train --output small.pth",
+)
+@click.argument("name_or_file")
+@click.option("--macs", type=parsed("n", read_macs), metavar="N", help="Multiply-adds of an image, as 1.3G.")
+@click.option(
+    "--relative",
+    type=parsed("share", read_share),
+    metavar="SHARE",
+    help="In place of --macs: of the network's own multiply-adds, as 0.6; 1 writes it whole.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="FOLDER",
+    help="Train images, one folder a class: they say what is important.",
+)
+@click.option("--images", type=POSITIVE, default=512, metavar="N", help="How many of them (512).")
+@click.option("--score", type=click.Choice(list(SCORES)), default="taylor", help="By what parts are ranked (taylor).")
+@click.option("--image-size", type=POSITIVE, metavar="PIXELS", help="By default the network's own.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Of the choice of images (0).")
+@click.option("--output", type=PATH, metavar="FILE.pth", help="By default NAME_MACS.pth in this folder.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
+def prune(
+    name_or_file: str,
+    macs: int | None,
+    relative: float | None,
+    data: str,
+    images: int,
+    score: str,
+    image_size: int | None,
+    seed: int,
+    output: Path | None,
+    overwrite: bool,
+) -> None:
+    """Cut a pretrained network to a budget: the most important channels, heads and MLP units stay.
 
-
-def prune(arguments: argparse.Namespace) -> None:
-    """Prune and write. Raises `UserError` for a network that cannot be read or pruned so, before it writes anything."""
-    folder = Path(arguments.data)
+    NAME_OR_FILE is a model of timm, NAME:FILE of its weights, or a checkpoint of `retrain`. Nothing is trained; the
+    checkpoint that is written is one that retrain.from_checkpoint fine-tunes.
+    """
+    # Raises `UserError` for a network that cannot be read or pruned so, before it writes anything.
+    if (macs is None) == (relative is None):
+        raise click.UsageError("give one of --macs and --relative")
+    folder = Path(data)
     if not folder.is_dir():
-        raise UserError(f"--data: found {arguments.data!r}, which is not a folder; it must hold one folder a class")
-    output = arguments.output
+        raise UserError(f"--data: found {data!r}, which is not a folder; it must hold one folder a class")
     if output is not None:
-        _check_free(output, arguments.overwrite)
+        _check_free(output, overwrite)
     with quick_imports():
         import torch
 
@@ -82,41 +98,41 @@ def prune(arguments: argparse.Namespace) -> None:
         from vitas.importance import IMAGES_OF_A_CLASS, fit_classifier, score_parts
         from vitas.pretrained import Images, as_checkpoint, load_pretrained, native_images
         from vitas.pruning import prune as prune_network
-    native = native_images(arguments.network)
-    classes = len(class_names(arguments.data))
+    native = native_images(name_or_file)
+    classes = len(class_names(data))
     # A run's default normalisation; a checkpoint's YAML says its own.
-    of_run = Model() if not Path(arguments.network).is_file() else native
-    images = Images(arguments.image_size or native.size, classes, of_run.mean, of_run.std)
-    pretrained = load_pretrained(arguments.network, images)
+    of_run = Model() if not Path(name_or_file).is_file() else native
+    shown = Images(image_size or native.size, classes, of_run.mean, of_run.std)
+    pretrained = load_pretrained(name_or_file, shown)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = pretrained.network.to(device)
-    whole = network.architecture.macs(images.size, classes)
-    budget = arguments.macs or int(arguments.relative * whole)
-    name = Path(arguments.network.partition(":")[0]).name.partition(".")[0]
+    whole = network.architecture.macs(shown.size, classes)
+    budget = macs or int((relative or 1) * whole)
+    name = Path(name_or_file.partition(":")[0]).name.partition(".")[0]
     output = output or Path(f"{name}_{_short(budget)}.pth")
-    _check_free(output, arguments.overwrite)
-    count = arguments.images if pretrained.has_classifier else max(arguments.images, IMAGES_OF_A_CLASS * classes)
-    pixels, labels = draw_images(arguments.data, count, images.size, 1.0, arguments.seed)
-    drawn = EvaluationSet(pixels, labels, channels(images.mean), channels(images.std), len(pixels))
+    _check_free(output, overwrite)
+    count = images if pretrained.has_classifier else max(images, IMAGES_OF_A_CLASS * classes)
+    pixels, labels = draw_images(data, count, shown.size, 1.0, seed)
+    drawn = EvaluationSet(pixels, labels, channels(shown.mean), channels(shown.std), len(pixels))
     if not pretrained.has_classifier:
         top1 = fit_classifier(network, drawn.batches(64))
         print(
             f"the network has no classifier of {classes} classes; one is fitted to {len(pixels)} of the images "
             f"(top-1 {top1:.1f}% on these)"
         )
-    inputs, labels = next(drawn.batches(arguments.images))
+    inputs, labels = next(drawn.batches(images))
     pruned = network
-    if budget < whole or arguments.macs:
-        pruned = prune_network(network, score_parts(network, inputs, labels, arguments.score), budget)
-    state = as_checkpoint(pruned, images) | {"pruned_from": arguments.network}
+    if budget < whole or macs:
+        pruned = prune_network(network, score_parts(network, inputs, labels, score), budget)
+    state = as_checkpoint(pruned, shown) | {"pruned_from": name_or_file}
     checkpoint.write(state, output)
-    left = pruned.architecture.macs(images.size, classes)
+    left = pruned.architecture.macs(shown.size, classes)
     print(
-        f"{arguments.network} -> {output}: {left:,} of {whole:,} MACs ({left / whole:.0%}), "
-        f"by {arguments.score} on {len(inputs)} images\n{pruned.architecture}\n"
-        f"fine-tune it: python -m retrain CONFIG retrain.from_checkpoint={output}"
+        f"{name_or_file} -> {output}: {left:,} of {whole:,} MACs ({left / whole:.0%}), "
+        f"by {score} on {len(inputs)} images\n{pruned.architecture}\n"
+        f"fine-tune it: vitas retrain CONFIG retrain.from_checkpoint={output}"
         # A network of other classes teaches nothing.
-        + (f" 'retrain.distillation={{teacher: \"{arguments.network}\"}}'" if pretrained.has_classifier else "")
+        + (f" 'retrain.distillation={{teacher: \"{name_or_file}\"}}'" if pretrained.has_classifier else "")
     )
 
 

@@ -7,11 +7,13 @@ built; every message says the key, what it held and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from vitas.config.audit import audit, missing_checkpoint
 from vitas.config.checks import check, check_token_phases, doubts
 from vitas.config.run_config import (
     ALLOWED_CHANGES,
@@ -35,12 +37,13 @@ from vitas.config.run_config import (
     TokenPhase,
     Training,
 )
-from vitas.config_section import explain
+from vitas.config_section import explain, without_faults
 from vitas.errors import UserError, require_one_line
 from vitas.packaged import CLUSTER
 from vitas.packaged import FOLDER as CONFIGS
 from vitas.plain_data import read_text
 from vitas.released import Configuration, read_configuration
+from vitas.run import STAGES
 
 __all__ = [
     "ALLOWED_CHANGES",
@@ -48,6 +51,7 @@ __all__ = [
     "AsvitSearch",
     "Distillation",
     "Finalists",
+    "Findings",
     "Growth",
     "Importance",
     "Model",
@@ -65,6 +69,7 @@ __all__ = [
     "Training",
     "check_token_phases",
     "find",
+    "find_mistakes",
     "load",
     "require",
 ]
@@ -96,6 +101,65 @@ def load(path: str | Path, overrides: Sequence[str] = (), stages: Sequence[str] 
     warnings += found
     config._warning = "\nwarning: ".join(warnings) or None
     return config
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a YAML, and what may be. stages: those that were looked at. config: None where none is whole.
+
+    The file's own mistakes come first, then those between keys, then those of the file system.
+    """
+
+    stages: tuple[str, ...]
+    mistakes: list[str]
+    warnings: list[str]
+    config: RunConfig | None
+
+
+def find_mistakes(path: str | Path, overrides: Sequence[str] = ()) -> Findings:
+    """Everything that a flagged stage would refuse; where none is flagged, that any stage would that has a section.
+
+    Beside mistakes of type, the rest is looked at as if their keys were left out. Raises `UserError` for a file that
+    is no YAML at all.
+    """
+    text = read_text(Path(path))
+    source = read_configuration(text, str(path), overrides)
+    sections = [name for name in STAGES if isinstance(source.data.get(name), dict)]
+    flagged = [name for name in sections if source.data[name].get("flag") is True]
+    if not flagged:
+        source = read_configuration(text, str(path), (*overrides, *(f"{name}.flag=true" for name in sections)))
+    stages = tuple(flagged or sections)
+    mistakes: list[str] = []
+    data = source.data
+    config = None
+    # What is left may be at fault in another way: a section without a key that it needs.
+    while config is None:
+        try:
+            config = RunConfig.model_validate(data)
+        except ValidationError as error:
+            mistakes += [line for line in explain(error, RunConfig, _EVERY) if line not in mistakes]
+            left = without_faults(data, error, RunConfig)
+            if left == data:
+                # A key is missing that nothing can stand for.
+                break
+            data = left
+    warnings: list[str] = [_released_warning(path, source)] if source.is_released else []
+    if config is not None:
+        try:
+            mistakes += check(config, tuple(STAGES))
+            for name in stages:
+                mistakes += (*audit(config, name), *missing_checkpoint(config, name))
+            warnings += doubts(config, tuple(STAGES))
+        except OSError as error:
+            # Of a folder that is named in it, e.g. one that may not be read.
+            mistakes.append(f"{error.filename}: {error.strerror}")
+    # A folder that two sections name is at fault once.
+    lines = list(dict.fromkeys(map(source.in_its_words, mistakes)))
+    return Findings(stages, lines, warnings, config)
+
+
+# Mistakes of type that `find_mistakes` lists.
+_EVERY = 1000
 
 
 def _released_warning(path: str | Path, source: Configuration) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from vitas.architecture import Architecture, check_patch_size
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
+from vitas.config.audit import audit, audit_images
 from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Sample, Search, TokenPhase, Training
 from vitas.data.folders import EvaluationData, TrainingData, check_image_folder, class_names, common_image
 from vitas.elastic_space import Shares
@@ -52,7 +53,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         budget = config.sample.budget
         has_space = isinstance(model.space, SearchSpace) == (model.from_pretrained is None)
         if has_space and is_known and searches and not budget.is_speed:
-            yield from _attempt("sample.budget: ", lambda: config.macs_model.require(budget))
+            yield from _attempt("sample.budget", partial(_check_budget, config))
     for name, section in (("search", config.search), ("retrain", config.retrain)):
         if not isinstance(section, Training):
             continue
@@ -117,6 +118,7 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
         yield from _attempt("", partial(check_callbacks, config.callbacks))
     for name in flagged:
         yield from _check_data(config, name)
+        yield from audit_images(config, name)
     if "search" in flagged and "sample" not in flagged and getattr(config.search, "panel", None) is not None:
         # The panel's images, which are looked at when the first epochs are over.
         yield from _check_data(config, "sample")
@@ -164,7 +166,7 @@ def doubts(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     # Of the stages of other programs: better said now than after the days that these take.
     later = [name for name in config.flagged(tuple(STAGES)) if name not in stages]
     for name in later if config.flagged(stages) else ():
-        for line in _check_data(config, name):
+        for line in (*_check_data(config, name), *audit(config, name)):
             yield f"{line}; `{name}` will need it"
 
 
@@ -173,6 +175,20 @@ def _data_sections(config: RunConfig) -> dict[str, TrainingData | EvaluationData
     sections = {f"{name}.data": getattr(getattr(config, name), "data", None) for name in STAGES}
     sections["retrain.val"] = config.retrain.val if config.retrain else None
     return {key: section for key, section in sections.items() if section is not None}
+
+
+def _check_budget(config: RunConfig) -> None:
+    """Raise `UserError`, to stand behind `sample.budget`, unless an architecture of the space meets the budget."""
+    try:
+        budget = config.budget
+    except UserError as error:
+        # It begins with the field.
+        raise UserError(f".{error}") from None
+    if budget is not None:
+        try:
+            config.macs_model.require(budget)
+        except UserError as error:
+            raise UserError(f": {error}") from None
 
 
 def _check_data(config: RunConfig, stage: str) -> Iterator[str]:
@@ -376,9 +392,10 @@ def _check_class_names(config: RunConfig) -> Iterator[str]:
         first = next(iter(names))
         differing = sorted(set(names[name]) ^ set(names[first]))
         if differing and len(names[name]) == len(names[first]):
+            more = f", and so are {len(differing) - 1} more" if len(differing) > 1 else ""
             yield (
                 f"{name}.data_dir: found {folders[name]!r}, whose class folders differ from those of "
-                f"{first}.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only"
+                f"{first}.data_dir, {folders[first]!r}: {differing[0]!r} is in one of them only{more}"
             )
 
 

@@ -367,7 +367,7 @@ class Prescreen(Section):
 class Sample(Section):
     """The evolution of architectures, scored by the supernet.
 
-    budget: the range that every architecture's cost must be in.
+    budget: the range that every architecture's cost must be in, as it was given; `RunConfig.budget` is in numbers.
     initial_population: random architectures inside the budget that it starts from.
     population, generations: survivors, and rounds with as many children.
     objectives: what is minimised (see `search/objectives.py`); with `macs` beside `error`, it keeps the whole
@@ -511,6 +511,17 @@ class RunConfig(Section):
         if self.model.from_pretrained is not None:
             return read_elastic_space(self.folder.pretrained, self.model.shares)
         return self.model.dims
+
+    @property
+    def budget(self) -> Budget | None:
+        """`sample.budget` in numbers; None without a section `sample`.
+
+        Raises `UserError` as `space` does where it is relative, and where it is empty in this space.
+        """
+        if self.sample is None:
+            return None
+        given = self.sample.budget
+        return self.macs_model.resolve(given) if given.is_relative else given
 
     @property
     def macs_model(self) -> MacsModel:

@@ -6,8 +6,9 @@ An image folder has one sub-folder per class, the usual layout of ImageNet.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -185,6 +186,27 @@ def check_image_folder(data_dir: str, num_classes: int) -> None:
 def class_names(data_dir: str) -> list[str]:
     """The names of the class folders, in the order of the labels."""
     return sorted(entry.name for entry in Path(data_dir).iterdir() if entry.is_dir())
+
+
+# The endings that make a file an image, those of torchvision's `ImageFolder`.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """The image files in a folder and all below it, by their endings, in no order. They are found as they are asked."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(parent, name) for name in names if name.lower().endswith(IMAGE_ENDINGS))
+
+
+def empty_classes(data_dir: str) -> list[str]:
+    """The classes of a folder without any image. Quick also for millions: of a class, one image is looked for."""
+    return [name for name in class_names(data_dir) if next(images_in(Path(data_dir, name)), None) is None]
+
+
+def count_images(data_dir: str, enough: int | None = None) -> int:
+    """The images of a folder's classes; not more than `enough` are counted."""
+    found = (path for name in class_names(data_dir) for path in images_in(Path(data_dir, name)))
+    return sum(1 for _ in islice(found, enough))
 
 
 # For each class, its number of images and a digest of their names.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vitas import config as configuration
 from vitas.errors import exit_on_user_error, number_from_environment
+from vitas.run import environment_for_programs
 from vitas.slurm import signals
 
 
@@ -23,18 +24,18 @@ def run_locally(program: str, config: Path, overrides: Sequence[str], processes:
 
     processes: None is `VITAS_PROCESSES`, or one per GPU of this machine, or one.
     """
-    processes = processes or int(number_from_environment("VITAS_PROCESSES") or 0) or _gpus() or 1
+    processes = processes or int(number_from_environment("VITAS_PROCESSES") or 0) or count_gpus() or 1
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    process = subprocess.Popen([*launcher, program, str(config), *overrides])
+    process = subprocess.Popen([*launcher, program, str(config), *overrides], env=environment_for_programs(os.environ))
     # The program handles signals; this process forwards them, except Ctrl-C, which the terminal sends to both.
     for number in signals.SIGNALS:
         signal.signal(number, lambda got, frame: None if got == signal.SIGINT else process.send_signal(got))
     return process.wait()
 
 
-def _gpus() -> int:
+def count_gpus() -> int:
     """The number of GPUs, as torch counts them but without the seconds that importing it takes."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -130,6 +130,26 @@ def check_free(path: Path) -> None:
             _refuse(_read(file), path)
 
 
+def peek(path: Path) -> tuple[Holder, bool | None] | None:
+    """Who holds a lock and whether that one still runs, without touching it; None where nobody holds it.
+
+    Whether a Slurm job runs is Slurm's to say; None where Slurm does not.
+    """
+    try:
+        with open(path, errors="replace") as file:
+            holder = _read(file)
+    except OSError:
+        return None
+    if holder is None:
+        return None
+    if holder.job is None:
+        return holder, _runs(holder, _this_process(), path)
+    try:
+        return holder, queries.state(holder.job) in queries.LIVE_STATES
+    except queries.SlurmError:
+        return holder, None
+
+
 def _refuse(other: Holder | None, path: Path) -> None:
     us = _this_process()
     if other is None or not _is_alive(other, us, path):

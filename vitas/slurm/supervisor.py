@@ -25,7 +25,7 @@ from vitas.files import write_text
 from vitas.journal import Journal
 from vitas.plain_data import read_text
 from vitas.released import read_configuration
-from vitas.run import RunFolder
+from vitas.run import RunFolder, environment_for_programs
 from vitas.slurm import queries, signals
 from vitas.slurm.cluster import load_cluster
 from vitas.slurm.local import read_arguments
@@ -90,7 +90,7 @@ def supervise(
     start = "the first time" if queries.restarts() == 0 else f"after {queries.restarts()} requeue(s)"
     _print_line(f"job {job} starts `{program}` with {where}, {start}; its folder is {folder}")
 
-    environment = _without_launcher(os.environ)
+    environment = environment_for_programs(_without_launcher(os.environ))
     environment |= {OUTCOME_VARIABLE: str(outcome_file.resolve()), "PYTHONUNBUFFERED": "1"}
     # As torchrun does, so that tasks on one node do not compete for its processors.
     environment.setdefault("OMP_NUM_THREADS", "1")

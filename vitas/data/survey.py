@@ -1,0 +1,85 @@
+"""What the images of a folder are like: how many, of which classes, how large. Few of them are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from PIL import Image, UnidentifiedImageError
+
+from vitas.data.folders import class_names, images_in
+from vitas.errors import UserError
+
+# Images whose size is looked at.
+_OPENED = 300
+# Names that the folders of a data set's parts go by.
+_PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found. parts: the folders of train, val and test images, those that there are.
+
+    images: their number in each part. classes: of train. fewest, most: images of a class of train, and which class.
+    side: the median of the shorter sides of train images, in pixels. grey: whether those that were opened are.
+    """
+
+    parts: Mapping[str, Path]
+    images: Mapping[str, int]
+    classes: Sequence[str]
+    fewest: tuple[int, str]
+    most: tuple[int, str]
+    side: int
+    grey: bool
+
+
+def survey(folder: Path) -> Survey:
+    """Look at a folder of train, val and test image folders, or of the classes of train images alone.
+
+    Raises `UserError` for a folder without images, or of less than two classes.
+    """
+    if not folder.is_dir():
+        raise UserError(f"found {str(folder)!r}, which is not a folder; it must hold one folder of images per class")
+    parts = {
+        part: folder / name
+        for part, names in _PARTS.items()
+        if (name := next((name for name in names if (folder / name).is_dir()), None)) is not None
+    }
+    if parts and "train" not in parts:
+        raise UserError(f"found {str(folder)!r}, which has no folder train beside {', '.join(parts)}")
+    parts = parts or {"train": folder}
+    train = parts["train"]
+    of_class = {name: sorted(images_in(train / name)) for name in class_names(str(train))}
+    classes = [name for name, paths in of_class.items() if paths]
+    if len(classes) < 2:
+        raise UserError(
+            f"found {str(train)!r}, which has images of {len(classes)} class{'es' * (len(classes) != 1)}; it must hold "
+            "one folder of images per class, of two classes or more"
+        )
+    counts = sorted((len(paths), name) for name, paths in of_class.items())
+    sides, grey = _sizes([path for paths in of_class.values() for path in paths])
+    images = {part: sum(1 for _ in images_in(path)) for part, path in parts.items()}
+    return Survey(parts, images, list(of_class), counts[0], counts[-1], sides, grey)
+
+
+def _sizes(paths: Sequence[Path]) -> tuple[int, bool]:
+    """The median of the shorter sides of some of these images, and whether all of those are grey."""
+    chosen = [paths[i * len(paths) // _OPENED] for i in range(_OPENED)] if len(paths) > _OPENED else paths
+    sides, grey = [], True
+    for path in chosen:
+        try:
+            # Its head alone is read.
+            with Image.open(path) as image:
+                sides.append(min(image.size))
+                grey = grey and image.mode in ("L", "1", "I", "I;16")
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+    if not sides:
+        raise UserError(f"none of the images can be opened, as {chosen[0]}; vitas check --data says what is wrong")
+    return round(median(sides)), grey
