@@ -1,0 +1,454 @@
+"""`make_page`: the page of one run, or of several side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from vitas.asvit.genotype import Genotype
+from vitas.catalog import AnyArchitecture, parse_architecture, zoo
+from vitas.drawing import HIGHEST, STYLE, highest_dim, to_svg
+from vitas.errors import UserError
+from vitas.report_page import of_runs, of_search, of_test, of_topologies, of_training
+from vitas.report_page.figure import Figure, compact_number, theme
+from vitas.report_page.html import Raw, details, embedded_json, figure, paragraph, table, text
+from vitas.report_page.pictures import worst_pictures
+from vitas.report_page.read import RunRecord, Start
+from vitas.report_page.stage_logs import StageLog
+from vitas.run import STAGES
+
+# Found networks that are drawn; a front may have hundreds.
+_MOST_DRAWN = 8
+# A lock that was touched so many seconds ago belongs to a program that is at work.
+_ALIVE_SECONDS = 120
+
+
+@dataclass
+class Page:
+    """A page. figures: of all its runs, named once. drawings: SVGs by name. body: its HTML."""
+
+    title: str
+    figures: list[Figure] = field(default_factory=list)
+    drawings: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+
+    def place(self, found: Figure | None, prefix: str = "") -> str:
+        """Take a figure into the page, and return the HTML of its place."""
+        if found is None:
+            return ""
+        spec = found.spec
+        if found.pins:
+            # What is pinned: page.js puts the points there.
+            ring = {
+                "data": {"name": "pinned", "values": []},
+                "mark": {"type": "point", "size": 130, "strokeWidth": 2, "color": "#d55e00", "tooltip": None},
+                "encoding": {axis: found.spec["layer"][-1]["encoding"][axis] for axis in ("x", "y")},
+            }
+            spec = spec | {"layer": [ring, *spec["layer"]]}
+        named = Figure(prefix + found.name, found.title, found.text, spec, found.pins, found.half)
+        self.figures.append(named)
+        return figure(named, named.name)
+
+    def html(self, javascript: str) -> str:
+        """The whole file. javascript: the plotting library."""
+        here = Path(__file__).parent
+        css, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+        specs = {f.name: {"spec": f.spec, "pins": f.pins} for f in self.figures}
+        data = embedded_json(specs, "figures") + embedded_json({"light": theme(False), "dark": theme(True)}, "themes")
+        # Nothing may be fetched, whatever the data holds; Vega compiles its expressions, hence unsafe-eval.
+        policy = (
+            "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
+        )
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{text(self.title)}</title><style>{STYLE}\n{css}</style></head>\n<body>{self.body}"
+            "<noscript><p>Figures need JavaScript; the folder report/ has them as PNG and SVG.</p></noscript>\n"
+            f"{data}\n<script>{_inside_script(javascript)}</script>\n<script>{_inside_script(script)}</script></body></html>\n"
+        )
+
+
+def _inside_script(code: str) -> str:
+    """Code whose strings cannot end the element; `<\\/` means the same within a string or a regular expression."""
+    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def make_page(runs: Sequence[RunRecord]) -> Page:
+    """The page of runs, in their order."""
+    alone = len(runs) == 1
+    page = Page(f"{runs[0].name} · report" if alone else f"{len(runs)} runs · report")
+    sections = [] if alone else ["".join(_side_by_side(page, runs))]
+    for number, run in enumerate(runs, 1):
+        prefix = "" if alone else f"run{number}-"
+        parts = list(_sections(page, run, prefix))
+        body = "".join(f'<h2 id="{prefix}{key}">{text(title)}</h2>{html}' for key, title, html in parts)
+        if alone:
+            links = "".join(f'<a href="#{key}">{text(title)}</a>' for key, title, _ in parts)
+            sections += [f"<nav>{links}</nav>", body]
+        else:
+            sections.append(details(run.name, f"<p class=faint>{text(run.folder.root)}</p>{body}", "run"))
+    head = text(runs[0].name) if alone else "Runs side by side"
+    where = text(runs[0].folder.root.resolve()) if alone else f"{len(runs)} runs"
+    glance = _glance(runs[0]) if alone else ""
+    written = time.strftime("%Y-%m-%d %H:%M:%S")
+    page.body = (
+        f'<header><h1>{head}</h1><div class="faint mono">{where}</div>{glance}</header><main>{"".join(sections)}</main>'
+        f"<footer>Written by <code>vitas report</code> on {written}. The figures are in report/ too, as PNG and SVG. "
+        "Intervals are Wilson's, 95%, of the number of images.</footer>"
+    )
+    return page
+
+
+def _glance(run: RunRecord) -> str:
+    """The few numbers that a reader wants first."""
+    found: list[tuple[str, str, str]] = []
+    if accuracy := of_runs.accuracy_of(run.results):
+        interval = f"{accuracy.low:.{accuracy.digits}f} to {accuracy.high:.{accuracy.digits}f} on {accuracy.images:,} test images"
+        found.append(("top-1", f"{accuracy.percent:.{accuracy.digits}f}%", interval))
+    image_size, classes = run.size
+    best = _tested(run) or next(iter(run.found.values()), None)
+    if best is not None:
+        macs, parameters = best.macs(image_size, classes), best.parameters(image_size, classes)
+        found.append(("cost", f"{compact_number(macs)} MACs", f"{compact_number(parameters)} parameters"))
+    if run.scored:
+        inside = of_search.SearchView(run)
+        count = len(inside.scored)
+        found.append(
+            ("search", f"{count:,} scored", f"best {max(s.top1 for s in inside.scored):.1f}% with shared weights")
+        )
+    elif run.topologies:
+        found.append(("search", f"{len(run.topologies):,} topologies", "scored without training"))
+    if seconds := sum(log.seconds for log in run.logs.values()):
+        starts = sum(log.starts for log in run.logs.values())
+        stages = f"{len(run.logs)} stage{'s' if len(run.logs) > 1 else ''}"
+        found.append(("ran", _duration(seconds), f"{stages}, {starts} start{'s' if starts > 1 else ''}"))
+    rows = "".join(
+        f'<div><dt>{text(what)}</dt><dd class="big">{text(big)}</dd><dd class="faint">{text(small)}</dd></div>'
+        for what, big, small in found
+    )
+    return f'<dl class="glance">{rows}</dl>'
+
+
+def _sections(page: Page, run: RunRecord, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """(id, title, HTML) of each section that the run has something for."""
+
+    def figures(found: Sequence[Figure | None]) -> str:
+        there = [f for f in found if f is not None]
+        # One alone in its row has all of it.
+        alone = len(there) == 1
+        body = "".join(page.place(f if not alone else _whole(f), prefix) for f in there)
+        return f'<div class="figures">{body}</div>' if there else ""
+
+    if html := _result(run, prefix):
+        yield "result", "Result", html
+    if run.found:
+        yield "found", "What was found", _drawings(page, run, prefix)
+    view = of_search.SearchView(run) if run.scored else None
+    if view and view.scored:
+        parts = [
+            of_search.scatter(view),
+            of_search.best_so_far(view),
+            of_search.hypervolume_so_far(view),
+        ]
+        html = figures(parts)
+        if choices := of_search.Choices(view):
+            html += f"<h3>What the good ones have in common</h3>{paragraph(choices.text, 'faint')}"
+            html += figures(list(choices.figures()))
+        if run.is_elastic:
+            html = _front_table(view) + html
+            yield "search", "Search: subnets with inherited weights", html
+        else:
+            yield "search", "Search", html
+    if run.is_asvit:
+        html = figures(list(of_topologies.figures(run)))
+        if "asvit/entropy" not in run.curves.get("search", {}):
+            html += _quiet(
+                "No entropy of the policy here: it is in search/metrics/search.csv, which this run does not have."
+            )
+        yield "topologies", "Search without training", html
+    elif run.seen or run.panel or run.curves.get("search") or "search" in run.logs:
+        parts = [
+            *of_training.curves(run, "search"),
+            of_training.panel(run),
+            *of_training.seen(run, view.budget if view else None),
+        ]
+        html = figures(parts)
+        if not run.curves.get("search"):
+            html += _quiet("No curves of loss and learning rate: this run has no search/metrics/search.csv.")
+        yield "supernet", "The supernet's training", html
+    if run.curves.get("retrain") or "retrain" in run.logs:
+        html = figures(list(of_training.curves(run, "retrain")))
+        if not html:
+            html = _quiet("No curves of loss and learning rate: this run has no retrain/metrics/retrain.csv.")
+        yield "retrain", "The found network's training", html
+    if run.predictions is not None and len(run.predictions.files):
+        html = figures(list(of_test.figures(run.predictions)))
+        pictures = worst_pictures(run.predictions)
+        if pictures:
+            looked = ", and beside each where the last block looked" if len(run.predictions.attention) else ""
+            html += f"<h3>The images it got most wrong</h3>{paragraph(f'By the loss of their right class{looked}.', 'faint')}"
+            html += f'<div class="pictures">{pictures}</div>'
+            if not looked:
+                html += _quiet("No attention maps: the network's attention is within windows.")
+        else:
+            html += paragraph("Every test image was got right.")
+        yield "mistakes", "Mistakes", html
+    yield "stages", "Stages", _stages(run)
+
+
+def _whole(found: Figure) -> Figure:
+    return Figure(found.name, found.title, found.text, found.spec, found.pins)
+
+
+def _quiet(told: str) -> str:
+    return paragraph(told, "note")
+
+
+def _tested(run: RunRecord) -> AnyArchitecture | None:
+    return parse_architecture(run.results["architecture"]) if run.results else None
+
+
+def _result(run: RunRecord, prefix: str) -> str:
+    """What `test` measured: the last checkpoint, and all where there are several."""
+    if not run.results:
+        return ""
+    rows = run.results.get("checkpoints") or [run.results]
+    head = ["checkpoint", "weights", "top-1, %", "95% interval", "top-5, %", "loss", "images", "images/s"]
+    body = []
+    for row in rows:
+        accuracy = of_runs.accuracy_of(row)
+        digits = accuracy.digits if accuracy else 2
+        body.append(
+            [
+                Path(str(row.get("checkpoint", ""))).name,
+                f"{row.get('weights', '')}{', of the supernet' if row.get('from_supernet') else ''}",
+                f"{row['top1']:.{digits}f}",
+                f"{accuracy.low:.{digits}f} to {accuracy.high:.{digits}f}" if accuracy else "unknown",
+                f"{row['top5']:.{digits}f}",
+                f"{row['loss']:.3f}",
+                f"{row['images']:,}" if isinstance(row.get("images"), int) else "unknown",
+                f"{row['images_per_second']:,.0f}" if isinstance(row.get("images_per_second"), int | float) else "",
+            ]
+        )
+    told = ""
+    accuracies = [a for row in rows if (a := of_runs.accuracy_of(row))]
+    if len(accuracies) > 1:
+        best = max(accuracies, key=lambda a: a.percent)
+        near = sum(not best.may_be_ranked(a) for a in accuracies) - 1
+        told = paragraph(
+            f"The best of the {len(accuracies)} has {best}; {near} of the others are too near to be ranked below it, and the "
+            "best of several is better than it will be on other images."
+        )
+    architecture = f"<p><code>{text(run.results['architecture'])}</code></p>"
+    return architecture + table(head, body, numbers=range(2, 8)) + told
+
+
+def _drawings(page: Page, run: RunRecord, prefix: str) -> str:
+    """The found networks to scale, and DeiT-Ti beside them."""
+    image_size, classes = run.size
+    found = list(run.found.items())
+    shown = found[:_MOST_DRAWN]
+    scale = HIGHEST / max(highest_dim(a) for _, a in shown)
+    html = [
+        '<p class="faint"><span class="key" style="background:#0072b2"></span>attention, as high as the qkv dim, cut into '
+        'heads<span class="key" style="background:#e69f00"></span>MLP, as high as its dim<span class="key" '
+        'style="background:#8b949e55"></span>embedding dim. Gaps are identities; the square is a piece of 32 pixels, cut '
+        "into patches.</p>"
+    ]
+    drawn: list[tuple[str, AnyArchitecture, float, str]] = [(name, a, scale, "") for name, a in shown]
+    if not isinstance(shown[0][1], Genotype):
+        deit = zoo()["deit_tiny"]
+        divisor = 1
+        while HIGHEST * divisor * 1.5 < scale * highest_dim(deit):
+            divisor *= 2
+        note = "" if divisor == 1 else f", at 1/{divisor} of the scale"
+        drawn.append(("DeiT-Ti", deit, scale / divisor, note))
+    for name, architecture, of, note in drawn:
+        svg = to_svg(architecture, of, style=False)
+        if name != "DeiT-Ti":
+            page.drawings[f"{prefix}{_file_name(name)}"] = to_svg(architecture)
+        html.append(
+            f'<div><h3>{text(name)}{text(note)}</h3><div class="faint">{text(_costs(architecture, image_size, classes, run, name))}'
+            f'</div><div class="drawing">{svg}</div><div class="mono">{text(architecture)}</div></div>'
+        )
+    if len(found) > len(shown):
+        html.append(paragraph(f"{len(found) - len(shown)} more are in {run.folder.architectures.name}.", "faint"))
+    return html[0] + f'<div class="found">{"".join(html[1:])}</div>'
+
+
+def _costs(architecture: AnyArchitecture, image_size: int, classes: int, run: RunRecord, name: str) -> str:
+    try:
+        architecture.check_image_size(image_size)
+    except UserError:
+        # DeiT-Ti beside networks for images that its patches do not tile.
+        return f"{compact_number(architecture.macs())} MACs at 224 x 224"
+    told = (
+        f"{architecture.macs(image_size, classes):,} MACs, {architecture.parameters(image_size, classes):,} parameters"
+    )
+    scores = {s.architecture: s for s in run.scored if s.rung in ("supernet", "adapted")}
+    unseen = {s.architecture: s for s in run.scored if s.rung == "unseen"}
+    if score := unseen.get(architecture.compact()) if not isinstance(architecture, Genotype) else None:
+        return f"{told}; top-1 {score.top1:.1f}% with shared weights, on images that no choice was made by"
+    if not isinstance(architecture, Genotype) and (score := scores.get(architecture.compact())):
+        return f"{told}; top-1 {score.top1:.1f}% with shared weights"
+    return told
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:80]
+
+
+def _front_table(view: of_search.SearchView) -> str:
+    """The front of subnets with inherited weights: what an exported supernet offers."""
+    points = view.front
+    most = 20
+    shown = points if len(points) <= most else [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+    rows = [
+        [f"{view.cost(s):,}", f"{s.parameters:,}", f"{s.top1:.1f}", Raw(f"<code>{text(s.architecture)}</code>")]
+        for s in shown
+    ]
+    more = "" if len(points) == len(shown) else f" {len(shown)} of {len(points)} are listed."
+    return paragraph(
+        f"The subnets on the front, with the weights that they have in the supernet; each can be tested and exported as it "
+        f"is.{more}"
+    ) + table([view.cost_title, "parameters", "val top-1, %", "architecture"], rows, numbers=(0, 1, 2))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _stages(run: RunRecord) -> str:
+    rows = []
+    for name, stage in STAGES.items():
+        log = run.logs.get(name)
+        if log is None:
+            if run.starts and run.setting(f"{name}.flag"):
+                rows.append([name, "not begun", "", "", "", ""])
+            continue
+        starts = [start for start in run.starts if start.program == stage.program]
+        rows.append(
+            [
+                name,
+                Raw(_state(run, log)),
+                Raw(f'<span class="keep">{log.began:%Y-%m-%d %H:%M}</span>'),
+                _duration(log.seconds),
+                str(log.starts),
+                _where(starts[-1]) if starts else "",
+            ]
+        )
+    html = table(["stage", "state", "began", "ran for", "starts", "on"], rows, numbers=(3, 4)) if rows else ""
+    html += _faults(run)
+    for start in run.starts:
+        html += _start(start)
+    if run.notes:
+        html += "".join(_quiet(note) for note in run.notes)
+    return html or _quiet("No logs here.")
+
+
+def _state(run: RunRecord, log: StageLog) -> str:
+    if log.is_done:
+        return '<span class="state-done">done</span>'
+    lock = run.folder.lock(STAGES[log.stage].program)
+    if lock.exists() and time.time() - lock.stat().st_mtime < _ALIVE_SECONDS:
+        return f"running: {text(log.last[:160])}"
+    word = "stopped" if log.last.startswith("stops") else "unfinished"
+    return f'<span class="state-{word}">{word}</span>, last: {text(log.last[:160])}'
+
+
+def _where(start: Start) -> str:
+    environment = start.environment
+    device, processes = environment.get("device", ""), environment.get("processes", 1)
+    return str(device) if processes == 1 else f"{processes} x {device}"
+
+
+def _faults(run: RunRecord) -> str:
+    """What failed and went on."""
+    lines: list[str] = []
+    for home, count in run.bad_images.items():
+        lines.append(f"{count:,} bad images were left out or replaced ({home}/bad_images.txt)")
+    for home, count in run.bad_steps.items():
+        lines.append(f"{count:,} steps were left out, whose gradients were not finite ({home}/bad_steps.txt)")
+    for start in run.starts:
+        job = start.environment.get("slurm_job") or start.folder.name
+        if start.requeues:
+            stopped = sum(bool(requeue.get("stopped")) for requeue in start.requeues)
+            died = len(start.requeues) - stopped
+            lines.append(
+                f"job {job} of {start.program} was requeued {len(start.requeues)} times: {stopped} stops, {died} deaths"
+            )
+        lines += [f"{start.folder.name}/{name}: {last}" for name, last in start.errors]
+    events = [[at.strftime("%m-%d %H:%M:%S"), log.stage, told] for log in run.logs.values() for at, told in log.events]
+    html = "".join(paragraph(line) for line in lines)
+    more = sum(log.left_out for log in run.logs.values())
+    if events:
+        html += table(["when", "stage", "what happened, and went on"], sorted(events))
+        html += paragraph(f"{more:,} more are in the logs.", "faint") if more else ""
+    if html:
+        return f"<h3>What failed and went on</h3>{html}"
+    return paragraph("Nothing failed, and nothing was resumed.", "faint")
+
+
+def _start(start: Start) -> str:
+    environment = start.environment
+    git = environment.get("git") or {}
+    commit = str(git.get("commit", "unknown"))[:12] + (" with changes" if git.get("changed") else "")
+    packages = environment.get("packages") or {}
+    listed = ", ".join(f"{name} {number}" for name, number in packages.items() if number)
+    facts = [
+        ("started", environment.get("started")),
+        ("command", " ".join(map(str, environment.get("command", [])))),
+        ("commit", commit),
+        ("machine", f"{environment.get('host', 'unknown')}, {environment.get('system', '')}"),
+        ("packages", listed),
+        (
+            "Slurm",
+            f"job {environment.get('slurm_job')}, {environment.get('slurm_restarts', 0)} restarts"
+            if environment.get("slurm_job")
+            else None,
+        ),
+    ]
+    body = table(["", ""], [[name, value] for name, value in facts if value]) if environment else ""
+    if start.config:
+        told = yaml.safe_dump(dict(start.config), sort_keys=False, default_flow_style=None, width=100)
+        body += f"<pre>{text(told)}</pre>"
+    named = f"{start.program}, last started {environment.get('started', 'at an unknown time')}, commit {commit}"
+    return details(f"Configuration and environment of {named}", body) if body else ""
+
+
+def _side_by_side(page: Page, runs: Sequence[RunRecord]) -> Iterator[str]:
+    rows = []
+    for run in runs:
+        accuracy = of_runs.accuracy_of(run.results)
+        best = _tested(run) or next(iter(run.found.values()), None)
+        image_size, classes = run.size
+        rows.append(
+            [
+                run.name,
+                f"{accuracy.percent:.{accuracy.digits}f}" if accuracy else "",
+                f"{accuracy.low:.{accuracy.digits}f} to {accuracy.high:.{accuracy.digits}f}"
+                if accuracy
+                else "not tested yet",
+                f"{best.macs(image_size, classes):,}" if best else "",
+                f"{best.parameters(image_size, classes):,}" if best else "",
+                f"{len(of_search.last_rung(run.scored)):,}" if run.scored else "",
+                _duration(seconds) if (seconds := sum(log.seconds for log in run.logs.values())) else "",
+                Raw(f"<code>{text(best)}</code>") if best else "",
+            ]
+        )
+    head = ["run", "top-1, %", "95% interval", "MACs", "parameters", "scored", "ran for", "network"]
+    yield table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
+    yield "".join(paragraph(verdict) for verdict in of_runs.verdicts(runs))
+    figures = [of_runs.intervals(runs), *of_runs.overlaid(runs)]
+    yield f'<div class="figures">{"".join(page.place(f) for f in figures)}</div>'
+    if found := of_runs.differences(runs):
+        yield f"<h2>Where their configurations differ</h2>{table(['key', *(run.name for run in runs)], [[key, *values] for key, values in found])}"
