@@ -16,9 +16,10 @@ from vitas.asvit.genotype import STEM_STRIDE, Genotype
 from vitas.catalog import AnyArchitecture
 
 # Pixels: of a block's two boxes, between them, between blocks, around the drawing; the highest box where no scale is
-# given. Blocks are narrower where there are many.
+# given.
 BOX, GAP, SPACE, MARGIN, HIGHEST = 9.0, 1.0, 5.0, 2.0, 88.0
-PATCH = 20.0
+# The side of the square that shows patches, and the least from tick to tick.
+PATCH, DENSEST = 20.0, 2.0
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 STYLE = (
@@ -97,7 +98,8 @@ def to_svg(architecture: AnyArchitecture, scale: float | None = None, style: boo
         if column.heads:
             tall = scale * column.qkv_dim
             box("attention", x, BOX, tall)
-            for i in range(1, column.heads):
+            # Ticks that lie closer would only make the box pale.
+            for i in range(1, column.heads if tall >= DENSEST * column.heads else 0):
                 y = middle - tall / 2 + tall * i / column.heads
                 shapes.append(f'<path class="vd-tick" d="M{_number(x)} {_number(y)}h{_number(BOX)}"/>')
             box("mlp", x + BOX + GAP, BOX, scale * column.mlp_dim)
@@ -118,7 +120,7 @@ def _number(value: float) -> str:
 
 
 def to_text(architecture: AnyArchitecture, columns: int = 80) -> str:
-    """An architecture as lines for a terminal of so many columns: bars to scale, for attention and MLP of each block."""
+    """An architecture as lines for a terminal of so many columns: bars to scale, of attention and MLP of each block."""
     positions = columns_of(architecture)
     most = highest_dim(architecture)
     digits = len(str(most))

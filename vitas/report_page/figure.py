@@ -53,10 +53,18 @@ def values(rows: Sequence[Spec]) -> Spec:
     return {"values": list(rows)}
 
 
+# What dark mode shows in place of colours that are too dark there.
+IN_THE_DARK = {BLUE: "#4aa3df", GREEN: "#2bbd92", RED: "#f0883e", PINK: "#d99bbd"}
+
+
 def theme(dark: bool) -> Spec:
-    """The part of a specification's `config` that light and dark mode differ in, and fonts."""
+    """The part of a specification's `config` that light and dark mode differ in, and fonts.
+
+    Its styles are of text: `label`, and `on-weak` and `on-strong` over the colours of a `heatmap`.
+    """
     ink, faint, line = ("#d1d7e0", "#9198a1", "#30363d") if dark else ("#1f2328", "#59636e", "#d8dee4")
     text = {"labelColor": faint, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": 500}
+    weak, strong = ("#17212e", "#62b5ff") if dark else ("#eaf2fa", "#08519c")
     return {
         "background": None,
         "font": FONT,
@@ -83,12 +91,19 @@ def theme(dark: bool) -> Spec:
             "labelLimit": 260,
         },
         "header": text,
-        "text": {"color": ink, "fontSize": 11},
+        "text": {"fontSize": 11},
         "rule": {"color": faint},
+        "style": {
+            # Not in `text`, which would win over a style.
+            "label": {"fill": ink},
+            "on-weak": {"fill": ink},
+            "on-strong": {"fill": "#0d1117" if dark else "#ffffff"},
+        },
         "range": {
-            "category": list(COLOURS),
+            "category": [IN_THE_DARK.get(colour, colour) if dark else colour for colour in COLOURS],
+            # Without the ends that would be lost on the page.
             "ramp": {"scheme": "viridis", "extent": [0.2, 1] if dark else [0, 0.92]},
-            "heatmap": {"scheme": "viridis"},
+            "heatmap": [weak, strong],
         },
     }
 

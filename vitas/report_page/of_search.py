@@ -111,7 +111,7 @@ def scatter(view: SearchView) -> Figure:
         layers.append(
             {
                 "data": values([{"from": view.budget[0], "to": view.budget[1]}]),
-                "mark": {"type": "rect", "color": GREY, "opacity": 0.13},
+                "mark": {"type": "rect", "color": GREY, "opacity": 0.09},
                 "encoding": {"x": {"field": "from", "type": "quantitative"}, "x2": {"field": "to"}},
             }
         )
@@ -146,8 +146,7 @@ def scatter(view: SearchView) -> Figure:
         count += f"; {others:,} more scores are of races or before adaptation"
     on = f" on {run.searched_on:,} val images" if run.searched_on else ""
     far = sum(row["below"] for row in rows)
-    if far:
-        count += f"; {far:,} far below the others are triangles at the lower edge"
+    told_far = f" {far:,} far below all others are triangles at the lower edge." if far else ""
     inside = f" The band is the budget; {sum(map(view.is_inside, view.scored)):,} are in it." if view.budget else ""
     text = (
         f"{count}, scored with the supernet's weights{on}. The line is the front: no other one is better and cheaper."
@@ -155,7 +154,7 @@ def scatter(view: SearchView) -> Figure:
     return Figure(
         "search",
         "Every architecture that was scored",
-        f"{text}{inside}{_noise(view)} {told} Hover over a point to see it, click to draw it below.",
+        f"{text}{told_far}{inside}{_noise(view)} {told} Hover over a point to see it, click to draw it below.",
         layered(layers, 380),
         pins=True,
     )
@@ -170,6 +169,8 @@ def _noise(view: SearchView) -> str:
 
 def _references(view: SearchView, low: float, high: float) -> tuple[list[Spec], str]:
     """Layers for the published networks that fit between two costs, and a sentence about those and the others."""
+    if view.run.size is None:
+        return [], ""
     image_size, classes = view.run.size
     inside: list[Spec] = []
     beyond: dict[str, int] = {}
@@ -181,10 +182,8 @@ def _references(view: SearchView, low: float, high: float) -> tuple[list[Spec], 
             # Its patches do not tile images of this size, or it has no count in this convention.
             continue
         if low <= cost <= high:
-            row = {"x": cost, "name": name}
-            if (image_size, classes) == (224, 1000):
-                row["top1"] = PUBLISHED_ACCURACY[name][0]
-            inside.append(row)
+            told = f", {PUBLISHED_ACCURACY[name][0]}% trained alone" if view.run.size == (224, 1000) else ""
+            inside.append({"x": cost, "name": f"{name.replace('_', ' ')}{told}"})
         else:
             beyond[name] = cost
     told = ""
@@ -198,7 +197,15 @@ def _references(view: SearchView, low: float, high: float) -> tuple[list[Spec], 
         {"data": values(inside), "mark": {"type": "rule", "strokeDash": [2, 3]}, "encoding": {"x": x}},
         {
             "data": values(inside),
-            "mark": {"type": "text", "angle": 270, "align": "left", "dx": 4, "dy": -5, "fontSize": 10},
+            "mark": {
+                "type": "text",
+                "style": "label",
+                "angle": 270,
+                "align": "left",
+                "dx": 4,
+                "dy": -5,
+                "fontSize": 10,
+            },
             "encoding": {**label, "y": {"value": {"expr": "height"}}},
         },
     ]
@@ -338,7 +345,11 @@ class Choices:
 
     def _of_network(self) -> Figure:
         rows: list[Spec] = [
-            {"choice": f"{what} {value}" if what != "blocks" else f"{value} blocks", "group": group, "share": share}
+            {
+                "choice": f"{what} {value}" if what != "blocks" else f"{value} block{'s' * (value > 1)}",
+                "group": group,
+                "share": share,
+            }
             for what, read in _OF_NETWORK.items()
             for value, group, share in self._shares(read)
         ]

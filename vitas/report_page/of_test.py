@@ -101,33 +101,32 @@ def _confusion(predictions: Predictions, worst: Array, counts: Array) -> Figure 
                 )
     names, others = ([predictions.classes[label] for label in group] for group in (worst, columns))
     most = max(row["share"] for row in rows)
-    y = {"field": "is", "type": "nominal", "title": "is", "sort": names, "axis": {"labelLimit": 140}}
+    y = {"field": "is", "type": "nominal", "title": "class", "sort": names, "axis": {"labelLimit": 140}}
     x = {"field": "said", "type": "nominal", "title": "taken for", "sort": others}
-    x["axis"] = {"labelAngle": -45, "labelLimit": 90}
+    x["axis"] = {"labelAngle": -45, "labelLimit": 90, "labelOverlap": False}
     tooltip = [
-        {"field": "is"},
+        {"field": "is", "title": "class"},
         {"field": "said", "title": "taken for"},
         {"field": "images", "format": ","},
         {"field": "share", "title": "of the class", "format": ".1%"},
     ]
-    colour = {
-        "field": "share",
-        "type": "quantitative",
-        "scale": {"domain": [0, most], "scheme": "viridis", "reverse": True},
-        "legend": None,
-    }
-    label = {"condition": {"test": f"datum.share > {0.45 * most}", "value": "white"}, "value": "#1f2328"}
+    colour = {"field": "share", "type": "quantitative", "scale": {"domain": [0, most]}, "legend": None}
+
+    def numbers(style: str, test: str) -> Spec:
+        return {
+            "transform": [{"filter": f"datum.share >= 0.005 && {test}"}],
+            "mark": {"type": "text", "fontSize": 10, "style": style},
+            "encoding": {"x": x, "y": y, "text": {"field": "share", "format": ".0%"}},
+        }
+
     spec = layered(
         [
             {
                 "mark": {"type": "rect", "cornerRadius": 2},
                 "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip},
             },
-            {
-                "transform": [{"filter": "datum.share >= 0.005"}],
-                "mark": {"type": "text", "fontSize": 10},
-                "encoding": {"x": x, "y": y, "text": {"field": "share", "format": ".0%"}, "color": label},
-            },
+            numbers("on-weak", f"datum.share <= {most / 2}"),
+            numbers("on-strong", f"datum.share > {most / 2}"),
         ],
         max(90, 22 * len(names)),
         data=values(rows),

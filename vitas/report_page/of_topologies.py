@@ -33,13 +33,15 @@ def figures(run: RunRecord) -> Iterator[Figure]:
         yield Figure(
             "asvit-entropy",
             "Entropy of the policy",
-            "In nats, of all choices together. It falls as the policy settles; one that stays level has learnt nothing.",
+            "In nats, of all choices together. It falls as the policy settles; one that stays level learns nothing.",
             curve(rows, "step", "step", "entropy", height=200),
             half=True,
         )
     grown = [(name, a) for name, a in reversed(run.found.items()) if isinstance(a, Genotype)]
     if run.is_asvit and len(grown) > 1:
-        yield _series(run, grown)
+        series = _series(run, grown)
+        if series:
+            yield series
 
 
 def _path(points: Sequence[tuple[int, float]], title: str) -> Spec:
@@ -72,17 +74,14 @@ def _path(points: Sequence[tuple[int, float]], title: str) -> Spec:
     )
 
 
-def _series(run: RunRecord, grown: Sequence[tuple[str, Genotype]]) -> Figure:
-    image_size, classes = run.size
+def _series(run: RunRecord, grown: Sequence[tuple[str, Genotype]]) -> Figure | None:
     rows = [
-        {
-            "name": name,
-            "x": genotype.macs(image_size, classes),
-            "y": genotype.parameters(image_size, classes),
-            "architecture": str(genotype),
-        }
+        {"name": name, "x": costs[0], "y": costs[1], "architecture": str(genotype)}
         for name, genotype in grown
+        if (costs := run.costs(genotype))
     ]
+    if not rows:
+        return None
     x, y = (
         quantitative(field, title, axis={"format": "~s"}, scale={"domain": [0, 1.05 * max(row[field] for row in rows)]})
         for field, title in (("x", "MACs of an image"), ("y", "parameters"))

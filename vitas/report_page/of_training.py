@@ -30,7 +30,7 @@ def curves(run: RunRecord, stage: str) -> Iterator[Figure]:
         )
     if rows := _rows(found, {"train/lr": "learning rate"}):
         text = "Warm-up, then down along a cosine; a jump that is not in the schedule is a change on resume."
-        yield Figure(f"{stage}-lr", "Learning rate", text, _curve(rows, "learning rate", axis=".1e"), half=True)
+        yield Figure(f"{stage}-lr", "Learning rate", text, _curve(rows, "learning rate", axis="~g"), half=True)
 
 
 def _rows(found: Mapping[str, Sequence[tuple[int, float | None, float]]], names: Mapping[str, str]) -> list[Spec]:

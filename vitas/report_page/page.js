@@ -7,7 +7,7 @@ const darkMode = window.matchMedia("(prefers-color-scheme: dark)");
 const MOST_PINS = 6;
 
 // As vitas/drawing.py, which says what is what; a test compares the two.
-const BOX = 9, GAP = 1, SPACE = 5, MARGIN = 2, HIGHEST = 88, PATCH = 20;
+const BOX = 9, GAP = 1, SPACE = 5, MARGIN = 2, HIGHEST = 88, PATCH = 20, DENSEST = 2;
 
 function number(value) {
   return String(Math.round(100 * value) / 100);
@@ -57,7 +57,7 @@ function drawArchitecture(text, scale = HIGHEST / highestDim(text)) {
     if (c.heads) {
       const tall = scale * c.qkv;
       box("attention", x, BOX, tall);
-      for (let i = 1; i < c.heads; i++) {
+      for (let i = 1; i < c.heads && tall >= DENSEST * c.heads; i++) {
         const y = middle - tall / 2 + (tall * i) / c.heads;
         shapes.push(`<path class="vd-tick" d="M${number(x)} ${number(y)}h${number(BOX)}"/>`);
       }
@@ -129,6 +129,13 @@ class Pins {
   }
 }
 
+// A copy of a specification, with the colours of the mode.
+function coloured(value, dark) {
+  if (Array.isArray(value)) return value.map((each) => coloured(each, dark));
+  if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, key === "values" ? each : coloured(each, dark)]));
+  return (dark && themes.inTheDark[value]) || value;
+}
+
 // A point's own fields, without Vega's key of it.
 function plain(datum) {
   return Object.fromEntries(Object.entries(datum));
@@ -140,7 +147,7 @@ async function draw(figure) {
   const { spec, pins } = figures[figure.dataset.figure];
   const dark = darkMode.matches;
   figure.dataset.state = "drawing";
-  const embedded = await vegaEmbed(figure.querySelector(".chart"), structuredClone(spec), {
+  const embedded = await vegaEmbed(figure.querySelector(".chart"), coloured(spec, dark), {
     actions: false,
     renderer: "canvas",
     config: themes[dark ? "dark" : "light"],

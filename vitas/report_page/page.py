@@ -14,7 +14,7 @@ from vitas.catalog import AnyArchitecture, parse_architecture, zoo
 from vitas.drawing import HIGHEST, STYLE, highest_dim, to_svg
 from vitas.errors import UserError
 from vitas.report_page import of_runs, of_search, of_test, of_topologies, of_training
-from vitas.report_page.figure import Figure, compact_number, theme
+from vitas.report_page.figure import IN_THE_DARK, Figure, compact_number, theme
 from vitas.report_page.html import Raw, details, embedded_json, figure, paragraph, table, text
 from vitas.report_page.pictures import worst_pictures
 from vitas.report_page.read import RunRecord, Start
@@ -58,7 +58,9 @@ class Page:
         here = Path(__file__).parent
         css, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
         specs = {f.name: {"spec": f.spec, "pins": f.pins} for f in self.figures}
-        data = embedded_json(specs, "figures") + embedded_json({"light": theme(False), "dark": theme(True)}, "themes")
+        data = embedded_json(specs, "figures") + embedded_json(
+            {"light": theme(False), "dark": theme(True), "inTheDark": IN_THE_DARK}, "themes"
+        )
         # Nothing may be fetched, whatever the data holds; Vega compiles its expressions, hence unsafe-eval.
         policy = (
             "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
@@ -110,10 +112,9 @@ def _glance(run: RunRecord) -> str:
     if accuracy := of_runs.accuracy_of(run.results):
         interval = f"{accuracy.low:.{accuracy.digits}f} to {accuracy.high:.{accuracy.digits}f} on {accuracy.images:,} test images"
         found.append(("top-1", f"{accuracy.percent:.{accuracy.digits}f}%", interval))
-    image_size, classes = run.size
     best = _tested(run) or next(iter(run.found.values()), None)
-    if best is not None:
-        macs, parameters = best.macs(image_size, classes), best.parameters(image_size, classes)
+    if best is not None and (costs := run.costs(best)):
+        macs, parameters = costs
         found.append(("cost", f"{compact_number(macs)} MACs", f"{compact_number(parameters)} parameters"))
     if run.scored:
         inside = of_search.SearchView(run)
@@ -250,7 +251,6 @@ def _result(run: RunRecord, prefix: str) -> str:
 
 def _drawings(page: Page, run: RunRecord, prefix: str) -> str:
     """The found networks to scale, and DeiT-Ti beside them."""
-    image_size, classes = run.size
     found = list(run.found.items())
     shown = found[:_MOST_DRAWN]
     scale = HIGHEST / max(highest_dim(a) for _, a in shown)
@@ -273,7 +273,7 @@ def _drawings(page: Page, run: RunRecord, prefix: str) -> str:
         if name != "DeiT-Ti":
             page.drawings[f"{prefix}{_file_name(name)}"] = to_svg(architecture)
         html.append(
-            f'<div><h3>{text(name)}{text(note)}</h3><div class="faint">{text(_costs(architecture, image_size, classes, run, name))}'
+            f'<div><h3>{text(name)}{text(note)}</h3><div class="faint">{text(_costs(architecture, run))}'
             f'</div><div class="drawing">{svg}</div><div class="mono">{text(architecture)}</div></div>'
         )
     if len(found) > len(shown):
@@ -281,21 +281,16 @@ def _drawings(page: Page, run: RunRecord, prefix: str) -> str:
     return html[0] + f'<div class="found">{"".join(html[1:])}</div>'
 
 
-def _costs(architecture: AnyArchitecture, image_size: int, classes: int, run: RunRecord, name: str) -> str:
-    try:
-        architecture.check_image_size(image_size)
-    except UserError:
-        # DeiT-Ti beside networks for images that its patches do not tile.
-        return f"{compact_number(architecture.macs())} MACs at 224 x 224"
-    told = (
-        f"{architecture.macs(image_size, classes):,} MACs, {architecture.parameters(image_size, classes):,} parameters"
-    )
-    scores = {s.architecture: s for s in run.scored if s.rung in ("supernet", "adapted")}
-    unseen = {s.architecture: s for s in run.scored if s.rung == "unseen"}
-    if score := unseen.get(architecture.compact()) if not isinstance(architecture, Genotype) else None:
-        return f"{told}; top-1 {score.top1:.1f}% with shared weights, on images that no choice was made by"
-    if not isinstance(architecture, Genotype) and (score := scores.get(architecture.compact())):
-        return f"{told}; top-1 {score.top1:.1f}% with shared weights"
+def _costs(architecture: AnyArchitecture, run: RunRecord) -> str:
+    """What a drawn architecture costs, and how it was scored."""
+    if costs := run.costs(architecture):
+        told = f"{costs[0]:,} MACs, {costs[1]:,} parameters"
+    else:
+        told = f"{compact_number(architecture.macs())} MACs at 224 x 224"
+    scores = {s.rung: s.top1 for s in run.scored if s.architecture == architecture}
+    for rung, where in (("unseen", ", on images that no choice was made by"), ("adapted", ""), ("supernet", "")):
+        if rung in scores:
+            return f"{told}; top-1 {scores[rung]:.1f}% with shared weights{where}"
     return told
 
 
@@ -341,7 +336,7 @@ def _stages(run: RunRecord) -> str:
                 name,
                 Raw(_state(run, log)),
                 Raw(f'<span class="keep">{log.began:%Y-%m-%d %H:%M}</span>'),
-                _duration(log.seconds),
+                _duration(log.seconds) if log.seconds else "",
                 str(log.starts),
                 _where(starts[-1]) if starts else "",
             ]
@@ -430,7 +425,7 @@ def _side_by_side(page: Page, runs: Sequence[RunRecord]) -> Iterator[str]:
     for run in runs:
         accuracy = of_runs.accuracy_of(run.results)
         best = _tested(run) or next(iter(run.found.values()), None)
-        image_size, classes = run.size
+        costs = run.costs(best) if best else None
         rows.append(
             [
                 run.name,
@@ -438,8 +433,8 @@ def _side_by_side(page: Page, runs: Sequence[RunRecord]) -> Iterator[str]:
                 f"{accuracy.low:.{accuracy.digits}f} to {accuracy.high:.{accuracy.digits}f}"
                 if accuracy
                 else "not tested yet",
-                f"{best.macs(image_size, classes):,}" if best else "",
-                f"{best.parameters(image_size, classes):,}" if best else "",
+                f"{costs[0]:,}" if costs else "",
+                f"{costs[1]:,}" if costs else "",
                 f"{len(of_search.last_rung(run.scored)):,}" if run.scored else "",
                 _duration(seconds) if (seconds := sum(log.seconds for log in run.logs.values())) else "",
                 Raw(f"<code>{text(best)}</code>") if best else "",

@@ -14,6 +14,7 @@ from vitas.report_page.html import text
 
 # Pixels along a side up to which pictures are kept exactly, and shown with their pixels seen.
 _SMALL = 64
+_ORANGE = (255, 150, 0)
 
 
 def worst_pictures(predictions: Predictions) -> str:
@@ -29,7 +30,7 @@ def _picture(predictions: Predictions, place: int, index: int) -> str:
     pixels = predictions.pixels[place]
     images = [_image(pixels, "the test image")]
     if len(predictions.attention):
-        images.append(_image(lit(pixels, predictions.attention[place]), "lit where the network looked"))
+        images.append(_image(lit(pixels, predictions.attention[place]), "orange where the network looked"))
     classes, said = predictions.classes, predictions.top[index]
     right = predictions.labels[index]
     beside = int(predictions.ranks[index]) + 1
@@ -46,13 +47,14 @@ def _percent(share: float) -> str:
 
 
 def lit(pixels: Array, attention: Array) -> Array:
-    """A picture [H, W, 3] that is dark where little attention [rows, columns] was."""
+    """A picture [H, W, 3] in faint grey, with orange where attention [rows, columns] was, the stronger the more."""
     most = float(attention.max()) or 1.0
-    light = Image.fromarray((255 * attention / most).astype(np.uint8)).resize(
-        pixels.shape[1::-1], Image.Resampling.BICUBIC
+    small = Image.fromarray((255 * attention / most).astype(np.uint8))
+    strength = (
+        np.asarray(small.resize(pixels.shape[1::-1], Image.Resampling.BILINEAR), dtype=np.float32)[..., None] / 255
     )
-    shade = 0.12 + 0.88 * np.asarray(light, dtype=np.float32)[:, :, None] / 255
-    found: Array = (pixels * shade).astype(np.uint8)
+    grey = 40 + 0.55 * np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)[..., None]
+    found: Array = ((1 - 0.8 * strength) * grey + 0.8 * strength * np.array(_ORANGE)).astype(np.uint8)
     return found
 
 

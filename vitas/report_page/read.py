@@ -48,7 +48,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Scored:
-    """A subnet that the search scored. rung: how; "unseen" is a finalist's score on images that no choice was made by."""
+    """A subnet that the search scored. rung: how; `unseen` is a finalist's score on images no choice was made by."""
 
     architecture: Architecture
     top1: float
@@ -74,6 +74,7 @@ class RunRecord:
     """What a run's folder holds.
 
     curves: of each stage, by name: (step, epoch, value).
+    origin: of the pretrained network that the supernet started from.
     panel: (epoch, subnet, top-1). seen: as `search/seen.yaml` has it.
     notes: what is there and cannot be read, and why.
     """
@@ -83,6 +84,7 @@ class RunRecord:
     starts: list[Start] = field(default_factory=list)
     logs: dict[str, StageLog] = field(default_factory=dict)
     curves: dict[str, dict[str, list[tuple[int, float | None, float]]]] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
     panel: list[tuple[int, str, float]] = field(default_factory=list)
     seen: Mapping[str, Any] = field(default_factory=dict)
     scored: list[Scored] = field(default_factory=list)
@@ -107,10 +109,26 @@ class RunRecord:
         return None
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Image size and classes; of a run that does not say them, ImageNet's."""
-        found = self.setting("model.image_size"), self.setting("model.num_classes")
-        return (found[0], found[1]) if all(is_integer(value) and value > 0 for value in found) else (224, 1000)
+    def size(self) -> tuple[int, int] | None:
+        """Image size and classes, where the run says them."""
+        for found in (
+            (self.setting("model.image_size"), self.setting("model.num_classes")),
+            (self.origin.get("image_size"), self.origin.get("num_classes")),
+        ):
+            if all(is_integer(value) and value > 0 for value in found):
+                return found[0], found[1]
+        return None
+
+    def costs(self, architecture: AnyArchitecture) -> tuple[int, int] | None:
+        """MACs and parameters of an architecture on the run's images, where these are known."""
+        if self.size is None:
+            return None
+        try:
+            architecture.check_image_size(self.size[0])
+            return architecture.macs(*self.size), architecture.parameters(*self.size)
+        except UserError:
+            # Its patches do not tile these images.
+            return None
 
     @property
     def is_asvit(self) -> bool:
@@ -146,6 +164,7 @@ def read_run(path: Path) -> RunRecord:
         for kind, lines in (("bad_images", folder.bad_images(stage)), ("bad_steps", folder.bad_steps(stage))):
             if count := attempt(lines, lambda path: path.read_bytes().count(b"\n")):
                 getattr(run, kind)[STAGES[stage].home] = count
+    run.origin = attempt(folder.pretrained, lambda path: _mapping(_mapping_of_yaml(path).get("origin"), path)) or {}
     run.panel = attempt(folder.panel, _read_panel) or []
     run.seen = attempt(folder.seen, _mapping_of_yaml) or {}
     searched = attempt(folder.population, _read_population)
