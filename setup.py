@@ -3,6 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+REPORT = ["vl-convert-python>=1.8"]
 
 setup(
     name="vitas",
@@ -12,6 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["vitas*", "search*", "retrain*", "inference*"]),
+    package_data={"vitas.report_page": ["page.css", "page.js"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -29,7 +31,8 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "quickstart": ["scikit-learn>=1.4"],
+        "quickstart": ["scikit-learn>=1.4", *REPORT],
+        "report": REPORT,
         "export": EXPORT,
         "bench": ["mlxtend>=0.23", "matplotlib>=3.8", "torch-pruning>=1.6"],
         "test": [
@@ -40,7 +43,9 @@ setup(
             "ruff>=0.6",
             "mypy>=2.4",
             "types-PyYAML>=6",
+            "selenium>=4.20",
             *EXPORT,
+            *REPORT,
         ],
     },
     entry_points={"console_scripts": ["vitas = vitas.cli:main"]},

@@ -1,4 +1,4 @@
-"""The `test` stage: top-1, top-5, loss, costs and speed of one checkpoint or a range of epochs, and what it predicts."""
+"""The `test` stage: top-1, top-5, loss, costs, speed and predictions of one checkpoint or a range of epochs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PROGRAMS = ("search", "retrain", "inference")
 # The rooms of vitas: a module, or a package, or a module of a package that lies elsewhere than the rest of it.
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
-    ("errors", "costs", "seeds", "watchdog"),
+    ("errors", "costs", "seeds", "watchdog", "intervals"),
     ("config_section",),
     (
         "architecture",
@@ -28,9 +28,11 @@ LAYERS = (
         "data.example_images",
         "slurm.queries",
     ),
-    ("space", "asvit.genotype", "journal", "run", "slurm.signals", "slurm.lock"),
+    ("space", "asvit.genotype", "journal", "run", "predictions", "slurm.signals", "slurm.lock"),
     ("elastic_space",),
     ("budget", "catalog", "released"),
+    ("drawing",),
+    ("report_page",),
     ("config", "in_budget"),
     ("slurm.cluster", "slurm.local"),
     ("slurm.supervisor",),

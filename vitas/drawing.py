@@ -105,10 +105,10 @@ def to_svg(architecture: AnyArchitecture, scale: float | None = None, style: boo
             box("mlp", x + BOX + GAP, BOX, scale * column.mlp_dim)
         x += width
     whole = f"0 0 {_number(x + MARGIN)} {_number(height + 2 * MARGIN)}"
-    wide, tall = whole.split()[2:]
+    wide, high = whole.split()[2:]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="vd" role="img" viewBox="{whole}" width="{wide}" '
-        f'height="{tall}"><title>{escape(str(architecture))}</title>'
+        f'height="{high}"><title>{escape(str(architecture))}</title>'
         f"{f'<style>{STYLE}</style>' if style else ''}{''.join(shapes)}</svg>"
     )
 

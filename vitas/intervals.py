@@ -24,8 +24,11 @@ class Accuracy:
         return cls(percent, images, *wilson(percent / 100, images))
 
     def __str__(self) -> str:
-        digits = self.digits
-        return f"{self.percent:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        return f"{self.percent:.{self.digits}f} ({self.interval})"
+
+    @property
+    def interval(self) -> str:
+        return f"{self.low:.{self.digits}f} to {self.high:.{self.digits}f}"
 
     @property
     def digits(self) -> int:

@@ -77,7 +77,7 @@ class Predictions:
         }
         buffer = io.BytesIO()
         # numpy gives every member the same date.
-        np.savez_compressed(buffer, **stored)
+        np.savez_compressed(buffer, **stored)  # type: ignore[arg-type]  # none of them is called allow_pickle
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
     @classmethod

@@ -71,6 +71,13 @@ def main() -> None:
     compare_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
     compare_parser.set_defaults(run=lambda args: compare(args.save_paths))
 
+    report_parser = commands.add_parser("report", help="write the page that shows a run, or several side by side")
+    report_parser.add_argument("save_paths", nargs="+", type=Path, metavar="SAVE_PATH")
+    report_parser.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="by default SAVE_PATH/report.html; of several ./report.html"
+    )
+    report_parser.set_defaults(run=lambda args: report(args.save_paths, args.output))
+
     prune_parser = commands.add_parser("prune", help="cut a pretrained network to a budget, ready to be fine-tuned")
     prune.add_arguments(prune_parser)
     prune_parser.set_defaults(run=prune.prune)
@@ -99,6 +106,13 @@ def main() -> None:
 def cluster_options() -> None:
     """Print the options of sbatch that configs/cluster.yaml sets."""
     print(shlex.join(sbatch_options(load_cluster())))
+
+
+def report(save_paths: list[Path], output: Path | None) -> None:
+    """Write the page of runs, and print where it is."""
+    from vitas.report_page.write import write_report
+
+    print(write_report(save_paths, output))
 
 
 def convert(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitas.models.vision_transformer import VisionTransformer
+from vitas.models.vision_transformer import TransformerBlock, VisionTransformer
 
 
 @torch.inference_mode()
@@ -22,7 +22,7 @@ def attention_maps(network: VisionTransformer, images: Tensor) -> Tensor:
         return torch.full((len(images), side, side), 1 / side**2, device=images.device)
     for block in network.blocks[:-1]:
         x_BND = block(x_BND)
-    last = network.blocks[-1]
+    last: TransformerBlock = network.blocks[-1]  # type: ignore[assignment]  # to torch, a list of any modules
     q_BHNd, k_BHNd, _ = (
         t.unflatten(-1, (last.attn.heads, -1)).transpose(1, 2)
         for t in last.attn.qkv(last.norm1(x_BND)).chunk(3, dim=-1)

@@ -95,9 +95,9 @@ def theme(dark: bool) -> Spec:
         "rule": {"color": faint},
         "style": {
             # Not in `text`, which would win over a style.
-            "label": {"fill": ink},
-            "on-weak": {"fill": ink},
-            "on-strong": {"fill": "#0d1117" if dark else "#ffffff"},
+            "label": {"color": ink},
+            "on-weak": {"color": ink},
+            "on-strong": {"color": "#0d1117" if dark else "#ffffff"},
         },
         "range": {
             "category": [IN_THE_DARK.get(colour, colour) if dark else colour for colour in COLOURS],
@@ -109,14 +109,14 @@ def theme(dark: bool) -> Spec:
 
 
 def curve(rows: Sequence[Spec], x: str, x_title: str, y_title: str, **further: Any) -> Spec:
-    """Lines of rows {x, y, series}, with the values at the pointer in a tooltip; series are told by colour and dashes."""
+    """Lines of rows {x, y, series}, the values at the pointer in a tooltip; colour and dashes tell series apart."""
     names = list(dict.fromkeys(row["series"] for row in rows))
     shared = {"x": quantitative(x, x_title, nice=False) | {"scale": {"zero": False, "nice": False}}}
     colour: Spec = {"field": "series", "type": "nominal", "title": None, "sort": names}
     if len(names) == 1:
         colour["legend"] = None
     y = quantitative("y", y_title, scale=further.pop("y_scale", {}))
-    dashes = {"field": "series", "type": "nominal", "sort": names, "legend": None}
+    dashes: Spec = {"field": "series", "type": "nominal", "sort": names, "legend": None}
     dashes["scale"] = {"domain": names, "range": [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [10, 4]][: len(names)]}
     near = {
         "params": [

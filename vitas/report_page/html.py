@@ -19,6 +19,11 @@ def paragraph(value: object, kind: str = "") -> str:
     return f"<p{_class(kind)}>{text(value)}</p>"
 
 
+def quiet(told: str) -> str:
+    """A line that says what is not here, and why."""
+    return paragraph(told, "note")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()) -> str:
     """A table that scrolls by itself on a narrow screen. numbers: columns that are set flush right."""
 
@@ -51,7 +56,8 @@ def figure(found: Figure, key: str) -> str:
     return (
         f'<figure data-figure="{text(key)}"{_class("half" if found.half else "")}><h3>{text(found.title)}</h3>'
         f"{caption}"
-        f'<div class="chart" role="img" aria-label="{text(found.title)}" style="min-height:{height + 50}px"></div>{pins}</figure>'
+        f'<div class="chart" role="img" aria-label="{text(found.title)}" style="min-height:{height + 50}px"></div>'
+        f"{pins}</figure>"
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ PACKAGE = "vl-convert-python"
 def vl_convert() -> Any:
     """The module that draws specifications. Raises `UserError` where it is not installed."""
     try:
-        return import_module("vl_convert")
+        import vl_convert
     except ImportError:
         raise UserError(f"the report needs {PACKAGE}: pip install 'vitas[report]'") from None
+    return vl_convert
 
 
 def bundle() -> str:
@@ -36,7 +36,7 @@ def bundle() -> str:
         # A file that another program cut short is made anew.
         if text.endswith(_END):
             return text
-    text = module.javascript_bundle() + _END
+    text = str(module.javascript_bundle()) + _END
     # A home that cannot be written to only costs two seconds each time.
     with suppress(UserError, OSError):
         write_text(kept, text, mode=0o600)

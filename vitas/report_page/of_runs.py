@@ -13,6 +13,7 @@ from vitas.intervals import Accuracy
 from vitas.report_page.figure import BLUE, Figure, curve, layered, values
 from vitas.report_page.of_search import SearchView
 from vitas.report_page.read import RunRecord
+from vitas.run import STAGES, stages_of
 
 # Keys of the configuration that differ between any two runs, and say nothing.
 _PLACES = ("save_path", "port")
@@ -33,7 +34,7 @@ def intervals(runs: Sequence[RunRecord]) -> Figure | None:
         {"run": name, "y": round(a.percent, 2), "low": round(a.low, 2), "high": round(a.high, 2), "images": a.images}
         for name, a in measured
     ]
-    x = {"type": "quantitative", "title": "top-1 on test images, %", "scale": {"zero": False}}
+    x = {"type": "quantitative", "title": "top-1 on test images, %", "scale": {"zero": False}, "axis": {"tickCount": 8}}
     y = {"field": "run", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 160}}
     tooltip = [
         {"field": "run"},
@@ -90,7 +91,7 @@ def overlaid(runs: Sequence[RunRecord]) -> Iterator[Figure]:
 
 
 def verdicts(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """For each two runs with results, whether one is better than the chance of its test images; by images if possible."""
+    """For each two runs with results, whether one is better by more than chance; by the same images if possible."""
     measured = [(run, found) for run in runs if (found := accuracy_of(run.results))]
     for i, (first, a) in enumerate(measured):
         for second, b in measured[i + 1 :]:
@@ -112,7 +113,10 @@ def _paired(better: RunRecord, worse: RunRecord) -> str:
     only_a, only_b = int((a.right() & ~b.right()).sum()), int((b.right() & ~a.right()).sum())
     p = sign_test(only_a, only_b)
     told = f"p {'below 0.0001' if p < 1e-4 else f'= {p:.2g}'}"
-    return f". Of the same {len(a.files):,} images {only_a:,} are right only there and {only_b:,} only here ({told}, McNemar)."
+    return (
+        f". Of the same {len(a.files):,} images {only_a:,} are right in {better.name} alone and {only_b:,} in "
+        f"{worse.name} alone (McNemar's {told})."
+    )
 
 
 def sign_test(one: int, other: int) -> float:
@@ -125,22 +129,27 @@ def sign_test(one: int, other: int) -> float:
 
 
 def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
-    """The keys of the configuration in which runs differ, and each run's value; of keys that any run says."""
-    configurations = [dict(_flat(_configuration(run))) for run in runs]
-    keys = dict.fromkeys(key for configuration in configurations for key in configuration)
-    found = []
-    for key in keys:
-        texts = [str(configuration.get(key, "–")) for configuration in configurations]
-        if len(set(texts)) > 1 and key not in _PLACES:
-            found.append((key, texts))
-    return found
+    """The keys of the configuration in which runs differ, and each run's value.
+
+    Of a stage that is not in all of them only that, unless others that have it differ in it.
+    """
+    found = [_configuration(run) for run in runs]
+    partial = [name for name in STAGES if 0 < sum(name in each for each in found) < len(found)]
+    rows = [(name, ["was run" if name in each else "was not" for each in found]) for name in partial]
+    flat = [dict(_flat(each)) for each in found]
+    for key in dict.fromkeys(key for each in flat for key in each):
+        having = [each for each, whole in zip(flat, found, strict=True) if key.partition(".")[0] in whole]
+        if len({str(each.get(key)) for each in having}) > 1 and key not in _PLACES:
+            rows.append((key, [str(each.get(key, "-")) for each in flat]))
+    return rows
 
 
 def _configuration(run: RunRecord) -> Mapping[str, Any]:
-    """Of each section what the last start of the section's program was given."""
+    """Of each stage's section what the last start of its program was given; of the others, what the last start was."""
     found: dict[str, Any] = {}
     for start in run.starts:
-        found |= start.config
+        found |= {key: value for key, value in start.config.items() if key not in STAGES}
+        found |= {name: start.config[name] for name in stages_of(start.program) if name in start.config}
     return found
 
 

@@ -44,7 +44,7 @@ class SearchView:
         self.convention = "released" if budget.get("convention") == "released" else "true"
         has_macs = budget.get("convention") in ("true", "released", True)
         numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
-        self.budget = (float(ends[0]), float(ends[1])) if has_macs and numbers else None
+        self.budget = (float(ends[0] or 0), float(ends[1] or 0)) if has_macs and numbers else None
         self.cost_title = "MACs of an image" + (", released convention" if self.convention == "released" else "")
         self.front = front(self.scored, self.cost)
         # Where figures begin: some subnets are far below all others, and would leave these no room.
@@ -332,7 +332,8 @@ class Choices:
         )
 
     def figures(self) -> Iterator[Figure]:
-        yield self._of_network()
+        if of_network := self._of_network():
+            yield of_network
         for what, read in _OF_BLOCKS.items():
             yield self._of_blocks(what, read)
 
@@ -343,7 +344,7 @@ class Choices:
             for group, values_of in found.items():
                 yield value, group, values_of.count(value) / len(values_of)
 
-    def _of_network(self) -> Figure:
+    def _of_network(self) -> Figure | None:
         rows: list[Spec] = [
             {
                 "choice": f"{what} {value}" if what != "blocks" else f"{value} block{'s' * (value > 1)}",
@@ -351,8 +352,13 @@ class Choices:
                 "share": share,
             }
             for what, read in _OF_NETWORK.items()
-            for value, group, share in self._shares(read)
+            for shares in [list(self._shares(read))]
+            # What had to be is no choice.
+            if len({value for value, _, _ in shares}) > 1
+            for value, group, share in shares
         ]
+        if not rows:
+            return None
         order = list(dict.fromkeys(row["choice"] for row in rows))
         x = {"field": "share", "type": "quantitative", "title": "share", "axis": {"format": "%", "tickCount": 5}}
         y = {"field": "choice", "type": "nominal", "title": None, "sort": order, "axis": {"grid": True}}

@@ -102,7 +102,7 @@ def _confusion(predictions: Predictions, worst: Array, counts: Array) -> Figure 
     names, others = ([predictions.classes[label] for label in group] for group in (worst, columns))
     most = max(row["share"] for row in rows)
     y = {"field": "is", "type": "nominal", "title": "class", "sort": names, "axis": {"labelLimit": 140}}
-    x = {"field": "said", "type": "nominal", "title": "taken for", "sort": others}
+    x: Spec = {"field": "said", "type": "nominal", "title": "taken for", "sort": others}
     x["axis"] = {"labelAngle": -45, "labelLimit": 90, "labelOverlap": False}
     tooltip = [
         {"field": "is", "title": "class"},

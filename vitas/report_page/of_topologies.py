@@ -75,7 +75,7 @@ def _path(points: Sequence[tuple[int, float]], title: str) -> Spec:
 
 
 def _series(run: RunRecord, grown: Sequence[tuple[str, Genotype]]) -> Figure | None:
-    rows = [
+    rows: list[Spec] = [
         {"name": name, "x": costs[0], "y": costs[1], "architecture": str(genotype)}
         for name, genotype in grown
         if (costs := run.costs(genotype))

@@ -89,8 +89,8 @@ def panel(run: RunRecord) -> Figure | None:
     return Figure(
         "panel",
         "The panel",
-        f"Val top-1 of {count} subnets of the budget, drawn once, while the supernet trains; in blue their mean. Lines that "
-        "cross less and less mean a ranking that has settled.",
+        f"Val top-1 of {count} subnets of the budget, drawn once, while the supernet trains; in blue their mean. Lines "
+        "that cross less and less mean a ranking that has settled.",
         spec,
         half=True,
     )
@@ -98,7 +98,7 @@ def panel(run: RunRecord) -> Figure | None:
 
 def seen(run: RunRecord, budget: tuple[float, float] | None) -> Iterator[Figure]:
     """What training saw: costs against the budget, depths, patch sizes."""
-    costs = run.seen.get("costs")
+    costs: Any = run.seen.get("costs")
     if _is_histogram(costs):
         bars = [
             {"from": a, "to": b, "share": share}

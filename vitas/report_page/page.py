@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import yaml
 
 from vitas.asvit.genotype import Genotype
 from vitas.catalog import AnyArchitecture, parse_architecture, zoo
 from vitas.drawing import HIGHEST, STYLE, highest_dim, to_svg
-from vitas.errors import UserError
 from vitas.report_page import of_runs, of_search, of_test, of_topologies, of_training
 from vitas.report_page.figure import IN_THE_DARK, Figure, compact_number, theme
-from vitas.report_page.html import Raw, details, embedded_json, figure, paragraph, table, text
+from vitas.report_page.html import Raw, details, embedded_json, figure, paragraph, quiet, table, text
 from vitas.report_page.pictures import worst_pictures
-from vitas.report_page.read import RunRecord, Start
-from vitas.report_page.stage_logs import StageLog
-from vitas.run import STAGES
+from vitas.report_page.read import RunRecord
+from vitas.report_page.stages import duration, stages
 
 # Found networks that are drawn; a front may have hundreds.
 _MOST_DRAWN = 8
-# A lock that was touched so many seconds ago belongs to a program that is at work.
-_ALIVE_SECONDS = 120
 
 
 @dataclass
@@ -52,6 +46,17 @@ class Page:
         named = Figure(prefix + found.name, found.title, found.text, spec, found.pins, found.half)
         self.figures.append(named)
         return figure(named, named.name)
+
+    def row(self, found: Sequence[Figure | None], prefix: str = "") -> str:
+        """Take figures into the page side by side, and return the HTML of their places."""
+        there = [figure for figure in found if figure is not None]
+        halves = [figure for figure in there if figure.half]
+        # One that would be alone in its row has all of it.
+        alone = halves[-1] if len(halves) % 2 else None
+        body = "".join(
+            self.place(replace(figure, half=False) if figure is alone else figure, prefix) for figure in there
+        )
+        return f'<div class="figures">{body}</div>' if there else ""
 
     def html(self, javascript: str) -> str:
         """The whole file. javascript: the plotting library."""
@@ -110,8 +115,8 @@ def _glance(run: RunRecord) -> str:
     """The few numbers that a reader wants first."""
     found: list[tuple[str, str, str]] = []
     if accuracy := of_runs.accuracy_of(run.results):
-        interval = f"{accuracy.low:.{accuracy.digits}f} to {accuracy.high:.{accuracy.digits}f} on {accuracy.images:,} test images"
-        found.append(("top-1", f"{accuracy.percent:.{accuracy.digits}f}%", interval))
+        told = f"{accuracy.interval} on {accuracy.images:,} test images"
+        found.append(("top-1", f"{accuracy.percent:.{accuracy.digits}f}%", told))
     best = _tested(run) or next(iter(run.found.values()), None)
     if best is not None and (costs := run.costs(best)):
         macs, parameters = costs
@@ -127,7 +132,7 @@ def _glance(run: RunRecord) -> str:
     if seconds := sum(log.seconds for log in run.logs.values()):
         starts = sum(log.starts for log in run.logs.values())
         stages = f"{len(run.logs)} stage{'s' if len(run.logs) > 1 else ''}"
-        found.append(("ran", _duration(seconds), f"{stages}, {starts} start{'s' if starts > 1 else ''}"))
+        found.append(("ran", duration(seconds), f"{stages}, {starts} start{'s' if starts > 1 else ''}"))
     rows = "".join(
         f'<div><dt>{text(what)}</dt><dd class="big">{text(big)}</dd><dd class="faint">{text(small)}</dd></div>'
         for what, big, small in found
@@ -139,11 +144,7 @@ def _sections(page: Page, run: RunRecord, prefix: str) -> Iterator[tuple[str, st
     """(id, title, HTML) of each section that the run has something for."""
 
     def figures(found: Sequence[Figure | None]) -> str:
-        there = [f for f in found if f is not None]
-        # One alone in its row has all of it.
-        alone = len(there) == 1
-        body = "".join(page.place(f if not alone else _whole(f), prefix) for f in there)
-        return f'<div class="figures">{body}</div>' if there else ""
+        return page.row(found, prefix)
 
     if html := _result(run, prefix):
         yield "result", "Result", html
@@ -168,7 +169,7 @@ def _sections(page: Page, run: RunRecord, prefix: str) -> Iterator[tuple[str, st
     if run.is_asvit:
         html = figures(list(of_topologies.figures(run)))
         if "asvit/entropy" not in run.curves.get("search", {}):
-            html += _quiet(
+            html += quiet(
                 "No entropy of the policy here: it is in search/metrics/search.csv, which this run does not have."
             )
         yield "topologies", "Search without training", html
@@ -180,34 +181,27 @@ def _sections(page: Page, run: RunRecord, prefix: str) -> Iterator[tuple[str, st
         ]
         html = figures(parts)
         if not run.curves.get("search"):
-            html += _quiet("No curves of loss and learning rate: this run has no search/metrics/search.csv.")
+            html += quiet("No curves of loss and learning rate: this run has no search/metrics/search.csv.")
         yield "supernet", "The supernet's training", html
     if run.curves.get("retrain") or "retrain" in run.logs:
         html = figures(list(of_training.curves(run, "retrain")))
         if not html:
-            html = _quiet("No curves of loss and learning rate: this run has no retrain/metrics/retrain.csv.")
+            html = quiet("No curves of loss and learning rate: this run has no retrain/metrics/retrain.csv.")
         yield "retrain", "The found network's training", html
     if run.predictions is not None and len(run.predictions.files):
         html = figures(list(of_test.figures(run.predictions)))
         pictures = worst_pictures(run.predictions)
         if pictures:
             looked = ", and beside each where the last block looked" if len(run.predictions.attention) else ""
-            html += f"<h3>The images it got most wrong</h3>{paragraph(f'By the loss of their right class{looked}.', 'faint')}"
+            told = paragraph(f"By the loss of their right class{looked}.", "faint")
+            html += f"<h3>The images it got most wrong</h3>{told}"
             html += f'<div class="pictures">{pictures}</div>'
             if not looked:
-                html += _quiet("No attention maps: the network's attention is within windows.")
+                html += quiet("No attention maps: the network's attention is within windows.")
         else:
             html += paragraph("Every test image was got right.")
         yield "mistakes", "Mistakes", html
-    yield "stages", "Stages", _stages(run)
-
-
-def _whole(found: Figure) -> Figure:
-    return Figure(found.name, found.title, found.text, found.spec, found.pins)
-
-
-def _quiet(told: str) -> str:
-    return paragraph(told, "note")
+    yield "stages", "Stages", stages(run)
 
 
 def _tested(run: RunRecord) -> AnyArchitecture | None:
@@ -229,7 +223,7 @@ def _result(run: RunRecord, prefix: str) -> str:
                 Path(str(row.get("checkpoint", ""))).name,
                 f"{row.get('weights', '')}{', of the supernet' if row.get('from_supernet') else ''}",
                 f"{row['top1']:.{digits}f}",
-                f"{accuracy.low:.{digits}f} to {accuracy.high:.{digits}f}" if accuracy else "unknown",
+                accuracy.interval if accuracy else "unknown",
                 f"{row['top5']:.{digits}f}",
                 f"{row['loss']:.3f}",
                 f"{row['images']:,}" if isinstance(row.get("images"), int) else "unknown",
@@ -242,8 +236,8 @@ def _result(run: RunRecord, prefix: str) -> str:
         best = max(accuracies, key=lambda a: a.percent)
         near = sum(not best.may_be_ranked(a) for a in accuracies) - 1
         told = paragraph(
-            f"The best of the {len(accuracies)} has {best}; {near} of the others are too near to be ranked below it, and the "
-            "best of several is better than it will be on other images."
+            f"The best of the {len(accuracies)} has {best}; {near} of the others are too near to be ranked below it. The "
+            "best of several is better here than it will be on other images."
         )
     architecture = f"<p><code>{text(run.results['architecture'])}</code></p>"
     return architecture + table(head, body, numbers=range(2, 8)) + told
@@ -255,10 +249,10 @@ def _drawings(page: Page, run: RunRecord, prefix: str) -> str:
     shown = found[:_MOST_DRAWN]
     scale = HIGHEST / max(highest_dim(a) for _, a in shown)
     html = [
-        '<p class="faint"><span class="key" style="background:#0072b2"></span>attention, as high as the qkv dim, cut into '
-        'heads<span class="key" style="background:#e69f00"></span>MLP, as high as its dim<span class="key" '
-        'style="background:#8b949e55"></span>embedding dim. Gaps are identities; the square is a piece of 32 pixels, cut '
-        "into patches.</p>"
+        '<p class="faint"><span class="key" style="background:#0072b2"></span>attention, as high as the qkv dim, cut '
+        'into heads<span class="key" style="background:#e69f00"></span>MLP, as high as its dim<span class="key" '
+        'style="background:#8b949e55"></span>embedding dim. Gaps are identities; the square is a piece of 32 pixels, '
+        "cut into patches.</p>"
     ]
     drawn: list[tuple[str, AnyArchitecture, float, str]] = [(name, a, scale, "") for name, a in shown]
     if not isinstance(shown[0][1], Genotype):
@@ -309,115 +303,9 @@ def _front_table(view: of_search.SearchView) -> str:
     ]
     more = "" if len(points) == len(shown) else f" {len(shown)} of {len(points)} are listed."
     return paragraph(
-        f"The subnets on the front, with the weights that they have in the supernet; each can be tested and exported as it "
-        f"is.{more}"
+        "The subnets on the front, with the weights that they have in the supernet; each can be tested and exported as "
+        f"it is.{more}"
     ) + table([view.cost_title, "parameters", "val top-1, %", "architecture"], rows, numbers=(0, 1, 2))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def _stages(run: RunRecord) -> str:
-    rows = []
-    for name, stage in STAGES.items():
-        log = run.logs.get(name)
-        if log is None:
-            if run.starts and run.setting(f"{name}.flag"):
-                rows.append([name, "not begun", "", "", "", ""])
-            continue
-        starts = [start for start in run.starts if start.program == stage.program]
-        rows.append(
-            [
-                name,
-                Raw(_state(run, log)),
-                Raw(f'<span class="keep">{log.began:%Y-%m-%d %H:%M}</span>'),
-                _duration(log.seconds) if log.seconds else "",
-                str(log.starts),
-                _where(starts[-1]) if starts else "",
-            ]
-        )
-    html = table(["stage", "state", "began", "ran for", "starts", "on"], rows, numbers=(3, 4)) if rows else ""
-    html += _faults(run)
-    for start in run.starts:
-        html += _start(start)
-    if run.notes:
-        html += "".join(_quiet(note) for note in run.notes)
-    return html or _quiet("No logs here.")
-
-
-def _state(run: RunRecord, log: StageLog) -> str:
-    if log.is_done:
-        return '<span class="state-done">done</span>'
-    lock = run.folder.lock(STAGES[log.stage].program)
-    if lock.exists() and time.time() - lock.stat().st_mtime < _ALIVE_SECONDS:
-        return f"running: {text(log.last[:160])}"
-    word = "stopped" if log.last.startswith("stops") else "unfinished"
-    return f'<span class="state-{word}">{word}</span>, last: {text(log.last[:160])}'
-
-
-def _where(start: Start) -> str:
-    environment = start.environment
-    device, processes = environment.get("device", ""), environment.get("processes", 1)
-    return str(device) if processes == 1 else f"{processes} x {device}"
-
-
-def _faults(run: RunRecord) -> str:
-    """What failed and went on."""
-    lines: list[str] = []
-    for home, count in run.bad_images.items():
-        lines.append(f"{count:,} bad images were left out or replaced ({home}/bad_images.txt)")
-    for home, count in run.bad_steps.items():
-        lines.append(f"{count:,} steps were left out, whose gradients were not finite ({home}/bad_steps.txt)")
-    for start in run.starts:
-        job = start.environment.get("slurm_job") or start.folder.name
-        if start.requeues:
-            stopped = sum(bool(requeue.get("stopped")) for requeue in start.requeues)
-            died = len(start.requeues) - stopped
-            lines.append(
-                f"job {job} of {start.program} was requeued {len(start.requeues)} times: {stopped} stops, {died} deaths"
-            )
-        lines += [f"{start.folder.name}/{name}: {last}" for name, last in start.errors]
-    events = [[at.strftime("%m-%d %H:%M:%S"), log.stage, told] for log in run.logs.values() for at, told in log.events]
-    html = "".join(paragraph(line) for line in lines)
-    more = sum(log.left_out for log in run.logs.values())
-    if events:
-        html += table(["when", "stage", "what happened, and went on"], sorted(events))
-        html += paragraph(f"{more:,} more are in the logs.", "faint") if more else ""
-    if html:
-        return f"<h3>What failed and went on</h3>{html}"
-    return paragraph("Nothing failed, and nothing was resumed.", "faint")
-
-
-def _start(start: Start) -> str:
-    environment = start.environment
-    git = environment.get("git") or {}
-    commit = str(git.get("commit", "unknown"))[:12] + (" with changes" if git.get("changed") else "")
-    packages = environment.get("packages") or {}
-    listed = ", ".join(f"{name} {number}" for name, number in packages.items() if number)
-    facts = [
-        ("started", environment.get("started")),
-        ("command", " ".join(map(str, environment.get("command", [])))),
-        ("commit", commit),
-        ("machine", f"{environment.get('host', 'unknown')}, {environment.get('system', '')}"),
-        ("packages", listed),
-        (
-            "Slurm",
-            f"job {environment.get('slurm_job')}, {environment.get('slurm_restarts', 0)} restarts"
-            if environment.get("slurm_job")
-            else None,
-        ),
-    ]
-    body = table(["", ""], [[name, value] for name, value in facts if value]) if environment else ""
-    if start.config:
-        told = yaml.safe_dump(dict(start.config), sort_keys=False, default_flow_style=None, width=100)
-        body += f"<pre>{text(told)}</pre>"
-    named = f"{start.program}, last started {environment.get('started', 'at an unknown time')}, commit {commit}"
-    return details(f"Configuration and environment of {named}", body) if body else ""
 
 
 def _side_by_side(page: Page, runs: Sequence[RunRecord]) -> Iterator[str]:
@@ -430,20 +318,18 @@ def _side_by_side(page: Page, runs: Sequence[RunRecord]) -> Iterator[str]:
             [
                 run.name,
                 f"{accuracy.percent:.{accuracy.digits}f}" if accuracy else "",
-                f"{accuracy.low:.{accuracy.digits}f} to {accuracy.high:.{accuracy.digits}f}"
-                if accuracy
-                else "not tested yet",
+                accuracy.interval if accuracy else "not tested yet",
                 f"{costs[0]:,}" if costs else "",
                 f"{costs[1]:,}" if costs else "",
                 f"{len(of_search.last_rung(run.scored)):,}" if run.scored else "",
-                _duration(seconds) if (seconds := sum(log.seconds for log in run.logs.values())) else "",
+                duration(seconds) if (seconds := sum(log.seconds for log in run.logs.values())) else "",
                 Raw(f"<code>{text(best)}</code>") if best else "",
             ]
         )
     head = ["run", "top-1, %", "95% interval", "MACs", "parameters", "scored", "ran for", "network"]
     yield table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
     yield "".join(paragraph(verdict) for verdict in of_runs.verdicts(runs))
-    figures = [of_runs.intervals(runs), *of_runs.overlaid(runs)]
-    yield f'<div class="figures">{"".join(page.place(f) for f in figures)}</div>'
+    yield page.row([of_runs.intervals(runs), *of_runs.overlaid(runs)])
     if found := of_runs.differences(runs):
-        yield f"<h2>Where their configurations differ</h2>{table(['key', *(run.name for run in runs)], [[key, *values] for key, values in found])}"
+        differing = table(["key", *(run.name for run in runs)], [[key, *values] for key, values in found])
+        yield f"<h2>Where their configurations differ</h2>{differing}"

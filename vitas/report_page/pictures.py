@@ -38,7 +38,8 @@ def _picture(predictions: Predictions, place: int, index: int) -> str:
     return (
         f'<figure><div class="pair">{"".join(images)}</div><figcaption><b>{text(classes[right])}</b>, taken for '
         f"<b>{text(classes[said[0]])}</b> with {_percent(predictions.probabilities[index][0])}; the right class is "
-        f"number {beside}, with {_percent(likely)}.<br><code>{text(predictions.files[index])}</code></figcaption></figure>"
+        f"number {beside}, with {_percent(likely)}.<br><code>{text(predictions.files[index])}</code></figcaption>"
+        "</figure>"
     )
 
 

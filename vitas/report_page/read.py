@@ -115,8 +115,9 @@ class RunRecord:
             (self.setting("model.image_size"), self.setting("model.num_classes")),
             (self.origin.get("image_size"), self.origin.get("num_classes")),
         ):
-            if all(is_integer(value) and value > 0 for value in found):
-                return found[0], found[1]
+            image_size, classes = found
+            if is_integer(image_size) and is_integer(classes) and min(image_size, classes) > 0:
+                return image_size, classes
         return None
 
     def costs(self, architecture: AnyArchitecture) -> tuple[int, int] | None:

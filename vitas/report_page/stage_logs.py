@@ -20,8 +20,8 @@ _DONE = {
 }
 # Words of lines that tell of a fault, or of going on after one.
 _EVENTS = re.compile(
-    r"resumes |stops after|goes back to|leaves out|bad image,|gradients are not finite|is damaged|passed over|not written yet|"
-    r"ends after epoch|are exhausted|would not|goes on with|has no room"
+    r"resumes |stops after|goes back to|leaves out|bad image,|gradients are not finite|is damaged|passed over|"
+    r"not written yet|ends after epoch|are exhausted|goes on with|has no room|page is not written"
 )
 # At most so many lines of a start come before the one that says from where it resumes.
 _LINES_BEFORE = 11

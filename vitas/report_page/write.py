@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vitas.errors import UserError
 from vitas.files import make_folder, write_atomically, write_text
@@ -45,45 +47,31 @@ def write_report(save_paths: Sequence[Path], output: Path | None = None) -> Path
 
 def write_figures(page: Page, folder: Path) -> None:
     """Write a page's figures to a folder, and remove those of an earlier page that this one does not have."""
-    drawn = {
-        **{f.name: _Chart(f) for f in page.figures},
-        **{name: _Drawing(svg) for name, svg in page.drawings.items()},
-    }
+    # What each file is drawn from, and how.
+    drawn: dict[str, tuple[str, Callable[[], str]]] = {}
+    for found in page.figures:
+        spec = standalone(found)
+        drawn[found.name] = json.dumps(spec) + version(PACKAGE), partial(vl_convert().vegalite_to_svg, spec)
+    for name, drawing in page.drawings.items():
+        drawn[name] = drawing, partial(str, drawing)
     for path in _ours(folder):
         if path.stem not in drawn:
             for ending in (".svg", ".png"):
                 with suppress(OSError):
                     path.with_suffix(ending).unlink()
-    for name, what in drawn.items():
+    for name, (source, draw) in drawn.items():
         path = folder / f"{name}.svg"
-        digest = hashlib.sha256(what.source.encode(errors="surrogateescape")).hexdigest()[:16]
+        digest = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:16]
         if _mark_of(path) == digest and path.with_suffix(".png").exists():
             continue
-        svg = what.svg()
-        png = vl_convert().svg_to_png(svg, scale=2)
-        write_atomically(path.with_suffix(".png"), lambda file, png=png: file.write(png))
+        svg = draw()
+        write_atomically(path.with_suffix(".png"), partial(_write, vl_convert().svg_to_png(svg, scale=2)))
         # Last, since its mark says that both are there.
         write_text(path, f"{svg}\n<!-- vitas report {digest} -->\n")
 
 
-class _Chart:
-    def __init__(self, figure: Figure) -> None:
-        self._spec = standalone(figure)
-        self.source = json.dumps(
-            [self._spec, vl_convert().__version__ if hasattr(vl_convert(), "__version__") else PACKAGE]
-        )
-
-    def svg(self) -> str:
-        found: str = vl_convert().vegalite_to_svg(self._spec)
-        return found
-
-
-class _Drawing:
-    def __init__(self, svg: str) -> None:
-        self.source = self._svg = svg
-
-    def svg(self) -> str:
-        return self._svg
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def standalone(figure: Figure) -> Spec:
