@@ -236,8 +236,8 @@ def _result(run: RunRecord, prefix: str) -> str:
         best = max(accuracies, key=lambda a: a.percent)
         near = sum(not best.may_be_ranked(a) for a in accuracies) - 1
         told = paragraph(
-            f"The best of the {len(accuracies)} has {best}; {near} of the others are too near to be ranked below it. The "
-            "best of several is better here than it will be on other images."
+            f"The best of the {len(accuracies)} has {best}; {near} of the others are too near to be ranked below it. "
+            "The best of several is better here than it will be on other images."
         )
     architecture = f"<p><code>{text(run.results['architecture'])}</code></p>"
     return architecture + table(head, body, numbers=range(2, 8)) + told

@@ -59,11 +59,11 @@ def read_stage_logs(folder: RunFolder) -> dict[str, StageLog]:
         # STAGE.log, and STAGE-JOB.log of each job.
         paths = [folder.log(name, None), *folder.log(name, None).parent.glob(f"{name}-[0-9]*.log")]
         lines = sorted(
-            ((at, text, path.stem[len(name) + 1 :]) for path in paths for at, text in _lines(path)),
+            ((at, text, path.stem[len(name) + 1 :], of) for path in paths for at, of, text in _lines(path)),
             key=lambda line: line[0],
         )
         gaps: list[float] = []
-        for at, text, job in lines:
+        for at, text, job, of in lines:
             log = found.setdefault(name, StageLog(name, at, at, text))
             gaps = [*gaps[-_LINES_BEFORE:], (at - log.ended).total_seconds()]
             log.seconds += gaps[-1]
@@ -72,7 +72,10 @@ def read_stage_logs(folder: RunFolder) -> dict[str, StageLog]:
                 log.starts += 1
                 log.seconds -= max(gaps)
                 gaps = []
-            log.ended, log.last = at, text
+            log.ended = at
+            if of == name:
+                # The report has its line here too.
+                log.last = text
             log.jobs |= {job} - {""}
             if _EVENTS.search(text):
                 if len(log.events) < _MOST_EVENTS:
@@ -82,7 +85,8 @@ def read_stage_logs(folder: RunFolder) -> dict[str, StageLog]:
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[datetime, str]]:
+def _lines(path: Path) -> Iterator[tuple[datetime, str, str]]:
+    """When, of which stage, and what."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
@@ -90,6 +94,6 @@ def _lines(path: Path) -> Iterator[tuple[datetime, str]]:
             match = _LINE.match(line.decode(errors="replace").rstrip("\n"))
             if match:
                 try:
-                    yield datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S"), match[3]
+                    yield datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S"), match[2], match[3]
                 except ValueError:
                     continue

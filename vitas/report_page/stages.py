@@ -45,12 +45,12 @@ def stages(run: RunRecord) -> str:
             ]
         )
     html = table(["stage", "state", "began", "ran for", "starts", "on"], rows, numbers=(3, 4)) if rows else ""
-    html += _faults(run)
+    html += _faults(run) if rows else quiet("No logs here.")
     for start in run.starts:
         html += _start(start)
     if run.notes:
         html += "".join(quiet(note) for note in run.notes)
-    return html or quiet("No logs here.")
+    return html
 
 
 def _state(run: RunRecord, log: StageLog) -> str:
