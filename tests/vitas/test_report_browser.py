@@ -160,7 +160,8 @@ def test_text_has_contrast_in_either_mode(browser, runs, tmp_path, dark):
     browser.open(write_report([runs["finished"].root], tmp_path / "page.html"), dark=dark)
     pairs = browser.js(
         """
-        const numbers = (text) => text.match(/\\d+/g).map(Number), paper = getComputedStyle(document.body).backgroundColor;
+        const numbers = (text) => text.match(/\\d+/g).map(Number);
+        const paper = getComputedStyle(document.body).backgroundColor;
         return [...new Set([...document.querySelectorAll("h1, h2, p, figcaption, th, td, a, summary, .state-done")]
           .map((each) => getComputedStyle(each).color))].map((ink) => [numbers(ink), numbers(paper)]);
         """

@@ -79,7 +79,7 @@ function described(datum) {
     `${grouped(datum.x)} MACs`,
     datum.parameters !== undefined && `${grouped(datum.parameters)} parameters`,
     datum.generation !== undefined && `generation ${datum.generation}`,
-  ].filter(Boolean).join(" · ");
+  ].filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");
 }
 
 class Pins {
