@@ -127,6 +127,34 @@ def test_the_pointer_shows_an_architecture_and_a_click_pins_it(browser, runs, tm
     assert browser.console() == []
 
 
+def test_a_tooltip_shows_markup_as_text(browser, runs, tmp_path):
+    browser.open(write_report([runs["finished"].root], tmp_path / "page.html"))
+    browser.js("document.querySelector('[data-figure=confusion]').scrollIntoView({block: 'center'})")
+    state = "return document.querySelector('[data-figure=confusion]').dataset.state"
+    browser.until(lambda: browser.js(state) == "drawn", "the confusions")
+
+    def hover() -> tuple[str, str] | None:
+        # Figures that are drawn meanwhile move what is below them.
+        x, y, said = browser.js(
+            """
+            const figure = document.querySelector("[data-figure=confusion]"), view = figure.vega.view;
+            const row = figures.confusion.spec.data.values.find((each) => each.said.includes("<"));
+            const box = figure.querySelector("canvas").getBoundingClientRect(), [left, top] = view.origin();
+            const middle = (axis, value) => view.scale(axis)(value) + view.scale(axis).bandwidth() / 2;
+            return [box.left + left + middle("x", row.said), box.top + top + middle("y", row.is), row.said];
+            """
+        )
+        pointer(browser, "mouseMoved", x + 1, y)
+        pointer(browser, "mouseMoved", x, y)
+        shown = browser.js("return document.querySelector('#vg-tooltip-element.visible')?.innerText")
+        return (said, shown) if shown else None
+
+    said, shown = browser.until(hover, "the tooltip")
+    assert said in shown
+    assert browser.js("return document.querySelectorAll('img[src=x]').length") == 0
+    assert browser.console() == []
+
+
 def test_thousands_of_points_answer_the_pointer(browser, runs, tmp_path):
     browser.open(write_report([runs["large"].root], tmp_path / "page.html"))
     browser.until(

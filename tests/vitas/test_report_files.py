@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from PIL import Image
 
-from tests.vitas.made_runs import finished, searched, without_training
+from tests.vitas.made_runs import END, MARKUP, finished, searched, without_training
 from vitas.report_page import javascript
 from vitas.report_page.write import write_report
 
@@ -21,7 +22,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_every_figure_is_an_svg_and_a_png_of_one_drawing(tmp_path):
-    page = write_report([finished(tmp_path / "run").root])
+    # Names of classes may be markup, and need not be UTF-8.
+    classes = (MARKUP, END, os.fsdecode(b"\xff\xfe"), *"defghij")
+    page = write_report([finished(tmp_path / "run", classes=classes).root])
     assert page == tmp_path / "run" / "report.html"
     folder = tmp_path / "run" / "report"
     names = {path.stem for path in folder.glob("*.svg")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -167,7 +168,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_markup_in_names_is_text(tmp_path):
-    classes = (MARKUP, END, *"cdefghij")
+    classes = (MARKUP, END, os.fsdecode(b"\xff\xfe"), *"defghij")
     folder = finished(tmp_path / f"run {MARKUP.replace('/', '')}", classes=classes)
     log(folder, "retrain", "begins", f"bad image, 1 of at most 2 of 3: {MARKUP}{END}", "the network is in x")
     html = write_report([folder.root]).read_text()
@@ -194,6 +195,15 @@ def test_runs_are_side_by_side_with_what_differs(tmp_path):
     assert ("retrain.lr", ["0", "1"]) in differences([read_run(run.root) for run in runs])
     assert "Where their configurations differ" in found.headings
     assert re.search(r"run 0 has \d+\.\d\d points more than run 1\.", found.text)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [finished(tmp_path / name / "run", seed=i) for i, name in enumerate("ab")]
+    found = page(*runs, output=tmp_path / "both.html")
+    rows = json.loads(found.data["figures"])["runs"]["spec"]["data"]["values"]
+    assert [row["run"] for row in rows] == ["a/run", "b/run"]
+    # The same run twice is no reason to wait.
+    page(runs[0], runs[0], output=tmp_path / "twice.html")
 
 
 def test_two_runs_inside_an_interval_are_not_ranked(tmp_path):

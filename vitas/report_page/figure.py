@@ -27,6 +27,7 @@ class Figure:
 
     pins: a click on one of its points, which hold a field `architecture`, draws that architecture below.
     half: it needs half the width of a page.
+    hint: what the pointer does, where there is one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Figure:
     spec: Spec
     pins: bool = False
     half: bool = False
+    hint: str = ""
 
 
 def layered(layers: Sequence[Spec], height: int = 260, **further: Any) -> Spec:
@@ -139,6 +141,11 @@ def curve(rows: Sequence[Spec], x: str, x_title: str, y_title: str, **further: A
         "encoding": {"y": y, "color": colour, **({"strokeDash": dashes} if 1 < len(names) <= 6 else {})},
     }
     return layered([line, near], encoding=shared, data=values(rows), **further)
+
+
+def shown(name: str) -> str:
+    """A name from a file system, with a question mark for what is no character: no library takes half of one."""
+    return name.encode(errors="replace").decode()
 
 
 def compact_number(number: float) -> str:

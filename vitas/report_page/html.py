@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from vitas.report_page.figure import Figure
+from vitas.report_page.figure import Figure, shown
 
 
 def text(value: object) -> str:
     """A value as text of a page. What is no character (bytes of a file's name) shows as one that stands for it."""
-    return escape(str(value).encode(errors="replace").decode(), quote=True)
+    return escape(shown(str(value)), quote=True)
 
 
 def paragraph(value: object, kind: str = "") -> str:
@@ -51,7 +51,8 @@ def details(summary: str, body: str, kind: str = "", is_open: bool = False) -> s
 def figure(found: Figure, key: str) -> str:
     """The place of a figure, which page.js draws when it comes into view. key: its name among the page's data."""
     height = found.spec.get("height", 200)
-    caption = f"<figcaption>{text(found.text)}</figcaption>" if found.text else ""
+    told = f"{found.text} {found.hint}".strip()
+    caption = f"<figcaption>{text(told)}</figcaption>" if told else ""
     pins = '<div class="pins" aria-live="polite"></div>' if found.pins else ""
     return (
         f'<figure data-figure="{text(key)}"{_class("half" if found.half else "")}><h3>{text(found.title)}</h3>'

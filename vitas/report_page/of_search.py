@@ -154,9 +154,10 @@ def scatter(view: SearchView) -> Figure:
     return Figure(
         "search",
         "Every architecture that was scored",
-        f"{text}{told_far}{inside}{_noise(view)} {told} Hover over a point to see it, click to draw it below.",
+        f"{text}{told_far}{inside}{_noise(view)} {told}".strip(),
         layered(layers, 380),
         pins=True,
+        hint="Hover over a point to see it, click to draw it below.",
     )
 
 
@@ -308,6 +309,7 @@ _OF_NETWORK: dict[str, Callable[[Architecture], int]] = {
 }
 _FIRST, _LAST = "first generation", "last generation"
 NO_BLOCK = "no block"
+_RINGS = "Rings: shares in the first generation. Discs: in the best."
 
 
 class Choices:
@@ -384,7 +386,7 @@ class Choices:
             15 * len(order),
             data=values(rows),
         )
-        return Figure("choices-network", "Patch size, embedding dim, depth", "", spec, half=True)
+        return Figure("choices-network", "Patch size, embedding dim, depth", _RINGS, spec, half=True)
 
     def _of_blocks(self, what: str, read: Callable[[Block], int]) -> Figure:
         depth = max(a.depth for a in (*self._first, *self._last))
@@ -409,7 +411,7 @@ class Choices:
         }
         name = f"choices-{what.replace(' ', '-').lower()}"
         title = f"{what[0].upper()}{what[1:]} of each block"
-        return Figure(name, title, "", layered(_marks(encoding), 26 * len(order), data=values(rows)), half=True)
+        return Figure(name, title, _RINGS, layered(_marks(encoding), 26 * len(order), data=values(rows)), half=True)
 
 
 def _tooltip(choice: str) -> list[Spec]:

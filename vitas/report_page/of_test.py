@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from vitas.costs import Array
 from vitas.intervals import Accuracy
 from vitas.predictions import Predictions
-from vitas.report_page.figure import BLUE, Figure, Spec, layered, values
+from vitas.report_page.figure import BLUE, Figure, Spec, layered, shown, values
 
 # Classes that a figure has room for.
 MOST_CLASSES = 12
@@ -23,6 +24,7 @@ def figures(predictions: Predictions) -> Iterator[Figure]:
     there = np.flatnonzero(counts)
     if not len(there):
         return
+    predictions = replace(predictions, classes=tuple(map(shown, predictions.classes)))
     worst = there[np.argsort(hits[there] / counts[there], kind="stable")][:MOST_CLASSES]
     yield _by_class(predictions, worst, hits, counts, len(there))
     if confusion := _confusion(predictions, worst, counts):
@@ -116,7 +118,7 @@ def _confusion(predictions: Predictions, worst: Array, counts: Array) -> Figure 
         return {
             "transform": [{"filter": f"datum.share >= 0.005 && {test}"}],
             "mark": {"type": "text", "fontSize": 10, "style": style},
-            "encoding": {"x": x, "y": y, "text": {"field": "share", "format": ".0%"}},
+            "encoding": {"x": x, "y": y, "text": {"field": "share", "format": ".0%"}, "tooltip": tooltip},
         }
 
     spec = layered(

@@ -106,8 +106,9 @@ def _series(run: RunRecord, grown: Sequence[tuple[str, Genotype]]) -> Figure | N
     return Figure(
         "asvit-series",
         "The grown series",
-        f"{len(rows)} networks, each with a block more than the one before, and wider. Click one to draw it below.",
+        f"{len(rows)} networks, each with a block more than the one before, and wider.",
         spec,
         pins=True,
+        hint="Click one to draw it below.",
         half=True,
     )

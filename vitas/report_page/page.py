@@ -11,7 +11,7 @@ from vitas.asvit.genotype import Genotype
 from vitas.catalog import AnyArchitecture, parse_architecture, zoo
 from vitas.drawing import HIGHEST, STYLE, highest_dim, to_svg
 from vitas.report_page import of_runs, of_search, of_test, of_topologies, of_training
-from vitas.report_page.figure import IN_THE_DARK, Figure, compact_number, theme
+from vitas.report_page.figure import IN_THE_DARK, Figure, compact_number, shown, theme
 from vitas.report_page.html import Raw, details, embedded_json, figure, paragraph, quiet, table, text
 from vitas.report_page.pictures import worst_pictures
 from vitas.report_page.read import RunRecord
@@ -43,7 +43,7 @@ class Page:
                 "encoding": {axis: found.spec["layer"][-1]["encoding"][axis] for axis in ("x", "y")},
             }
             spec = spec | {"layer": [ring, *spec["layer"]]}
-        named = Figure(prefix + found.name, found.title, found.text, spec, found.pins, found.half)
+        named = replace(found, name=prefix + found.name, spec=spec)
         self.figures.append(named)
         return figure(named, named.name)
 
@@ -88,6 +88,7 @@ def _inside_script(code: str) -> str:
 def make_page(runs: Sequence[RunRecord]) -> Page:
     """The page of runs, in their order."""
     alone = len(runs) == 1
+    _tell_apart(runs)
     page = Page(f"{runs[0].name} · report" if alone else f"{len(runs)} runs · report")
     sections = [] if alone else ["".join(_side_by_side(page, runs))]
     for number, run in enumerate(runs, 1):
@@ -98,7 +99,7 @@ def make_page(runs: Sequence[RunRecord]) -> Page:
             links = "".join(f'<a href="#{key}">{text(title)}</a>' for key, title, _ in parts)
             sections += [f"<nav>{links}</nav>", body]
         else:
-            sections.append(details(run.name, f"<p class=faint>{text(run.folder.root)}</p>{body}", "run"))
+            sections.append(details(run.name, f'<p class="faint">{text(run.folder.root)}</p>{body}', "run"))
     head = text(runs[0].name) if alone else "Runs side by side"
     where = text(runs[0].folder.root.resolve()) if alone else f"{len(runs)} runs"
     glance = _glance(runs[0]) if alone else ""
@@ -109,6 +110,16 @@ def make_page(runs: Sequence[RunRecord]) -> Page:
         "Intervals are Wilson's, 95%, of the number of images.</footer>"
     )
     return page
+
+
+def _tell_apart(runs: Sequence[RunRecord]) -> None:
+    """Give runs of one name as much of their paths as makes them differ."""
+    parts = {id(run): run.folder.root.resolve().parts for run in runs}
+    length = 1
+    while len({run.name for run in runs}) < len(runs) and length < max(map(len, parts.values())):
+        length += 1
+        for run in runs:
+            run.name = shown("/".join(parts[id(run)][-length:]))
 
 
 def _glance(run: RunRecord) -> str:

@@ -21,6 +21,7 @@ from vitas.errors import UserError, is_integer, require_integer, require_number,
 from vitas.journal import read_journal
 from vitas.plain_data import parse_json, read_text, read_yaml
 from vitas.predictions import Predictions
+from vitas.report_page.figure import shown
 from vitas.report_page.stage_logs import StageLog, read_stage_logs
 from vitas.run import STAGES, RunFolder
 
@@ -145,7 +146,7 @@ def read_run(path: Path) -> RunRecord:
     homes = sorted({stage.home for stage in STAGES.values()})
     if not any((path / home).is_dir() for home in homes):
         raise UserError(f"{path} holds no run: it has neither {' nor '.join(f'{home}/' for home in homes)}")
-    run = RunRecord(RunFolder(path), path.resolve().name or str(path))
+    run = RunRecord(RunFolder(path), shown(path.resolve().name or str(path)))
     folder = run.folder
 
     def attempt(what: Path, read: Callable[[Path], Read]) -> Read | None:

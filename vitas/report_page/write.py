@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from vitas.errors import UserError
 from vitas.files import make_folder, write_atomically, write_text
@@ -78,7 +79,17 @@ def standalone(figure: Figure) -> Spec:
     """A figure's specification as it is drawn to a file: with a size, its title, and light colours."""
     width = _HALF if figure.half else _WIDE
     config = theme(dark=False) | {"background": "white", "padding": 12}
-    title: dict[str, Any] = {"text": figure.title, "anchor": "start", "fontSize": 13, "fontWeight": 600, "offset": 10}
+    title = {
+        "text": figure.title,
+        "subtitle": textwrap.wrap(figure.text, width // 6),
+        "anchor": "start",
+        "fontSize": 13,
+        "fontWeight": 600,
+        "subtitleFontSize": 10.5,
+        "subtitleColor": "#59636e",
+        "subtitlePadding": 5,
+        "offset": 10,
+    }
     return {"$schema": SCHEMA, **figure.spec, "width": width, "title": title, "config": config}
 
 
