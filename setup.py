@@ -13,6 +13,7 @@ DOCS = [
     "ipykernel>=6.29",
     "matplotlib>=3.8",
 ]
+REPORT = ["vl-convert-python>=1.8"]
 
 setup(
     name="vitas",
@@ -27,6 +28,7 @@ setup(
     package_data={
         "vitas": ["py.typed"],
         "vitas.config": ["meanings.yaml"],
+        "vitas.report_page": ["page.css", "page.js"],
         "vitas.configs": ["*.yaml", "*/*.yaml", "schema.json"],
     },
     python_requires=">=3.10",
@@ -47,7 +49,8 @@ setup(
         "click>=8.2",
     ],
     extras_require={
-        "quickstart": ["scikit-learn>=1.4"],
+        "quickstart": ["scikit-learn>=1.4", *REPORT],
+        "report": REPORT,
         "export": EXPORT,
         **LOGGERS,
         "bench": ["mlxtend>=0.23", "matplotlib>=3.8", "torch-pruning>=1.6"],
@@ -62,9 +65,11 @@ setup(
             "mypy>=2.4",
             "jsonschema>=4.20",
             "types-PyYAML>=6",
+            "selenium>=4.20",
             "setuptools>=68",
             "wheel>=0.43",
             *EXPORT,
+            *REPORT,
             *LOGGERS["wandb"],
             *LOGGERS["mlflow"],
             *DOCS,

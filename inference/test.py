@@ -1,4 +1,4 @@
-"""The `test` stage: top-1, top-5, loss, costs and speed of one checkpoint or a range of epochs."""
+"""The `test` stage: top-1, top-5, loss, costs, speed and predictions of one checkpoint or a range of epochs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from inference.network import checkpoints_to_test, load_network
+from inference.predictions import PredictionsRecorder
 from vitas.checkpoint import CheckpointFolder, NoSuchFileError
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
@@ -24,7 +25,10 @@ POLL_SECONDS, REMIND_SECONDS = 10.0, 600.0
 
 
 def test(config: RunConfig, world: World) -> None:
-    """Measure; `save_path/retrain/results.json` holds the last checkpoint's numbers, and all under `checkpoints`."""
+    """Measure; `save_path/retrain/results.json` holds the last checkpoint's numbers, and all under `checkpoints`.
+
+    `predictions.npz` beside it has what the last one said of each image.
+    """
     settings, model = config.test, config.model
     report = Report.for_stage("test", config, world)
     paths, loaded = _first_network(config, world)
@@ -53,7 +57,8 @@ def test(config: RunConfig, world: World) -> None:
             wait_for(path, report, world)
         network = (loaded.pop(path, None) or load_network(path, config)).to(world.device)
         architecture = network.architecture
-        score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True)
+        said = PredictionsRecorder()
+        score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True, each=said.add)
         row = {
             "checkpoint": str(path),
             "weights": settings.weights,
@@ -78,8 +83,11 @@ def test(config: RunConfig, world: World) -> None:
         # Only of one whose name does not say it, the file is looked into once more.
         epoch = CheckpointFolder.epoch_of(path) or CheckpointFolder(path.parent).epoch_in(path.name) or 0
         report.scalars(epoch, {f"test/{name}": row[name] for name in ("top1", "top5", "loss", "images_per_second")})
+        about = {name: row[name] for name in ("checkpoint", "weights", "architecture", "images")}
+        predictions = said.predictions(network, images, settings.amp, about, world)
         if world.is_main:
             write_text(config.folder.results, json.dumps(row | {"checkpoints": rows}, indent=2) + "\n")
+            predictions.write(config.folder.predictions)
     if world.is_main:
         report.line(f"results are in {shown_path(config.folder.results)}")
     report.finish()

@@ -64,6 +64,7 @@ say "The architecture that was found:"
 vitas describe "$save_path:$found"
 say "Beside the baseline, on the test images:"
 vitas compare "$save_path" "$save_path/baseline"
+vitas report "$save_path" "$save_path/baseline" --output "$save_path/beside_baseline.html" >/dev/null
 cat <<END
 
 Written to $save_path:
@@ -71,6 +72,8 @@ $written
   search/architectures.yaml  what was found
   retrain/checkpoint/        the retrained network
   retrain/results.json       its test results
+  report.html                all of it as a page, to be opened in a browser
+  beside_baseline.html       the same beside the baseline
   baseline/                  the same for the baseline
   */events/                  training curves: tensorboard --logdir $save_path
 END

@@ -8,6 +8,9 @@ setup_environment test
 if ! PATH="$PATH:/usr/sbin" command -v slurmctld >/dev/null || ! PATH="$PATH:/usr/sbin" command -v munged >/dev/null; then
     install_debian_packages slurm-wlm munge || say "Slurm cannot be installed here; tests/cluster/ will be skipped"
 fi
+if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then
+    install_debian_packages chromium chromium-driver || say "Chromium cannot be installed here; tests of pages in a browser will be skipped"
+fi
 ruff check .
 ruff format --check --quiet . || { echo "error: run 'ruff format .'" >&2; exit 1; }
 mypy --no-error-summary || { echo "error: the types above are wrong; 'mypy' checks them again" >&2; exit 1; }

@@ -6,6 +6,8 @@ import os
 
 # The networks here are so small that threads only cost; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Stages write their pages in the tests of the report alone.
+os.environ.setdefault("VITAS_REPORT", "0")
 
 import itertools
 import math

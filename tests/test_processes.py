@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -29,6 +30,7 @@ from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.plain_data import apply_override
+from vitas.predictions import Predictions
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +153,15 @@ def test_one_network_is_measured_alike(rescored, by_two) -> None:
     for key in ("top1", "top5", "macs", "macs_released", "parameters", "architecture", "images"):
         assert results[0][key] == results[1][key], key
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+
+
+def test_one_network_predicts_alike(rescored, by_two) -> None:
+    one, two = (Predictions.read(config.folder.predictions) for config in (rescored, by_two("plain")))
+    assert (one.files, one.classes) == (two.files, two.classes)
+    for name in ("labels", "top", "ranks", "worst", "pixels"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    for name in ("probabilities", "losses", "attention"):
+        np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["program", "cyclic", "sandwich", "parts", "uneven", "elastic"])

@@ -38,12 +38,14 @@ def evaluate(
     amp: bool = False,
     world: World = World(),
     warm_up: bool = False,
+    each: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Score:
     """Score `forward` (images [b, 3, H, W] -> logits [b, classes]) over an evaluation set.
 
     With several ranks, `images` is this rank's share and the score is over all
     shares. The rate includes normalisation and the forward passes, not
-    decoding; with `warm_up`, a batch runs before it is measured.
+    decoding; with `warm_up`, a batch runs before it is measured. `each` is
+    given the logits [b, classes] and labels [b] of every batch, in order.
     """
     device = images.mean.device
     # Top-1 hits, top-5 hits, summed loss; on the device, so that no batch waits for the one before it.
@@ -55,6 +57,8 @@ def evaluate(
         start = time.perf_counter()
         for batch, labels in images.batches(batch_size):
             logits = forward(batch).float()
+            if each:
+                each(logits, labels)
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             totals += torch.stack(
                 [

@@ -35,36 +35,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
-            while line := file.readline(MAX_LINE):
-                if not line.endswith(b"\n"):
-                    if len(line) == MAX_LINE:
-                        raise UserError(f"{self._place(len(self.lines) + 1)} has more than {MAX_LINE:,} bytes{_MEND}")
-                    break
-                self.lines.append(self._record(line, len(self.lines) + 1))
-        if line:
-            os.truncate(path, path.stat().st_size - len(line))
-
-    def _place(self, number: int) -> str:
-        return f"{self.path}: line {number}"
-
-    def _record(self, line: bytes, number: int) -> dict[str, Any]:
-        summed = _SUMMED.fullmatch(line)
-        if summed and zlib.crc32(summed[1]) != int(summed[2], 16):
-            raise UserError(
-                f"{self._place(number)} is another than was written, by its checksum: a disk or a copy changed it; "
-                "move the file away, or, if you changed the line yourself, remove its crc32"
-            )
-        try:
-            record = parse_json(summed[1] + b"}" if summed else line, self._place(number))
-        except UserError as error:
-            raise UserError(f"{error}{_MEND}") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{self._place(number)} holds {record!r}; it must be a mapping of keys{_MEND}")
-        return record
+        self.lines, unfinished = _read(path)
+        if unfinished:
+            os.truncate(path, path.stat().st_size - unfinished)
 
     def append(self, *records: dict[str, Any]) -> None:
         """Append records, of finite numbers, and flush them to disk."""
@@ -91,6 +64,42 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 _MEND = "; fix it, or move the file away"
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The records of a journal whose writer may be at work: its whole lines, and the file is left as it is.
+
+    Raises `UserError`, with the line's number, where a line is broken or no mapping.
+    """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a journal's whole lines, and how many bytes the half-written one after them has."""
+    records: list[dict[str, Any]] = []
+    if not path.exists():
+        return records, 0
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_LINE):
+            place = f"{path}: line {len(records) + 1}"
+            if not line.endswith(b"\n"):
+                if len(line) == MAX_LINE:
+                    raise UserError(f"{place} has more than {MAX_LINE:,} bytes{_MEND}")
+                return records, len(line)
+            summed = _SUMMED.fullmatch(line)
+            if summed and zlib.crc32(summed[1]) != int(summed[2], 16):
+                raise UserError(
+                    f"{place} is another than was written, by its checksum: a disk or a copy changed it; "
+                    "move the file away, or, if you changed the line yourself, remove its crc32"
+                )
+            try:
+                record = parse_json(summed[1] + b"}" if summed else line, place)
+            except UserError as error:
+                raise UserError(f"{error}{_MEND}") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{place} holds {record!r}; it must be a mapping of keys{_MEND}")
+            records.append(record)
+    return records, 0
 
 
 def read_records(

@@ -20,6 +20,7 @@ from vitas.config import RunConfig
 from vitas.errors import MISTAKE, UserError, print_any_name
 from vitas.files import guard_writes, remove_leftovers, write_text
 from vitas.next_step import next_step
+from vitas.report_page.refresh import PageRefresh
 from vitas.run import STAGES, stages_of
 from vitas.slurm import queries, signals
 from vitas.slurm.lock import Lock
@@ -92,8 +93,11 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
         with ending_workers():
             lock = _take_lock(program, config, world, given)
             _watch(program, config, world)
+            page = PageRefresh(config.folder.root) if world.is_main else None
             for name, function in zip(flagged, functions, strict=True):
                 function(config, world)
+                if page:
+                    page.start(config.folder.log(name, queries.job_id()))
                 if name != flagged[-1] and (reason := distributed.stop_requested(world, at_once=True)):
                     raise signals.Interrupted(reason)
             distributed.settle()
@@ -129,6 +133,9 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
     _note_end(program, config, 0, "done", lock)
     _release(lock)
     distributed.shutdown()
+    # Last, when no rank waits for this one, and no lock is held.
+    if page:
+        page.finish()
     # A job's last line is its supervisor's.
     if world.is_main and OUTCOME_VARIABLE not in os.environ:
         print(next_step(config, flagged[-1], given), flush=True)

@@ -253,3 +253,17 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.root / "retrain" / "results.json"
+
+    @property
+    def predictions(self) -> Path:
+        """What the network of `results` said of each test image."""
+        return self.root / "retrain" / "predictions.npz"
+
+    def metrics(self, stage: str) -> Path:
+        """The scalars of a stage as CSV: step, epoch, seconds, name, value."""
+        return self.root / _home(stage) / "metrics" / f"{stage}.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.root / "report.html"

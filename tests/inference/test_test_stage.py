@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.models import VisionTransformer
+from vitas.predictions import WORST, Predictions
 from vitas.released import read_model
 from vitas.slurm.signals import Interrupted
 
@@ -59,6 +61,31 @@ def test_results_are_those_of_the_network_on_the_test_images(trained) -> None:
     assert found["top1"] == pytest.approx(100 * ranked[:, 0].float().mean().item())
     assert found["top5"] == pytest.approx(100 * ranked[:, :5].any(dim=1).float().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_predictions_are_those_of_the_results(trained) -> None:
+    found = results(trained)
+    config = configuration.load(trained, TRAINED)
+    predictions = Predictions.read(config.folder.predictions)
+    assert predictions.about["checkpoint"] == found["checkpoint"]
+    assert len(predictions.files) == found["images"]
+    assert 100 * predictions.right().mean() == pytest.approx(found["top1"])
+    assert 100 * (predictions.ranks < 5).mean() == pytest.approx(found["top5"])
+    assert predictions.losses.mean() == pytest.approx(found["loss"], rel=1e-5)
+    # A file's class is its folder; of the images the worst are kept, the worst first, with what the network saw.
+    assert [name.split("/")[0] for name in predictions.files] == [
+        predictions.classes[label] for label in predictions.labels
+    ]
+    assert predictions.losses[predictions.worst].tolist() == sorted(predictions.losses, reverse=True)[:WORST]
+    images = EvaluationSet.load(config.test.data, 32, config.model.mean, config.model.std, World(), True)
+    seen = images.images[torch.from_numpy(predictions.worst).long()].permute(0, 2, 3, 1).numpy()
+    assert (predictions.pixels == seen).all()
+    assert predictions.attention.shape == (WORST, 4, 4)
+    assert predictions.attention.sum((1, 2)) == pytest.approx(np.ones(WORST), abs=0.01)
+    # Written anew, the same bytes.
+    before = config.folder.predictions.read_bytes()
+    results(trained)
+    assert config.folder.predictions.read_bytes() == before
 
 
 def test_a_range_of_epochs_with_a_stride(trained) -> None:

@@ -10,11 +10,15 @@ from vitas.files import write_text
 from vitas.journal import Journal
 from vitas.run import STAGES, RunFolder
 
+# No progress of their own: what is written anew with each results.json, and what only shows what there is.
+BESIDE = {"predictions", "report"}
 # Every file that a stage may write, by its name here; those of a stage that is still to come are found as well.
 OUTPUTS = {
     name: path
     for name in dir(RunFolder)
-    if isinstance(getattr(RunFolder, name), property) and (path := getattr(RunFolder(Path()), name)).suffix
+    if name not in BESIDE
+    and isinstance(getattr(RunFolder, name), property)
+    and (path := getattr(RunFolder(Path()), name)).suffix
 }
 # What is given away on request, by no stage.
 GIVEN_AWAY = {"exports"}
@@ -28,7 +32,14 @@ def run(tmp_path) -> RunFolder:
 def test_a_stages_files_are_known():
     assert {"population", "topologies", "growth", "panel", "latency", "results", "front"} <= OUTPUTS.keys()
     properties = {name for name in dir(RunFolder) if isinstance(getattr(RunFolder, name), property)}
-    assert properties - OUTPUTS.keys() == GIVEN_AWAY
+    assert properties - OUTPUTS.keys() == GIVEN_AWAY | BESIDE
+
+
+@pytest.mark.parametrize("name", sorted(BESIDE))
+def test_what_shows_what_there_is_is_no_progress(run, name):
+    before = run.progress()
+    write_text(getattr(run, name), "anything")
+    assert run.progress() == before
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

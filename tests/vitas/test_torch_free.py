@@ -17,7 +17,8 @@ MODULES = [
     "vitas.catalog", "vitas.asvit.genotype", "vitas.run", "vitas.files", "vitas.journal",
     "vitas.plain_data", "vitas.packaged", "vitas.model_card", "vitas.config_section", "vitas.released",
     "vitas.data.folders", "vitas.program", "vitas.cli", "vitas.cli.describe", "vitas.cli.launch", "search.objectives",
-    "vitas.watchdog",
+    "vitas.watchdog", "vitas.drawing", "vitas.intervals", "vitas.predictions", "vitas.report_page.write",
+    "vitas.report_page.refresh",
     *(f"vitas.slurm.{path.stem}" for path in sorted((REPOSITORY / "vitas" / "slurm").glob("[!_]*.py"))),
 ]  # fmt: skip
 # Name: (module, arguments, exit code, what it prints). {config} is a YAML of a small run, {run} its folder,

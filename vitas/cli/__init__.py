@@ -39,6 +39,7 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Of a run": {
         "status": ("vitas.cli.status:status", "Show how far runs are, and what stopped them."),
         "compare": ("vitas.cli.compare:compare", "Show the results of runs side by side."),
+        "report": ("vitas.cli.report:report", "Write the page that shows a run, or several side by side."),
         "describe": ("vitas.cli.describe:describe", "Show an architecture block by block, with its costs."),
         "export": (EXPORT, "Write a trained network for other programs."),
         "predict": (PREDICT, "Show the most probable classes of pictures."),

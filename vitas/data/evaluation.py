@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ class EvaluationSet:
     total: images of the whole set, on all ranks; `n` is less if each holds only its share.
     left_out: bad images of the folder, which are not in it.
     names: a digest of the names of the folder's images, to tell whether they are the same; empty if there is no folder.
+    files: where each rank holds its share, the paths of its images [n] below the folder; otherwise empty.
+    classes: of the folder, by label.
     """
 
     images: Tensor
@@ -33,6 +36,8 @@ class EvaluationSet:
     total: int
     left_out: int = 0
     names: str = ""
+    files: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -53,18 +58,21 @@ class EvaluationSet:
         folder = open_image_folder(settings.data_dir, settings.part)
         samples, names = folder.samples, listing_digest(listing(folder.classes, folder.samples))
         bad = BadImages(settings.data_dir, len(samples), settings.bad_images, report)
-        images, labels, own = _decode(samples[world.share(len(samples))], settings, image_size)
+        images, labels, paths, own = _decode(samples[world.share(len(samples))], settings, image_size)
         shares = gather((len(images), own), world)
         found = {path: reason for _, refused in shares for path, reason in refused.items()}
         bad.record(found, write=world.is_main)
         counts = [count for count, _ in shares]
+        files = tuple(os.path.relpath(path, settings.data_dir) for path in paths)
         if everything and world.size > 1:
             images, labels = (_from_all_ranks(part, counts, world) for part in (images, labels))
+            files = ()
         device = world.device
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
         normalisation = channels(mean, device), channels(std, device)
-        return cls(images, labels.to(device), *normalisation, sum(counts), len(found), names)
+        classes = tuple(folder.classes)
+        return cls(images, labels.to(device), *normalisation, sum(counts), len(found), names, files, classes)
 
     def split(self, share: float, seed: int) -> tuple[EvaluationSet, EvaluationSet]:
         """A random share of the images, at least one, and the rest. For sets that hold all their images."""
@@ -77,7 +85,7 @@ class EvaluationSet:
     def take(self, which: Tensor) -> EvaluationSet:
         """The images of some indices [n], of a set that holds all its images."""
         images, labels = self.images[which.to(self.images.device)], self.labels[which.to(self.labels.device)]
-        return replace(self, images=images, labels=labels, total=len(which))
+        return replace(self, images=images, labels=labels, total=len(which), files=())
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised float images [b, 3, H, W] and labels [b], in the folder's order, on the device."""
@@ -88,19 +96,19 @@ class EvaluationSet:
 
 def _decode(
     samples: Sequence[tuple[str, int]], settings: EvaluationData, image_size: int
-) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """The good images of files and their labels, and the bad ones, reasons by path."""
+) -> tuple[Tensor, Tensor, list[Path], dict[str, str]]:
+    """The good images of files, their labels and paths, and the bad ones, reasons by path."""
     # The most there can be, so that no image is ever held twice.
     images = torch.empty(len(samples), 3, image_size, image_size, dtype=torch.uint8)
     labels = {Path(path): label for path, label in samples}
-    good: list[int] = []
+    good: list[Path] = []
     bad: dict[str, str] = {}
     for batch in decode(list(labels), image_size, settings.crop_fraction, 64, settings.workers, stage=True):
         if batch.paths:
             images[len(good) : len(good) + len(batch.paths)] = batch.images
-        good += [labels[path] for path in batch.paths]
+        good += batch.paths
         bad |= {str(path): reason for path, reason in batch.refused.items()}
-    return images[: len(good)], torch.tensor(good, dtype=torch.int64), bad
+    return images[: len(good)], torch.tensor([labels[path] for path in good], dtype=torch.int64), good, bad
 
 
 def _from_all_ranks(own: Tensor, counts: Sequence[int], world: World) -> Tensor:
