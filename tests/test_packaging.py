@@ -130,7 +130,7 @@ def test_every_configuration_has_a_name_and_a_text():
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("search/vitas_1G", r"did you mean .*search/ViTAS_1G.yaml"),
+        ("search/vitas_1H", r"did you mean .*search/ViTAS_1G.yaml"),
         ("swin", "there are quickstart.yaml"),
         ("cluster", "which does not come with the project"),
         ("../setup", "there are"),

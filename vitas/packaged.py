@@ -20,12 +20,24 @@ def names() -> list[str]:
     return [path.as_posix() for path in sorted(paths, key=lambda path: (len(path.parts), path)) if path.name != CLUSTER]
 
 
-def text(name: str) -> str:
-    """The text of one of `names()`, whose `.yaml` may be left out. Raises `UserError`, with near names, for others."""
+def find(name: str) -> Path:
+    """The file of one of `names()`, whose `.yaml` and folder may be left out, in any case.
+
+    Raises `UserError`, with near names, for others.
+    """
     known = names()
-    wanted = name if name.endswith(".yaml") else f"{name}.yaml"
-    if wanted not in known:
-        near = get_close_matches(wanted, known, n=3, cutoff=0.6)
+    wanted = name.removeprefix("configs/").removesuffix(".yaml").lower()
+    by_path = {each.removesuffix(".yaml").lower(): each for each in known}
+    fits = [each for path, each in by_path.items() if path == wanted] or [
+        each for path, each in by_path.items() if path.rpartition("/")[2] == wanted
+    ]
+    if len(fits) != 1:
+        near = fits or [by_path[path] for path in get_close_matches(wanted, by_path, n=3, cutoff=0.6)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise UserError(f"found {name!r}, which does not come with the project; {hint}")
-    return (FOLDER / wanted).read_text(encoding="utf-8")
+    return FOLDER / fits[0]
+
+
+def text(name: str) -> str:
+    """The text of one of `names()`. Raises `UserError` as `find` does."""
+    return find(name).read_text(encoding="utf-8")

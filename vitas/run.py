@@ -259,10 +259,6 @@ class RunFolder:
         """What the network of `results` said of each test image."""
         return self.root / "retrain" / "predictions.npz"
 
-    def metrics(self, stage: str) -> Path:
-        """The scalars of a stage as CSV: step, epoch, seconds, name, value."""
-        return self.root / _home(stage) / "metrics" / f"{stage}.csv"
-
     @property
     def report(self) -> Path:
         """The page that shows the run."""

@@ -140,7 +140,7 @@ def test_a_file_that_is_there_stays(vitas, digits, tmp_path):
 def test_the_yamls_of_the_project_are_listed_and_copied_with_their_comments(vitas, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     _, out, _ = vitas("init", "--list")
-    assert {"quickstart", "search/ViTAS_1G", "retrain/ViTAS_1.3G"} <= set(out.split())
+    assert {"quickstart.yaml", "search/ViTAS_1G.yaml", "retrain/ViTAS_1.3G.yaml"} <= set(out.split())
     assert vitas("init", "--from", "quickstart")[0] == 0
     assert (tmp_path / "quickstart.yaml").read_text() == (repository / "configs" / "quickstart.yaml").read_text()
     assert vitas("init", "--from", "vitas_1g", "--output", "own.yaml")[0] == 0

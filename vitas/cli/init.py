@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from difflib import get_close_matches
 from pathlib import Path
 
 import click
 
-from vitas import config as configuration
+from vitas import packaged
 from vitas.cli.options import PATH, command
 from vitas.data.survey import survey
 from vitas.errors import UserError
@@ -49,10 +48,10 @@ def init(
     their classes and the machine; the comments say how.
     """
     if lists:
-        print("\n".join(_packaged()))
+        print("\n".join(packaged.names()))
         return
     if name is not None:
-        source = _find(name)
+        source = packaged.find(name)
         output = output or Path(source.name)
         _write(output, read_text(source), overwrite)
         print(f"{output}: a copy of {name}\nnext: vitas check {shlex.quote(str(output))}")
@@ -71,28 +70,6 @@ def init(
         f"{chosen.budget}; {chosen.epochs[0]} and {chosen.epochs[1]} epochs in batches of {chosen.batch_size}\n"
         f"next: vitas check {shlex.quote(str(output))}"
     )
-
-
-def _packaged() -> dict[str, Path]:
-    """The YAMLs that come with vitas, by name."""
-    root = configuration.CONFIGS
-    paths = sorted(path for path in root.rglob("*.yaml") if path.name != "cluster.yaml")
-    if not paths:
-        raise UserError(f"{root}: there are no YAMLs here; this installation came without them")
-    return {str(path.relative_to(root).with_suffix("")): path for path in paths}
-
-
-def _find(name: str) -> Path:
-    known = _packaged()
-    wanted = name.removesuffix(".yaml").removeprefix("configs/")
-    fits = [each for each in known if each.lower() in (wanted.lower(), f"search/{wanted.lower()}")] or [
-        each for each in known if each.rpartition("/")[2].lower() == wanted.lower()
-    ]
-    if len(fits) == 1:
-        return known[fits[0]]
-    near = fits or get_close_matches(wanted, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "vitas init --list shows them"
-    raise UserError(f"--from: found {name!r}, which is none of the YAMLs that come with vitas; {hint}")
 
 
 def _check_free(output: Path, overwrite: bool) -> None:
