@@ -135,7 +135,7 @@ def test_a_budget_may_be_shares_of_the_pretrained_network(path, run, tmp_path, r
     whole = Architecture.parse(NETWORK).macs(32, 10, run.sample.budget.convention)
     shares = "sample.budget.minimum=40%", "sample.budget.maximum=70%"
     before = config.load(path, [f"save_path={tmp_path}", *shares], ("search", "sample"))
-    with pytest.raises(UserError, match="pretrained.yaml"):
+    with pytest.raises(UserError, match=r"pretrained\.yaml"):
         _ = before.budget
     after = config.load(path, shares, ("search", "sample"))
     assert (after.budget.low, after.budget.high) == (int(0.4 * whole), int(0.7 * whole))
