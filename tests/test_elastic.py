@@ -129,6 +129,21 @@ def test_what_was_found_is_in_the_space_and_the_budget(run):
         assert "net_id" not in entry
 
 
+def test_a_budget_may_be_shares_of_the_pretrained_network(path, run, tmp_path, request):
+    """Of itself, the widest member; known when it has been read."""
+    vitas_command = request.getfixturevalue("vitas")
+    whole = Architecture.parse(NETWORK).macs(32, 10, run.sample.budget.convention)
+    shares = "sample.budget.minimum=40%", "sample.budget.maximum=70%"
+    before = config.load(path, [f"save_path={tmp_path}", *shares], ("search", "sample"))
+    with pytest.raises(UserError, match=r"pretrained\.yaml"):
+        _ = before.budget
+    after = config.load(path, shares, ("search", "sample"))
+    assert (after.budget.low, after.budget.high) == (int(0.4 * whole), int(0.7 * whole))
+    assert "of the widest network" in vitas_command("space", path, *shares)[1]
+    code, _, err = vitas_command("space", path, f"save_path={tmp_path}", *shares)
+    assert (code, "is known when `search` has read it" in err) == (2, True)
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_bit_by_bit(path, run, tmp_path):
     killed = tmp_path / "killed"

@@ -12,6 +12,7 @@ from vitas.asvit.genotype import GenotypeSpace
 from vitas.budget import Budget, MacsModel
 from vitas.config import AsvitSearch, RunConfig
 from vitas.costs import Array, count_parameters
+from vitas.errors import UserError
 from vitas.intervals import wilson
 from vitas.seeds import stream_seed
 
@@ -85,6 +86,11 @@ def costs_of_space(config: RunConfig, draws: int, train_images: int | None = Non
     """
     if isinstance(config.search, AsvitSearch):
         return _of_topologies(config, config.search, draws)
+    if config.model.from_pretrained is not None and not config.folder.pretrained.exists():
+        raise UserError(
+            f"model.from_pretrained: what may be taken from {config.model.from_pretrained} is known when `search` has "
+            f"read it, and has written {config.folder.pretrained}"
+        )
     budget, model = config.budget, config.macs_model
     genomes = draw(config, draws)
     reach = model.reach()

@@ -210,6 +210,19 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
     assert score.loss < random_score.loss
 
 
+def test_a_budget_of_shares_is_that_budget_in_numbers(trained) -> None:
+    relative = trained("sample.budget={minimum: 20%, maximum: 40%}")
+    low, high = relative.budget.low, relative.budget.high
+    assert 2 * low == pytest.approx(high, abs=2)
+    sample(relative, World())
+    assert all(low <= record["macs_released"] <= high for record in journal(relative))
+    ours = [(entry["text"], entry["top1"]) for entry in found(relative)]
+    relative.folder.population.unlink()
+    in_numbers = trained(f"sample.budget={{minimum: {low}, maximum: {high}}}")
+    sample(in_numbers, World())
+    assert [(entry["text"], entry["top1"]) for entry in found(in_numbers)] == ours
+
+
 def test_search_and_sample_run_as_a_program(path, tmp_path, monkeypatch) -> None:
     output = run_here("search", path, f"save_path={tmp_path / 'program'}", "search.epochs=1", "search.warmup_epochs=0")
     assert "best: p" in output
