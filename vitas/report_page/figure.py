@@ -27,7 +27,7 @@ class Figure:
 
     pins: a click on one of its points, which hold a field `architecture`, draws that architecture below.
     half: it needs half the width of a page.
-    hint: what the pointer does, where there is one.
+    hint: what the pointer does, where there is one. legend: what a page says once for several figures.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Figure:
     pins: bool = False
     half: bool = False
     hint: str = ""
+    legend: str = ""
 
 
 def layered(layers: Sequence[Spec], height: int = 260, **further: Any) -> Spec:

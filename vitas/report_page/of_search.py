@@ -142,10 +142,9 @@ def scatter(view: SearchView) -> Figure:
     if left_out > 0:
         count += f", {len(rows):,} of them shown (all of the front and the best 500, others evenly)"
     others = len(run.scored) - len(view.scored) - sum(s.rung == "unseen" for s in run.scored)
-    if others > 0:
-        count += f"; {others:,} more scores are of races or before adaptation"
     on = f" on {run.searched_on:,} val images" if run.searched_on else ""
     far = sum(row["below"] for row in rows)
+    told_others = f" {others:,} more scores are of races, or before adaptation." if others > 0 else ""
     told_far = f" {far:,} far below all others are triangles at the lower edge." if far else ""
     inside = f" The band is the budget; {sum(map(view.is_inside, view.scored)):,} are in it." if view.budget else ""
     text = (
@@ -154,7 +153,7 @@ def scatter(view: SearchView) -> Figure:
     return Figure(
         "search",
         "Every architecture that was scored",
-        f"{text}{told_far}{inside}{_noise(view)} {told}".strip(),
+        f"{text}{told_far}{told_others}{inside}{_noise(view)} {told}".strip(),
         layered(layers, 380),
         pins=True,
         hint="Hover over a point to see it, click to draw it below.",
@@ -386,7 +385,7 @@ class Choices:
             15 * len(order),
             data=values(rows),
         )
-        return Figure("choices-network", "Patch size, embedding dim, depth", _RINGS, spec, half=True)
+        return Figure("choices-network", "Patch size, embedding dim, depth", "", spec, half=True, legend=_RINGS)
 
     def _of_blocks(self, what: str, read: Callable[[Block], int]) -> Figure:
         depth = max(a.depth for a in (*self._first, *self._last))
@@ -411,7 +410,9 @@ class Choices:
         }
         name = f"choices-{what.replace(' ', '-').lower()}"
         title = f"{what[0].upper()}{what[1:]} of each block"
-        return Figure(name, title, _RINGS, layered(_marks(encoding), 26 * len(order), data=values(rows)), half=True)
+        return Figure(
+            name, title, "", layered(_marks(encoding), 26 * len(order), data=values(rows)), half=True, legend=_RINGS
+        )
 
 
 def _tooltip(choice: str) -> list[Spec]:

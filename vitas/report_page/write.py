@@ -81,7 +81,7 @@ def standalone(figure: Figure) -> Spec:
     config = theme(dark=False) | {"background": "white", "padding": 12}
     title = {
         "text": figure.title,
-        "subtitle": textwrap.wrap(figure.text, width // 6),
+        "subtitle": textwrap.wrap(f"{figure.text} {figure.legend}".strip(), width // 6),
         "anchor": "start",
         "fontSize": 13,
         "fontWeight": 600,
