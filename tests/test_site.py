@@ -20,7 +20,7 @@ from tests.conftest import small_run
 from tests.processes import ENVIRONMENT, REPOSITORY, run_here, run_module
 from tests.test_docs import fenced
 from vitas import config as configuration
-from vitas.model_card import wilson_interval
+from vitas.intervals import wilson
 
 PAGES = REPOSITORY / "docs"
 NOTEBOOK = PAGES / "notebooks" / "digits.ipynb"
@@ -209,7 +209,7 @@ def test_what_the_quickstart_says_of_its_space_and_its_interval_is_so():
     assert (least, most) == ("0.4", "55.6")
     assert f"{config.space.size:.1e}".replace("+", "") + " networks of 0.4M to 56M multiply-adds" in example
     assert "82.6 to 94.5%" in text
-    assert [round(end, 1) for end in wilson_interval(90, 100)] == [82.6, 94.5]
+    assert [round(100 * end, 1) for end in wilson(90, 100)] == [82.6, 94.5]
 
 
 def test_the_example_of_the_budget_page_runs(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,6 @@ other people, so they are data in it: no markup, no line breaks.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
@@ -16,11 +15,10 @@ import yaml
 
 from vitas.architecture import Architecture
 from vitas.errors import printable
+from vitas.intervals import Accuracy
 
 # A licence of the Hub's list. Whose images and weights a network was made of is not ours to know.
 UNKNOWN_LICENSE = "unknown"
-# Of the normal distribution, for intervals of 95%.
-_Z = 1.959964
 _CLASSES_LISTED = 100
 
 
@@ -68,17 +66,6 @@ class Trained:
     changes: bool = False
 
 
-def wilson_interval(percent: float, images: int) -> tuple[float, float]:
-    """The 95% interval of a share of independent images, in percent (Wilson, 1927).
-
-    It is that of the sampling of test images alone: a network trained anew differs by more.
-    """
-    share, z2 = percent / 100, _Z**2 / images
-    middle = (share + z2 / 2) / (1 + z2)
-    half = _Z * math.sqrt(share * (1 - share) / images + z2 / (4 * images)) / (1 + z2)
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
-
-
 def model_card(
     name: str,
     architecture: Architecture,
@@ -123,7 +110,7 @@ def _metadata(name: str, measured: Measured | None, license_name: str) -> dict[s
             "name": label,
             "value": round(value, 2),
             "args": {
-                "interval_95": [round(end, 2) for end in wilson_interval(value, measured.images)],
+                "interval_95": [round(end, 2) for end in _interval(value, measured)],
                 "images": measured.images,
             },
         }
@@ -178,12 +165,17 @@ def _architecture(architecture: Architecture, images: ImagesRead, num_classes: i
     return f"## Architecture\n\n| | |\n|---|---|\n{table}"
 
 
+def _interval(percent: float, measured: Measured) -> tuple[float, float]:
+    found = Accuracy.of(percent, measured.images)
+    return found.low, found.high
+
+
 def _accuracy(measured: Measured | None) -> str:
     if measured is None:
         return "## Accuracy\n\nNo test of exactly these weights is known.\n"
     rows = []
     for label, value in (("top-1", measured.top1), ("top-5", measured.top5)):
-        low, high = wilson_interval(value, measured.images)
+        low, high = _interval(value, measured)
         rows.append(f"| {label} | {value:.2f}% | {low:.2f} to {high:.2f}% |\n")
     left_out = f"; {measured.left_out:,} that could not be read are left out" if measured.left_out else ""
     return (

@@ -21,7 +21,7 @@ from vitas.data.images import evaluation_transform, normalize
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.huggingface import CARD, CONFIG
-from vitas.model_card import ImagesRead, Measured, Trained, model_card, wilson_interval
+from vitas.model_card import ImagesRead, Measured, Trained, model_card
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,3 @@ def test_names_from_folders_are_data_in_it():
     assert "2 that could not be read are left out" in body
     for words in ("those of a supernet", "started from the weights", "learned from a teacher", "changed on the way"):
         assert words in body
-
-
-@pytest.mark.parametrize(("percent", "images"), [(97.5, 360), (0.0, 10), (100.0, 10), (50.0, 10**6)])
-def test_the_interval_is_wilsons(percent, images):
-    exact = binomtest(round(percent / 100 * images), images).proportion_ci(method="wilson")
-    assert wilson_interval(percent, images) == pytest.approx((100 * exact.low, 100 * exact.high), abs=1e-4)
