@@ -125,7 +125,7 @@ def _score(config: RunConfig, cost_model: CostModel, world: World) -> float:
     """The seconds of a score: passes of a network of the budget over the val images."""
     settings = config.sample
     genomes = InBudget(cost_model, config.budget).draw(np.random.default_rng(0), _SCORED)
-    images = count_images(settings.data.data_dir)
+    images = count_images(settings.data.data_dir, settings.data.part)
     if settings.race is not None:
         images *= settings.race.images + settings.race.keep
     per_image = np.mean([1 / _speed(config.space.decode(genome), config, world) for genome in genomes])

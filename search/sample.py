@@ -30,6 +30,7 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
+from vitas.drawing import to_svg
 from vitas.errors import UserError
 from vitas.files import write_text
 from vitas.in_budget import InBudget
@@ -106,6 +107,8 @@ def sample(config: RunConfig, world: World) -> None:
     if world.is_main:
         write_found(config.folder.architectures, found)
         report.text("architectures", settings.generations, as_markdown(found))
+        for each in found:
+            report.picture(f"architectures/{each.name}", settings.generations, to_svg(each.architecture))
         if len(settings.objectives) > 1:
             _write_front(config, found)
         report.line(

@@ -16,6 +16,7 @@ from vitas.asvit.scores import Scores
 from vitas.catalog import Found, as_markdown, write_found
 from vitas.config import RunConfig
 from vitas.distributed import World, barrier
+from vitas.drawing import to_svg
 from vitas.errors import UserError
 from vitas.report import Report, shown_path
 
@@ -53,6 +54,8 @@ def search(config: RunConfig, world: World) -> None:
         # The first entry is `best` for later stages: here the largest network.
         write_found(folder.architectures, found[::-1])
         report.text("architectures", len(found) - 1, as_markdown(found[::-1]))
+        for each in found[::-1]:
+            report.picture(f"architectures/{each.name}", len(found) - 1, to_svg(each.architecture))
         last = found[-1]
         report.line(
             f"grew {len(found)} networks, {name_of(0)} to {last.name} ({last.architecture}, "

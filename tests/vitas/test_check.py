@@ -7,7 +7,7 @@ import pytest
 
 from vitas import config
 from vitas.data.census import open_all
-from vitas.data.folders import IMAGE_ENDINGS, count_images
+from vitas.data.folders import IMAGE_ENDINGS, Part, count_images
 
 
 @pytest.fixture
@@ -124,7 +124,10 @@ def test_endings_of_images_are_those_of_torchvision():
 
 def test_images_are_counted_up_to_enough(digits):
     assert count_images(str(digits / "train")) == 1078
-    assert count_images(str(digits / "train"), 5) == 5
+    assert count_images(str(digits / "train"), enough=5) < 200
+    train, held_out = (count_images(str(digits / "train"), Part(0.1, held_out)) for held_out in (False, True))
+    assert train + held_out == 1078
+    assert held_out == sum(max(1, round(0.1 * len(list(path.iterdir())))) for path in (digits / "train").iterdir())
 
 
 def test_a_census_tells_how_far_it_is(digits):

@@ -6,15 +6,20 @@ import io
 import os
 import time
 from importlib.metadata import EntryPoint
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitas import config as configuration
+from vitas.architecture import Architecture
 from vitas.distributed import World
+from vitas.drawing import to_svg
 from vitas.errors import UserError
 from vitas.report import Report, callbacks, loggers
 from vitas.report.callbacks import Callback
@@ -142,6 +147,7 @@ def reported(folder: RunFolder, logger: str, after: int = 0, value: float = 1.5)
     report.begin(after, 8)
     report.scalars(after + 8, {"train/loss": value, "val/top1": 50.0})
     report.text("architectures", after + 8, "| name |\n| --- |\n| subnet_1 |")
+    report.picture("architectures/subnet_1", after + 8, to_svg(Architecture.parse("p16-e64-token-h2q96m128x3")))
     report.finish()
     return report
 
@@ -156,6 +162,10 @@ def test_tensorboard_gets_numbers_text_and_settings_with_results_and_hides_what_
     assert {"train/loss", "val/top1"} <= set(events.Tags()["scalars"])
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(12, 2.5)]
     assert "architectures/text_summary" in events.Tags()["tensors"]
+    (drawn,) = {event.encoded_image_string for event in events.Images("architectures/subnet_1")}
+    corner, *_ = image = np.asarray(Image.open(BytesIO(drawn))).reshape(-1, 3)
+    assert corner.tolist() == [255, 255, 255]
+    assert len(np.unique(image, axis=0)) > 3
     assert any("hparams" in tag for tag in events.summary_metadata)
 
 
@@ -186,6 +196,7 @@ def test_mlflow_writes_files_and_goes_on_with_its_run(folder, monkeypatch):
     assert run.data.params["retrain.lr"] == "0.001"
     assert run.data.metrics["final/val/top1"] == 50.0
     assert run.info.status == "FINISHED"
+    assert list(folder.events("retrain").rglob("architectures/subnet_1.png"))
 
 
 class Broken(loggers.Logger):

@@ -16,6 +16,7 @@ from vitas.asvit.genotype import Genotype
 from vitas.catalog import AnyArchitecture, find_architectures
 from vitas.cli.options import POSITIVE, command, json_option, print_json, wide_console
 from vitas.costs import count_parameters
+from vitas.drawing import to_text
 from vitas.errors import UserError
 from vitas.plain_data import read_yaml
 from vitas.run import RunFolder
@@ -34,7 +35,7 @@ from vitas.run_files import IMAGENET, Images, images_of, read_results, run_of
 @click.option("--num-classes", type=POSITIVE, metavar="N", help="By default those of the run, else 1,000.")
 @json_option
 def describe(what: str, image_size: int | None, num_classes: int | None, as_json: bool) -> None:
-    """Show an architecture block by block, with its costs.
+    """Show an architecture block by block, with its costs, and drawn to scale.
 
     WHAT is a name such as vitas_c or deit_tiny; a text such as p16-e230-token-h3q432m720x12; the folder of a run, or
     RUN:NAME; or an architectures.yaml, or FILE:NAME. Of a run, image size and classes are the run's.
@@ -57,10 +58,11 @@ def describe(what: str, image_size: int | None, num_classes: int | None, as_json
             console.print(_stages_table(name, architecture, *size))
         else:
             console.print(_table(name, architecture, *size))
+        console.print(to_text(architecture, console.width), highlight=False, markup=False, soft_wrap=True)
         costs = architecture.costs(images.size, images.classes)
         released = costs["macs_released"]
         console.print(
-            f"{costs['macs']:,} MACs, {'' if released is None else f'{released:,} in the released convention, '}"
+            f"\n{costs['macs']:,} MACs, {'' if released is None else f'{released:,} in the released convention, '}"
             f"{costs['parameters']:,} parameters at {images.size} x {images.size} with {images.classes:,} classes\n"
             f"{architecture}\n",
             highlight=False,

@@ -41,7 +41,7 @@ def space(config: str, overrides: tuple[str, ...], measure: bool, draws: int, as
     images = None
     data = getattr(loaded.search, "data", None)
     if data is not None and Path(data.data_dir).is_dir():
-        images = count_images(data.data_dir)
+        images = count_images(data.data_dir, data.part)
     found = costs_of_space(loaded, draws, images)
     measured: dict[str, Any] = {}
     histograms = list(found.histograms)

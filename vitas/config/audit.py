@@ -11,13 +11,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitas.config.run_config import AsvitSearch, RunConfig, Training
-from vitas.data.folders import count_images, empty_classes
+from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Training
+from vitas.data.folders import count_images, small_classes
 from vitas.run import STAGES
 
 # What is a file, and not the name of one of timm's models.
 _FILE = re.compile(r".*(/|\.pth(\.tar)?$|\.pt$|\.safetensors$)")
 _EPOCH = re.compile(r"epoch_(\d+)_ckpt\.pth\.tar")
+# What `retrain` with val images keeps, by which name `test.load_name` may ask for it too.
+_BEST = "best_ckpt.pth.tar"
 # Classes that are named.
 _LISTED = 5
 
@@ -31,20 +33,29 @@ def audit(config: RunConfig, stage: str) -> Iterator[str]:
 
 
 def audit_images(config: RunConfig, stage: str) -> Iterator[str]:
-    """A line per class without images, and where a batch is larger than a folder. No image is opened."""
+    """A line per class with too few images, and where a batch is larger than a folder. No image is opened."""
     section = getattr(config, stage)
-    if section is None or section.data is None or not Path(section.data.data_dir).is_dir():
+    if section is None or section.data is None:
         return
-    folder, key = section.data.data_dir, f"{stage}.data.data_dir"
-    empty = empty_classes(folder)
-    if empty:
-        more = f" and {len(empty) - _LISTED:,} more" if len(empty) > _LISTED else ""
-        yield f"{key}: found {folder!r}, which has no image of {', '.join(map(repr, empty[:_LISTED]))}{more}"
-    if isinstance(section, Training):
-        images = count_images(folder, section.batch_size)
+    read = {f"{stage}.data": section.data}
+    if stage == "retrain" and section.val is not None:
+        read["retrain.val"] = section.val
+    for key, data in read.items():
+        if not Path(data.data_dir).is_dir():
+            continue
+        # Of a class, one image at least is held out, and one is left.
+        small = small_classes(data.data_dir, 1 if data.holdout is None else 2)
+        if small:
+            more = f" and {len(small) - _LISTED:,} more" if len(small) > _LISTED else ""
+            few = "no image of" if data.holdout is None else "fewer than two images, which holdout needs, of"
+            names = ", ".join(map(repr, small[:_LISTED]))
+            yield f"{key}.data_dir: found {data.data_dir!r}, which has {few} {names}{more}"
+    folder = section.data.data_dir
+    if isinstance(section, Training) and Path(folder).is_dir():
+        images = count_images(folder, section.data.part, section.batch_size)
         if images < section.batch_size:
             yield (
-                f"{stage}.batch_size: found {section.batch_size:,}, more than the {images:,} images of {folder!r}; "
+                f"{stage}.batch_size: found {section.batch_size:,}, more than the {images:,} train images of {folder!r}; "
                 "an epoch would have no step"
             )
 
@@ -112,6 +123,8 @@ def _audit_checkpoints(config: RunConfig, stage: str) -> Iterator[str]:
 
 def _will_write(training: Training, name: str) -> bool:
     """Whether a training that has ended leaves a checkpoint of this name."""
+    if Path(name).name in (_BEST, _BEST.partition(".")[0]):
+        return isinstance(training, Retrain) and training.val is not None
     match = _EPOCH.fullmatch(Path(name).name)
     if match is None:
         return False

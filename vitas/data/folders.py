@@ -122,9 +122,17 @@ class Part:
                     f"class {name!r} has one image, and holdout needs two, one to train on and one to hold out; "
                     "add another, or leave the class out"
                 )
-            count = max(1, round(self.holdout * len(places))) if places else 0
-            held_out |= {index for _, _, index in sorted(places)[:count]}
+            held_out |= {index for _, _, index in sorted(places)[: self._held_out_of(len(places))]}
         return [sample for index, sample in enumerate(samples) if (index in held_out) == self.held_out]
+
+    def size(self, images: int) -> int:
+        """How many of the images of a class are of this part."""
+        if self.holdout is None:
+            return images
+        return self._held_out_of(images) if self.held_out else images - self._held_out_of(images)
+
+    def _held_out_of(self, images: int) -> int:
+        return max(1, round((self.holdout or 0.0) * images)) if images else 0
 
     def __str__(self) -> str:
         if self.holdout is None:
@@ -198,15 +206,21 @@ def images_in(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if name.lower().endswith(IMAGE_ENDINGS))
 
 
-def empty_classes(data_dir: str) -> list[str]:
-    """The classes of a folder without any image. Quick also for millions: of a class, one image is looked for."""
-    return [name for name in class_names(data_dir) if next(images_in(Path(data_dir, name)), None) is None]
+def small_classes(data_dir: str, least: int = 1) -> list[str]:
+    """The classes of a folder with fewer images than `least`. Quick also for millions: of a class, no more are looked
+    for."""
+    counts = {name: sum(1 for _ in islice(images_in(Path(data_dir, name)), least)) for name in class_names(data_dir)}
+    return [name for name, count in counts.items() if count < least]
 
 
-def count_images(data_dir: str, enough: int | None = None) -> int:
-    """The images of a folder's classes; not more than `enough` are counted."""
-    found = (path for name in class_names(data_dir) for path in images_in(Path(data_dir, name)))
-    return sum(1 for _ in islice(found, enough))
+def count_images(data_dir: str, part: Part | None = None, enough: int | None = None) -> int:
+    """The images of a part of a folder, by default all; classes are counted until there are `enough`."""
+    found = 0
+    for name in class_names(data_dir):
+        found += (part or Part()).size(sum(1 for _ in images_in(Path(data_dir, name))))
+        if enough is not None and found >= enough:
+            break
+    return found
 
 
 # For each class, its number of images and a digest of their names.

@@ -13,8 +13,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
+
+import numpy as np
+from PIL import Image
 
 from vitas.files import NO_ROOM, write_text
 from vitas.run import RunFolder
@@ -62,6 +66,9 @@ class Logger:
     def text(self, name: str, step: int, markdown: str) -> None:
         """What is no number, e.g. the architectures that were found."""
 
+    def picture(self, name: str, step: int, png: bytes) -> None:
+        """What is seen at a glance, e.g. an architecture drawn to scale, as a PNG file's content."""
+
     def hyperparameters(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """The settings of a stage, at its end, with what came of them."""
 
@@ -90,6 +97,10 @@ class TensorBoard(Logger):
 
     def text(self, name: str, step: int, markdown: str) -> None:
         self._writer.add_text(name, markdown, step)
+        self._writer.flush()
+
+    def picture(self, name: str, step: int, png: bytes) -> None:
+        self._writer.add_image(name, np.asarray(_on_white(png)), step, dataformats="HWC")
         self._writer.flush()
 
     def hyperparameters(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
@@ -148,6 +159,9 @@ class WeightsAndBiases(Logger):
         table = self._wandb.Table(columns=["text"], data=[[markdown]])
         self._run.log({name: table, "step": step})
 
+    def picture(self, name: str, step: int, png: bytes) -> None:
+        self._run.log({name: self._wandb.Image(_on_white(png)), "step": step})
+
     def hyperparameters(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
         self._run.summary.update({f"final/{name}": value for name, value in results.items()})
 
@@ -205,6 +219,9 @@ class MLflow(Logger):
     def text(self, name: str, step: int, markdown: str) -> None:
         self._client.log_text(self._id, markdown, f"{name}.md")
 
+    def picture(self, name: str, step: int, png: bytes) -> None:
+        self._client.log_image(self._id, _on_white(png), f"{name}.png")
+
     def hyperparameters(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
         now = _milliseconds()
         final = [self._entities.Metric(f"final/{name}", float(value), now, 0) for name, value in results.items()]
@@ -212,6 +229,11 @@ class MLflow(Logger):
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
+
+
+def _on_white(png: bytes) -> Image.Image:
+    drawn = Image.open(BytesIO(png)).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
 
 
 def _milliseconds() -> int:

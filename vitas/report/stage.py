@@ -177,6 +177,17 @@ class Report:
         if self._is_main:
             self._log_by(step, lambda logger: logger.text(name, step, markdown))
 
+    def picture(self, name: str, step: int, svg: str) -> None:
+        """A drawing, for loggers that show pictures; none where the package that draws it is not installed."""
+        if not self._is_main or not self._wanted:
+            return
+        try:
+            from vl_convert import svg_to_png
+        except ImportError:
+            return
+        png = svg_to_png(svg, scale=2)
+        self._log_by(step, lambda logger: logger.picture(name, step, png))
+
     def epoch_ended(self, epoch: int) -> None:
         """So many epochs of a training are done, and their numbers reported."""
         self._tell(lambda each: each.epoch_ended(epoch, self._newest))
