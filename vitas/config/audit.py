@@ -55,7 +55,7 @@ def audit_images(config: RunConfig, stage: str) -> Iterator[str]:
         images = count_images(folder, section.data.part, section.batch_size)
         if images < section.batch_size:
             yield (
-                f"{stage}.batch_size: found {section.batch_size:,}, more than the {images:,} train images of {folder!r}; "
+                f"{stage}.batch_size: found {section.batch_size:,}, more than the {images:,} images of {folder!r}; "
                 "an epoch would have no step"
             )
 
