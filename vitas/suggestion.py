@@ -93,11 +93,11 @@ class Suggestion:
     yaml: str
 
 
-def suggest(found: Survey, save_path: str, file: str, gpus: int, cores: int) -> Suggestion:
+def suggest(found: Survey, save_path: str, file: str, gpus: int) -> Suggestion:
     """A YAML for images.
 
-    file: what it will be named, for its comments. gpus, cores: of the machine that it is for. Raises `UserError` for
-    too few images.
+    file: what it will be named, for its comments. gpus: of the machine that it is for. Raises `UserError` for too few
+    images.
     """
     train = found.images["train"]
     held_out = "val" not in found.parts
@@ -116,7 +116,7 @@ def suggest(found: Survey, save_path: str, file: str, gpus: int, cores: int) -> 
     batch = _batch_size(trained, scale.batch)
     search_epochs = round(min(max(scale.seen / trained, scale.epochs[0]), scale.epochs[1]))
     epochs = (search_epochs, min(2 * search_epochs, 300))
-    text = _Writer(found, save_path, file, size, scale, space, relative, budget, batch, epochs, gpus, cores).text()
+    text = _Writer(found, save_path, file, size, scale, space, relative, budget, batch, epochs, gpus).text()
     return Suggestion(size, len(found.classes), scale.name, budget, epochs, batch, text)
 
 
@@ -148,7 +148,6 @@ class _Writer:
     batch: int
     epochs: tuple[int, int]
     gpus: int
-    cores: int
 
     def text(self) -> str:
         return "\n".join([*self._head(), *self._model(), *self._stages(), ""])
@@ -211,10 +210,9 @@ class _Writer:
         found, budget = self.found, self.budget
         train = str(found.parts["train"])
         held_out = "val" not in found.parts
-        workers = max(1, min(8, self.cores - 1 if not self.gpus else self.cores // self.gpus))
         holdout = f", holdout: {HOLDOUT}" if held_out else ""
         few = f"crop_fraction: {1.0 if self.size <= 64 else 0.875}"
-        search_data, retrain_data = self._training_data(train, workers, held_out)
+        search_data, retrain_data = self._training_data(train, held_out)
         val = str(found.parts.get("val", train))
         recipe = [
             f"  batch_size: {self.batch}   # of all processes together",
@@ -240,8 +238,9 @@ class _Writer:
         ]
         if held_out:
             lines.append(f"  # There is no val folder: the same {HOLDOUT:.0%} of each class is held out of training.")
+        val_data = f"{{data_dir: {_quoted(val)}, {few}{holdout}}}"
         lines += [
-            f"  data: {{data_dir: {_quoted(val)}, workers: {workers}, {few}{holdout}}}",
+            f"  data: {val_data}",
             f"  # Multiply-adds of an image: shares of the widest network's. Here {budget.low:,} to {budget.high:,}.",
             "  # A narrow range, so that no network wins by being larger. vitas space shows what others hold.",
             f"  budget: {{minimum: {self.relative.minimum}, maximum: {self.relative.maximum}, convention: true}}",
@@ -254,6 +253,7 @@ class _Writer:
             "retrain:   # train the best of them from scratch",
             "  flag: true",
             *retrain_data,
+            f"  val: {val_data}   # measured on after each epoch; best_ckpt is the best epoch",
             "  architecture: best   # or subnet_2, vitas_b, a text: vitas describe SAVE_PATH shows what was found",
             f"  epochs: {self.epochs[1]}",
             *recipe_of(self.epochs[1]),
@@ -268,12 +268,12 @@ class _Writer:
             )
         where = str(test or val)
         same = holdout if test is None else ""
-        lines += ["  flag: true", f"  data: {{data_dir: {_quoted(where)}, workers: {workers}, {few}{same}}}"]
+        lines += ["  flag: true", f"  data: {{data_dir: {_quoted(where)}, {few}{same}}}"]
         return lines
 
-    def _training_data(self, train: str, workers: int, held_out: bool) -> tuple[list[str], list[str]]:
+    def _training_data(self, train: str, held_out: bool) -> tuple[list[str], list[str]]:
         """The data sections of search and retrain."""
-        start = ["  data:", f"    data_dir: {_quoted(train)}", f"    workers: {workers}   # processes that read images"]
+        start = ["  data:", f"    data_dir: {_quoted(train)}"]
         if held_out:
             start.append(f"    holdout: {HOLDOUT}   # of each class; sample reads these")
         if not self.scale.is_gentle:

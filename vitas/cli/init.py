@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
@@ -61,8 +60,7 @@ def init(
     found = survey(folder)
     here = count_gpus() if gpus is None else gpus
     named = folder.resolve().name or "run"
-    cores = len(os.sched_getaffinity(0))
-    chosen = suggest(found, save_path or f"runs/{named}", shlex.quote(str(output)), here, cores)
+    chosen = suggest(found, save_path or f"runs/{named}", shlex.quote(str(output)), here)
     _write(output, chosen.yaml, overwrite)
     counted = ", ".join(f"{count:,} {part}" for part, count in found.images.items())
     print(
