@@ -21,7 +21,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file of one of `names()`, whose `.yaml` and folder may be left out, in any case.
+    """The file of one of `names()`, whose `.yaml` and folder may be left out; capitals do not matter.
 
     Raises `UserError`, with near names, for others.
     """
@@ -31,6 +31,8 @@ def find(name: str) -> Path:
     fits = [each for path, each in by_path.items() if path == wanted] or [
         each for path, each in by_path.items() if path.rpartition("/")[2] == wanted
     ]
+    # A run begins with the search: of files of one name, that of the search is meant.
+    fits = [each for each in fits if each.startswith("search/")] or fits
     if len(fits) != 1:
         near = fits or [by_path[path] for path in get_close_matches(wanted, by_path, n=3, cutoff=0.6)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
