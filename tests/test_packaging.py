@@ -160,7 +160,7 @@ def package_of(requirement: str) -> str:
 
 
 # Where the name that is imported is not the package's.
-PACKAGES = {"sklearn": "scikit-learn"}
+PACKAGES = {"sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
 
 
 def test_every_extra_that_a_text_names_exists():
