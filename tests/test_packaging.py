@@ -86,7 +86,10 @@ def run_installed(bin_folder: Path, folder: Path, *command: str) -> str:
 
 def test_a_wheel_holds_every_configuration_once_and_says_that_it_has_types(wheel):
     held = zipfile.ZipFile(wheel).namelist()
-    assert sorted(name for name in held if name.endswith(".yaml")) == [f"vitas/configs/{name}" for name in CONFIGS]
+    assert sorted(name for name in held if name.endswith(".yaml")) == [
+        "vitas/config/meanings.yaml",
+        *(f"vitas/configs/{name}" for name in CONFIGS),
+    ]
     assert "vitas/py.typed" in held
     assert {name.split("/")[0].split("-")[0] for name in held} == {"vitas", "search", "retrain", "inference"}
 

@@ -292,7 +292,10 @@ def test_the_scripts_that_people_type(slurm, make_run, undisturbed):
     assert Path(f"{save_path}.out").read_text().count("4 process(es)") == 2
     assert (save_path / "search" / "architectures.yaml").exists()
 
-    for script, stage, more in (("retrain", "retrain", ["retrain.epochs=3"]), ("inference", "test", ["test.end=3"])):
+    for script, stage, more in (
+        ("retrain", "retrain", ["retrain.epochs=3", "test.end=3"]),
+        ("inference", "test", ["test.end=3"]),
+    ):
         done = slurm.run(f"script/{script}.sh", "-N1", "--ntasks-per-node=1", "--gres=gpu:1", "-c1", config,
                          f"save_path={save_path}", *more, cwd=REPOSITORY)  # fmt: skip
         assert "Slurm" in done.stderr

@@ -21,6 +21,7 @@ from vitas.asvit.scores import Scores
 from vitas.catalog import read_found
 from vitas.distributed import World
 from vitas.errors import UserError
+from vitas.journal import Journal
 from vitas.report import Report
 from vitas.slurm.signals import Interrupted
 
@@ -241,7 +242,7 @@ def test_scores_of_other_images_are_refused(asvit, formula, digits):
 def test_a_record_says_what_was_scored_and_how(asvit, formula):
     config = configuration.load(asvit())
     search(config, World())
-    record = json.loads(config.folder.topologies.read_text().splitlines()[1])
+    record = Journal(config.folder.topologies).lines[1]
     assert set(record) == {"architecture", "initialisation", "length_distortion", "ntk_condition"}
 
 

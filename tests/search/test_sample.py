@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.in_budget import InBudget
+from vitas.journal import Journal
 from vitas.report import Report
 from vitas.slurm import signals
 
@@ -32,7 +34,13 @@ SHALLOW = "sample.budget={minimum: 100_000, maximum: 300_000}"
 
 
 def journal(config) -> list[dict]:
-    return [json.loads(line) for line in config.folder.population.read_text().splitlines()][1:]
+    return Journal(config.folder.population).lines[1:]
+
+
+def rewrite(path: Path, records: list[dict]) -> None:
+    """A journal anew, of other records."""
+    path.unlink()
+    Journal(path).append(*records)
 
 
 def found(config) -> list[dict]:
@@ -78,9 +86,8 @@ def test_a_damaged_supernet_is_passed_over_for_the_one_before_and_named(path) ->
 
 
 def test_scores_of_another_supernet_are_refused(evolved) -> None:
-    lines = evolved.folder.population.read_text().splitlines()
-    origin = json.loads(lines[0]) | {"supernet": "another"}
-    evolved.folder.population.write_text("\n".join([json.dumps(origin), *lines[1:]]) + "\n")
+    origin, *scores = Journal(evolved.folder.population).lines
+    rewrite(evolved.folder.population, [origin | {"supernet": "another"}, *scores])
     with pytest.raises(UserError, match=r"population\.jsonl.*supernet"):
         sample(evolved, World())
 
@@ -96,20 +103,19 @@ def test_scores_on_other_images_are_refused_and_on_moved_ones_kept(evolved, path
 
 
 def test_a_journal_of_an_earlier_version_says_nothing_of_its_set_of_images(evolved) -> None:
-    lines = evolved.folder.population.read_text().splitlines()
-    origin = json.loads(lines[0])
+    origin, *scores = Journal(evolved.folder.population).lines
     del origin["set of images"]
-    evolved.folder.population.write_text("\n".join([json.dumps(origin), *lines[1:]]) + "\n")
+    rewrite(evolved.folder.population, [origin, *scores])
     before = evolved.folder.population.read_bytes()
     sample(evolved, World())
     assert evolved.folder.population.read_bytes() == before
 
 
 def test_a_journal_of_an_earlier_version_goes_on_without_losses(evolved, path) -> None:
-    lines = [json.loads(line) for line in evolved.folder.population.read_text().splitlines()]
+    lines = Journal(evolved.folder.population).lines
     for line in lines:
         line.pop("loss", None)
-    evolved.folder.population.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewrite(evolved.folder.population, lines)
     before = found(evolved)
     sample(evolved, World())
     assert found(evolved) == [{key: value for key, value in entry.items() if key != "loss"} for entry in before]

@@ -363,8 +363,8 @@ def test_a_stages_end_writes_the_page_and_if_that_fails_it_is_one_line_in_the_lo
     (tmp_path / "run" / "report.html").rmdir()
     run_stage()
     found = Parts((tmp_path / "run" / "report.html").read_text())
-    assert found.figures == ["seen-costs", "seen-depths"]
-    assert len(list((tmp_path / "run" / "report").glob("*.png"))) == 2
+    assert found.figures == ["search-loss", "search-lr", "seen-costs", "seen-depths"]
+    assert len(list((tmp_path / "run" / "report").glob("*.png"))) == 4
     assert "the page is not written" in found.text
 
 
