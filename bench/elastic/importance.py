@@ -77,9 +77,8 @@ def main() -> None:
                     for line in journal.lines
                     if (line["score"], line["budget"], line["epochs"]) == (score, budget, epochs)
                 ]
-                cells.append(
-                    f"{np.mean(found):.2f} ± {np.std(found, ddof=1):.2f}" if len(found) > 1 else f"{found[0]:.2f}"
-                )
+                spread = f" ± {np.std(found, ddof=1):.2f}" if len(found) > 1 else ""
+                cells.append(f"{np.mean(found):.2f}{spread}" if found else "")
             print(f"| {score} | {epochs} | " + " | ".join(cells) + " |")
 
 
