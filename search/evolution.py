@@ -43,6 +43,14 @@ class Hypervolume:
         self._front = together[NonDominatedSorting().do(together, only_non_dominated_front=True)]
         return self._value()
 
+    @property
+    def front(self) -> np.ndarray:
+        """The objectives of the front [points, objectives], in their own units."""
+        if self._front is None or self._range is None:
+            return np.zeros((0, 0))
+        found: np.ndarray = self._front * self._range + self._best
+        return found
+
     def _value(self) -> float:
         return 0.0 if self._front is None else float(HV(ref_point=np.ones(self._front.shape[1]))(self._front))
 

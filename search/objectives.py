@@ -38,6 +38,10 @@ class Objective:
         values = np.where(np.isfinite(values), values, -WORST if self.more_is_better else WORST)
         return self.best - values if self.more_is_better else values
 
+    def quantities(self, minimised: np.ndarray) -> np.ndarray:
+        """The quantities [candidates] of values that were minimised."""
+        return self.best - minimised if self.more_is_better else minimised
+
 
 OBJECTIVES = {
     "error": Objective("top1", "100 minus top-1, in percent", is_score=True, more_is_better=True, best=100.0),

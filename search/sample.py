@@ -35,6 +35,7 @@ from vitas.errors import UserError
 from vitas.files import write_text
 from vitas.in_budget import InBudget
 from vitas.report import Report, shown_path
+from vitas.report_page.figure import BLUE, SCHEMA, Spec, quantitative, values
 from vitas.seeds import stream_seed
 
 
@@ -82,6 +83,7 @@ def sample(config: RunConfig, world: World) -> None:
             outside = budget.distance(cost)
             inside = outside == 0
             fitting = [a for a, fits in zip(architectures, inside, strict=True) if fits]
+            known_before = len(scorer.known)
             scores = scorer.score(fitting, generation)
             if not scorer.count:
                 raise UserError(
@@ -99,6 +101,10 @@ def sample(config: RunConfig, world: World) -> None:
             prescreen.learn(genomes[inside], scorer.objective.minimised(quantities)[inside])
             so_far.add(fitting, scorer, minimised[inside])
             _report_generation(generation, settings.generations, so_far, quantities["top1"][inside], report, update)
+            # Of a replay of what is known, the last alone: a restart must not wait for pictures.
+            is_new = len(scorer.known) > known_before or generation == settings.generations
+            if so_far.front is not None and is_new:
+                report.figure("evolution/front", generation, _front_figure(so_far.front, settings.objectives))
 
     found = _found(config, scorer, meter, latency)
     if not found:
@@ -208,6 +214,11 @@ class _SoFar:
     def scored(self) -> int:
         return len(self._seen)
 
+    @property
+    def front(self) -> np.ndarray | None:
+        """The objectives of the front [points, objectives], which are minimised; None with a single objective."""
+        return self._hypervolume.front if self._hypervolume else None
+
     def add(self, architectures: Iterable[Architecture], scorer: SupernetScorer, objectives: np.ndarray) -> None:
         """The architectures of a generation inside the budget, and their objectives [n, objectives]."""
         # Those that a race left behind have no score that compares with the others.
@@ -234,6 +245,24 @@ def _report_generation(
     # A generation may have no children in the budget, and one objective no volume.
     known = {name: float(value) for name, value in values.items() if value is not None and not np.isnan(value)}
     report.scalars(generation, {f"evolution/{name}": value for name, value in known.items()})
+
+
+def _front_figure(front: np.ndarray, objectives: Sequence[str]) -> Spec:
+    """The front by its first two objectives, as a Vega-Lite specification."""
+    first, second = (OBJECTIVES[name] for name in objectives[:2])
+    shown = np.stack([each.quantities(front[:, i]) for i, each in enumerate((first, second))], axis=1)
+    rows = [{first.quantity: y, second.quantity: x} for y, x in shown.tolist()]
+    return {
+        "$schema": SCHEMA,
+        "data": values(rows),
+        "width": 420,
+        "height": 300,
+        "mark": {"type": "line", "point": True, "interpolate": "step-after", "color": BLUE},
+        "encoding": {
+            "x": quantitative(second.quantity, second.quantity),
+            "y": quantitative(first.quantity, first.quantity),
+        },
+    }
 
 
 def _convention(budget: Budget) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import shutil
+import time
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from search.evolution import Hypervolume
-from search.sample import sample
+from search.sample import _front_figure, sample
 from search.search import search
 from vitas import config as configuration
 from vitas.config import RunConfig
@@ -71,6 +73,27 @@ def test_several_objectives_have_a_hypervolume_that_never_falls(trained) -> None
     assert len(values) == 4
     assert values == sorted(values)
     assert 0 <= values[0] <= 1
+
+
+def test_the_front_is_drawn_as_it_grows_and_of_a_replay_its_end(trained) -> None:
+    pytest.importorskip("vl_convert")
+    config = trained("sample.objectives=[loss, macs]", "sample.generations=2")
+    sample(config, World())
+
+    def drawn() -> list[int]:
+        events = EventAccumulator(str(config.folder.events("sample")), size_guidance={"images": 0})
+        events.Reload()
+        return [event.step for event in events.Images("evolution/front")]
+
+    assert drawn() == [0, 1, 2]
+    time.sleep(1.1)
+    sample(config, World())
+    assert drawn() == [2]
+
+
+def test_a_front_is_drawn_in_the_units_of_its_quantities() -> None:
+    spec = _front_figure(np.array([[10.0, 300.0], [20.0, 100.0]]), ["error", "macs"])
+    assert spec["data"]["values"] == [{"top1": 90.0, "macs": 300.0}, {"top1": 80.0, "macs": 100.0}]
 
 
 def test_the_hypervolume_is_measured_from_the_worst_to_the_best_of_what_came_first() -> None:

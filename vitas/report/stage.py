@@ -179,13 +179,20 @@ class Report:
 
     def picture(self, name: str, step: int, svg: str) -> None:
         """A drawing, for loggers that show pictures; none where the package that draws it is not installed."""
+        self._draw(name, step, lambda drawing: drawing.svg_to_png(svg, scale=2))
+
+    def figure(self, name: str, step: int, specification: Mapping[str, Any]) -> None:
+        """A figure by its Vega-Lite specification, for the same loggers."""
+        self._draw(name, step, lambda drawing: drawing.vegalite_to_png(specification, scale=2))
+
+    def _draw(self, name: str, step: int, draw: Callable[[Any], bytes]) -> None:
         if not self._is_main or not self._wanted:
             return
         try:
-            from vl_convert import svg_to_png
+            import vl_convert
         except ImportError:
             return
-        png = svg_to_png(svg, scale=2)
+        png = draw(vl_convert)
         self._log_by(step, lambda logger: logger.picture(name, step, png))
 
     def epoch_ended(self, epoch: int) -> None:
