@@ -125,21 +125,23 @@ def check(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
     yield from _check_class_names(config)
     yield from _check_parts(config)
     if config.sample is not None and "sample" in flagged and isinstance(config.search, Search):
-        common = _trained_on(config.search.data, config.sample.data)
-        if common is not None:
-            yield (
-                f"sample.data.data_dir: found {config.sample.data.data_dir!r}, whose {common} is among the images of "
-                f"search.data.data_dir, {config.search.data.data_dir!r}; scores on images that the supernet was "
-                "trained on rank nothing: choose others, or hold a share of them out (holdout, in both sections)"
-            )
+        why = "scores on images that the supernet was trained on rank nothing"
+        yield from _check_apart(("search.data", config.search.data), ("sample.data", config.sample.data), why)
     if config.retrain is not None and config.retrain.val is not None and "retrain" in flagged:
-        common = _trained_on(config.retrain.data, config.retrain.val)
-        if common is not None:
-            yield (
-                f"retrain.val.data_dir: found {config.retrain.val.data_dir!r}, whose {common} is among the images of "
-                f"retrain.data.data_dir, {config.retrain.data.data_dir!r}; what is trained on tells nothing of other "
-                "images: choose others, or hold a share of them out (holdout, in both sections)"
-            )
+        why = "what is trained on tells nothing of other images"
+        yield from _check_apart(("retrain.data", config.retrain.data), ("retrain.val", config.retrain.val), why)
+
+
+def _check_apart(training: tuple[str, TrainingData], evaluation: tuple[str, EvaluationData], why: str) -> Iterator[str]:
+    """A line where images that are measured on are trained on. Each section comes with its key."""
+    (training_key, trained), (key, measured) = training, evaluation
+    common = _trained_on(trained, measured)
+    if common is not None:
+        yield (
+            f"{key}.data_dir: found {measured.data_dir!r}, whose {common} is among the images of "
+            f"{training_key}.data_dir, {trained.data_dir!r}; {why}: choose others, or hold a share of them out "
+            "(holdout, in both sections)"
+        )
 
 
 def doubts(config: RunConfig, stages: Sequence[str]) -> Iterator[str]:
