@@ -76,7 +76,9 @@ def retrain(config: RunConfig, world: World) -> None:
         return trained(images)
 
     criterion = Criterion(settings)
-    teacher = load_teacher(config, "retrain", report, world)
+    teacher = load_teacher(config, "retrain", world)
+    if teacher is not None:
+        report.line(f"learns from {settings.distillation.teacher}")
 
     def losses(images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
         with autocast(world.device, settings.amp):

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from search.adaptation import Adaptation
 from search.asvit.scoring import ntk_images
 from search.measured_speed import SECONDS
 from search.passes import Passes
 from search.predictor import ChoiceLosses
 from search.search import build_supernet
 from search.subnets import training_plan
+from vitas.architecture import Architecture
 from vitas.asvit.genotype import GenotypeSpace
 from vitas.asvit.scores import score_once
 from vitas.budget import CostModel, SpeedModel
-from vitas.config import AsvitSearch, RunConfig
+from vitas.config import AsvitSearch, RunConfig, Sample
 from vitas.data.folders import count_images
 from vitas.data.training import TrainingLoader
 from vitas.distributed import World
@@ -30,6 +32,7 @@ from vitas.evaluate import images_per_second
 from vitas.in_budget import InBudget
 from vitas.models import create_model
 from vitas.space_costs import draw
+from vitas.teacher import load_teacher
 
 # Random architectures whose speed is measured; the speeds of others follow from these.
 _MEASURED = 16
@@ -37,6 +40,8 @@ _MEASURED = 16
 _WARM_UP, _STEPS = 2, 6
 # A scored network comes with others of its wave; this many are measured.
 _SCORED = 4
+# Steps of a candidate's adaptation that are measured, of which there may be hundreds.
+_ADAPTED = 8
 
 
 def measure(config: RunConfig, draws: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -57,16 +62,32 @@ def measure(config: RunConfig, draws: int, say: Callable[[str], None]) -> dict[s
     # As the search has it: what it measures guides it where the budget is a speed.
     cost_model = speeds if config.sample is not None and config.sample.budget.is_speed else config.macs_model
     found["batch_size"] = _batch_size(config, world)
+    settings = config.sample
+    has_val_images = settings is not None and Path(settings.data.data_dir).is_dir()
+    per_pass = 0.0
+    if has_val_images:
+        say("scores")
+        per_pass = found["seconds_per_pass"] = _pass(config, cost_model, world)
     if config.search is not None and Path(config.search.data.data_dir).is_dir():
         say(f"{_WARM_UP + _STEPS} steps of the supernet's training")
         seconds, per_epoch = _step(config, cost_model, world)
         found["seconds_per_step"] = seconds
         found["seconds_of_search"] = seconds * per_epoch * config.search.epochs
-    if config.sample is not None and Path(config.sample.data.data_dir).is_dir():
-        say("scores")
-        found["seconds_per_score"] = _score(config, cost_model, world)
-        scores = config.sample.initial_population + config.sample.generations * config.sample.population
-        found["seconds_of_sample"] = found["seconds_per_score"] * scores
+        if panel := config.search.panel:
+            found["seconds_of_search"] += per_pass * panel.size * (config.search.epochs // panel.epochs)
+    if has_val_images:
+        adaptation = 0.0
+        if settings.adapt:
+            say("adaptation")
+            adaptation = found["seconds_per_adaptation"] = _adaptation(config, cost_model, world)
+        per_score = _score(settings, per_pass, adaptation)
+        scores = settings.initial_population + settings.generations * settings.population
+        found["seconds_per_score"] = per_score
+        found["seconds_of_sample"] = per_score * scores
+        if settings.finalists:
+            # Of a front, all are finalists; how many is not known before.
+            per_finalist = adaptation + per_pass * settings.finalists.images
+            found["seconds_of_sample"] += per_finalist * settings.finalists.count
     return found
 
 
@@ -93,11 +114,13 @@ def _speed_model(config: RunConfig, draws: int, world: World) -> SpeedModel:
 
 
 def _step(config: RunConfig, cost_model: CostModel, world: World) -> tuple[float, int]:
-    """The seconds of a step of the supernet's training, with its images but no teacher, and the steps of an epoch."""
+    """The seconds of a step of the supernet's training, with its images and its teacher, and the steps of an epoch."""
     settings, model = config.search, config.model
     plan, _ = training_plan(config, cost_model if config.sample is not None else None)
     supernet = build_supernet(config, world).train()
-    passes = Passes(supernet, plan, settings, None, ChoiceLosses(config.space, 1), world)
+    passes = Passes(
+        supernet, plan, settings, load_teacher(config, "search", world), ChoiceLosses(config.space, 1), world
+    )
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=0.0, fused=True)
     loader = TrainingLoader(
         settings.data, model.image_size, model.mean, model.std, settings.batch_size, world, config.seed,
@@ -121,16 +144,47 @@ def _step(config: RunConfig, cost_model: CostModel, world: World) -> tuple[float
     return (ends[-1] - ends[_WARM_UP - 1]) / _STEPS, loader.steps_per_epoch
 
 
-def _score(config: RunConfig, cost_model: CostModel, world: World) -> float:
-    """The seconds of a score: passes of a network of the budget over the val images."""
-    settings = config.sample
-    genomes = InBudget(cost_model, config.budget).draw(np.random.default_rng(0), _SCORED)
-    images = count_images(settings.data.data_dir, settings.data.part)
-    if settings.race is not None:
-        images *= settings.race.images + settings.race.keep
-    per_image = np.mean([1 / _speed(config.space.decode(genome), config, world) for genome in genomes])
-    # One network after another goes over all images, once for each side.
+def _of_budget(config: RunConfig, cost_model: CostModel, count: int) -> list[Architecture]:
+    """Architectures such as `sample` scores."""
+    genomes = InBudget(cost_model, config.budget).draw(np.random.default_rng(0), count)
+    return [config.space.decode(genome) for genome in genomes]
+
+
+def _pass(config: RunConfig, cost_model: CostModel, world: World) -> float:
+    """The seconds in which a network of the budget goes over all val images, once for each side."""
+    data = config.sample.data
+    images = count_images(data.data_dir, data.part)
+    per_image = np.mean([1 / _speed(each, config, world) for each in _of_budget(config, cost_model, _SCORED)])
     return float(per_image * images * len(build_supernet(config, World()).scheme.scoring_sides))
+
+
+def _score(settings: Sample, per_pass: float, adaptation: float) -> float:
+    """The seconds of a score: of its rungs, each of which the best of the one before reach."""
+    if settings.finalists:
+        per_pass *= 1 - settings.finalists.images
+    seconds, share = 0.0, 1.0
+    if settings.race:
+        seconds += per_pass * settings.race.images
+        share = settings.race.keep
+    seconds += per_pass * share
+    if settings.adapt:
+        seconds += (adaptation + per_pass) * share * settings.adapt.keep
+    return seconds
+
+
+def _adaptation(config: RunConfig, cost_model: CostModel, world: World) -> float:
+    """The seconds that a candidate trains before it is scored."""
+    steps = config.sample.adapt.steps
+    few = config.sample.adapt.model_copy(update={"steps": min(_ADAPTED, steps)})
+    shorter = config.model_copy(update={"sample": config.sample.model_copy(update={"adapt": few})})
+    adaptation = Adaptation(shorter, build_supernet(config, world), world)
+    # The first is a warm-up.
+    for architecture in _of_budget(config, cost_model, 2):
+        began = time.perf_counter()
+        adaptation.adapt(architecture)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.perf_counter() - began) * steps / few.steps
 
 
 def _of_topologies(config: RunConfig, search: AsvitSearch, world: World, say: Callable[[str], None]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from search.evolution import Evolution, Hypervolume
+from search.evolution import Evolution
 from search.latency import LatencyTable
 from search.measured_speed import SpeedMeter
 from search.objectives import OBJECTIVES
@@ -33,6 +33,7 @@ from vitas.distributed import World
 from vitas.drawing import to_svg
 from vitas.errors import UserError
 from vitas.files import write_text
+from vitas.hypervolume import Hypervolume
 from vitas.in_budget import InBudget
 from vitas.report import Report, shown_path
 from vitas.report_page.figure import BLUE, SCHEMA, Spec, quantitative, values

@@ -40,7 +40,9 @@ def search(config: RunConfig, world: World) -> None:
     supernet = build_supernet(config, world)
     if model.from_pretrained is not None and checkpoints.newest() is None:
         supernet.adopt(elastic.pretrained_network(config))
-    teacher = load_teacher(config, "search", report, world)
+    teacher = load_teacher(config, "search", world)
+    if teacher is not None:
+        report.line(f"learns from {settings.distillation.teacher}")
     loader = TrainingLoader.for_stage(settings, config, world, report)
     weights = sum(p.numel() for p in supernet.parameters())
     report.line(

@@ -17,7 +17,7 @@ PROGRAMS = ("search", "retrain", "inference")
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
     ("errors", "costs", "seeds", "watchdog"),
-    ("config_section", "intervals"),
+    ("config_section", "intervals", "hypervolume"),
     (
         "architecture",
         "bounds",

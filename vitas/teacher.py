@@ -19,7 +19,6 @@ from vitas.elastic import pretrained_network
 from vitas.errors import UserError
 from vitas.models import create_model
 from vitas.pretrained import Images, load_pretrained
-from vitas.report import Report
 
 # The teacher that `search` trains itself: the largest subnet of a step.
 LARGEST = "largest"
@@ -27,7 +26,7 @@ LARGEST = "largest"
 PRETRAINED = "pretrained"
 
 
-def load_teacher(config: RunConfig, stage: str, report: Report, world: World) -> Callable[[Tensor], Tensor] | None:
+def load_teacher(config: RunConfig, stage: str, world: World) -> Callable[[Tensor], Tensor] | None:
     """The teacher of a stage's `distillation`: normalised images [B, 3, H, W] of the run -> its logits [B, classes].
 
     None if the stage has no teacher, or one that it trains itself. A model of
@@ -44,7 +43,6 @@ def load_teacher(config: RunConfig, stage: str, report: Report, world: World) ->
         network = _find(distillation.teacher, config)
     except UserError as error:
         raise UserError(f"{stage}.distillation.teacher: {error}") from None
-    report.line(f"learns from {distillation.teacher}")
     model, device = config.model, world.device
     network.to(device).eval().requires_grad_(False)
     given = getattr(network, "pretrained_cfg", {})

@@ -11,7 +11,6 @@ from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
 from vitas.distributed import World
 from vitas.errors import UserError
-from vitas.report import Report
 from vitas.teacher import load_teacher
 from vitas.train import Criterion
 
@@ -29,7 +28,7 @@ def student(path, teacher, *overrides: str):
 
 
 def teacher_of(config):
-    return load_teacher(config, "retrain", Report("retrain", config.folder, World()), World())
+    return load_teacher(config, "retrain", World())
 
 
 def criterion_of(path, *overrides: str) -> Criterion:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from search.evolution import Hypervolume
 from search.sample import _front_figure, sample
 from search.search import search
 from vitas import config as configuration
@@ -94,16 +93,6 @@ def test_the_front_is_drawn_as_it_grows_and_of_a_replay_its_end(trained) -> None
 def test_a_front_is_drawn_in_the_units_of_its_quantities() -> None:
     spec = _front_figure(np.array([[10.0, 300.0], [20.0, 100.0]]), ["error", "macs"])
     assert spec["data"]["values"] == [{"top1": 90.0, "macs": 300.0}, {"top1": 80.0, "macs": 100.0}]
-
-
-def test_the_hypervolume_is_measured_from_the_worst_to_the_best_of_what_came_first() -> None:
-    volume = Hypervolume()
-    assert volume.add(np.empty((0, 2))) == 0
-    assert volume.add(np.array([[10.0, 300.0], [20.0, 100.0]])) == 0
-    # In the middle of both: a quarter; beyond the best in one objective: more.
-    assert volume.add(np.array([[15.0, 200.0]])) == pytest.approx(0.25)
-    assert volume.add(np.array([[5.0, 200.0]])) == pytest.approx(0.75)
-    assert volume.add(np.array([[30.0, 400.0]])) == pytest.approx(0.75)
 
 
 def test_a_run_of_before_is_resumed_without_its_numbers(evolved) -> None:

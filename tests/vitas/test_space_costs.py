@@ -74,6 +74,12 @@ def test_a_run_without_a_space_is_refused(vitas, make_config):
     assert "model.space: is missing" in err
 
 
+@pytest.fixture
+def short_measurements(monkeypatch):
+    """What is measured is looked at for a moment: how long a network takes is not the question here."""
+    monkeypatch.setattr("search.cost.SECONDS", 0.02)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -82,7 +88,7 @@ def test_a_run_without_a_space_is_refused(vitas, make_config):
         ("sample.budget={minimum: 10, maximum: 1000000, convention: images_per_second, batch_size: 2}",),
     ],
 )
-def test_what_a_search_takes_is_measured_by_its_own_steps(make_config, tmp_path, overrides):
+def test_what_a_search_takes_is_measured_by_its_own_steps(make_config, tmp_path, overrides, short_measurements):
     loaded = config.load(make_config(), overrides)
     told = []
     found = load(MEASURE_COST)(loaded, 50, told.append)
@@ -93,6 +99,26 @@ def test_what_a_search_takes_is_measured_by_its_own_steps(make_config, tmp_path,
     assert found["seconds_of_sample"] == pytest.approx(found["seconds_per_score"] * 14)
     assert len(told) == 3
     assert not (tmp_path / "run").exists(), "nothing is written"
+
+
+def test_all_that_a_search_does_is_in_its_time(make_config, short_measurements):
+    """The panel in training; races, adaptation and finalists in sampling: each score is of parts of the val images."""
+    overrides = [
+        "search.panel={size: 40, epochs: 1}",
+        "sample.race={images: 0.5, keep: 0.5}",
+        "sample.adapt={steps: 20, keep: 0.5, batch_size: 16}",
+        "sample.finalists={count: 10, images: 0.2}",
+    ]
+    found = load(MEASURE_COST)(config.load(make_config(), overrides), 50, lambda what: None)
+    one, adapting = found["seconds_per_pass"], found["seconds_per_adaptation"]
+    assert one > 0 < adapting
+    # Two epochs, and 40 subnets in each.
+    assert found["seconds_of_search"] == pytest.approx(found["seconds_per_step"] * 2 * (1078 // 64) + 80 * one)
+    # On four fifths of the images: half of them in the race, which half win; a half of these are adapted.
+    scored = 0.8 * one
+    assert found["seconds_per_score"] == pytest.approx(0.5 * scored + 0.5 * scored + 0.25 * (adapting + scored))
+    last = 10 * (adapting + 0.2 * one)
+    assert found["seconds_of_sample"] == pytest.approx(14 * found["seconds_per_score"] + last)
 
 
 def test_costs_do_not_depend_on_the_call(make_config):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+
+import numpy as np
 
 from vitas.architecture import Architecture, Block
 from vitas.catalog import PUBLISHED_ACCURACY, zoo
 from vitas.errors import UserError
+from vitas.hypervolume import Hypervolume
 from vitas.intervals import Accuracy
 from vitas.report_page.figure import BLUE, GREY, ORANGE, RED, Figure, Spec, curve, layered, quantitative, values
 from vitas.report_page.read import RunRecord, Scored, thinned
@@ -249,26 +251,12 @@ def _steps(rows: list[Spec]) -> list[Spec]:
 
 
 def hypervolume(scored: Sequence[Scored], cost: Callable[[Scored], float]) -> list[tuple[int, float]]:
-    """The share of the box of cost and top-1 that the front covers, after so many scores.
-
-    The box reaches from the cheapest to the dearest, and from the median of the first generation to the best of all
-    scores: 1 would be a subnet as cheap as the cheapest and as good as the best.
-    """
-    costs, tops = [cost(s) for s in scored], [s.top1 for s in scored]
-    start = median(s.top1 for s in scored if s.generation == scored[0].generation)
-    wide, tall = max(costs) - min(costs), max(tops) - start
-    if not wide or tall <= 0:
-        return []
-    points = [((cost(s) - min(costs)) / wide, (s.top1 - start) / tall) for s in scored]
-    found: list[tuple[int, float]] = []
-    steps: list[tuple[float, float]] = []
-    for number, (x, y) in enumerate(points, 1):
-        if y > 0 and not any(at <= x and above >= y for at, above in steps):
-            steps = sorted([step for step in steps if not (x <= step[0] and y >= step[1])] + [(x, y)])
-            ends = [at for at, _ in steps[1:]] + [1.0]
-            volume = sum((end - at) * above for (at, above), end in zip(steps, ends, strict=True))
-            found.append((number, volume))
-    return [*found, (len(points), found[-1][1])] if found else []
+    """How many were scored after each generation, and the hypervolume of cost and top-1 up to there."""
+    volume, found = Hypervolume(), []
+    for generation in sorted({s.generation for s in scored}):
+        objectives = [(cost(s), -s.top1) for s in scored if s.generation == generation]
+        found.append((sum(s.generation <= generation for s in scored), volume.add(np.array(objectives))))
+    return found
 
 
 def hypervolume_so_far(view: SearchView) -> Figure | None:
@@ -276,20 +264,12 @@ def hypervolume_so_far(view: SearchView) -> Figure | None:
     if len(points) < 2:
         return None
     rows = [{"evaluations": n, "y": round(volume, 4), "series": "hypervolume"} for n, volume in points]
-    spec = curve(
-        rows,
-        "evaluations",
-        "subnets scored",
-        "hypervolume",
-        height=220,
-        interpolate="step-after",
-        y_scale={"domainMax": 1},
-    )
+    spec = curve(rows, "evaluations", "subnets scored", "hypervolume", height=220, interpolate="step-after")
     return Figure(
         "hypervolume",
         "How the front grew",
-        "The share that the front covers of the box between the lowest and the highest cost, and between the median of "
-        "the first generation and the best score. A search that has found all there is stays level.",
+        "How much the front of cost and top-1 dominates: 1 is one subnet as cheap as the cheapest and as good as the "
+        "best of the first generation. A search that has found all there is stays level.",
         spec,
         half=True,
     )
