@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.images import normalize
 from vitas.distributed import World, gather
 from vitas.evaluate import autocast
-from vitas.models import VisionTransformer
+from vitas.models import StagedTransformer, VisionTransformer
 from vitas.models.attention_maps import attention_maps
 from vitas.predictions import TOP, WORST, Predictions
 
@@ -34,7 +34,12 @@ class PredictionsRecorder:
         self._parts.append((labels, top, probabilities, losses, ranks))
 
     def predictions(
-        self, network: nn.Module, images: EvaluationSet, amp: bool, about: Mapping[str, Any], world: World
+        self,
+        network: VisionTransformer | StagedTransformer,
+        images: EvaluationSet,
+        amp: bool,
+        about: Mapping[str, Any],
+        world: World,
     ) -> Predictions:
         """What the network said of all ranks' images, on every rank. images: this rank's share, which it was given."""
         columns = [torch.cat(part).cpu().numpy() for part in zip(*self._parts, strict=True)]
@@ -67,10 +72,10 @@ class PredictionsRecorder:
         )
 
     @staticmethod
-    def _attention(network: nn.Module, images: EvaluationSet, pixels: np.ndarray, amp: bool) -> np.ndarray:
-        """The attention maps of pictures [w, H, W, 3]; none for a network of another kind."""
-        if not isinstance(network, VisionTransformer):
-            return np.zeros((0, 0, 0))
+    def _attention(
+        network: VisionTransformer | StagedTransformer, images: EvaluationSet, pixels: np.ndarray, amp: bool
+    ) -> np.ndarray:
+        """The attention maps of pictures [w, H, W, 3]."""
         device = images.mean.device
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
         with autocast(device, amp):

@@ -108,10 +108,10 @@ class TransformerStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x_BRRD: Tensor) -> Tensor:
-        x_BWND = _windows(x_BRRD, self.split)
+        x_BWND = windows_of_image(x_BRRD, self.split)
         for block in self.blocks:
             x_BWND = block(x_BWND)
-        x_BRRD = _image(x_BWND, self.split)
+        x_BRRD = image_of_windows(x_BWND, self.split)
         return x_BRRD if self.downsample is None else self.downsample(x_BRRD)
 
 
@@ -196,14 +196,14 @@ def _padding(kernel: int, stride: int) -> tuple[int, int]:
     return (kernel - stride) // 2, (kernel - stride + 1) // 2
 
 
-def _windows(x_BRRD: Tensor, split: int) -> Tensor:
+def windows_of_image(x_BRRD: Tensor, split: int) -> Tensor:
     """[B, R, R, D] -> [B, split^2, (R / split)^2, D]"""
     parts = x_BRRD.unflatten(2, (split, -1)).unflatten(1, (split, -1))
     return parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def _image(x_BWND: Tensor, split: int) -> Tensor:
-    """[B, split^2, N, D] -> [B, R, R, D], the inverse of `_windows`."""
+def image_of_windows(x_BWND: Tensor, split: int) -> Tensor:
+    """[B, split^2, N, D] -> [B, R, R, D], the inverse of `windows_of_image`."""
     side = round(x_BWND.shape[2] ** 0.5)
     parts = x_BWND.unflatten(2, (side, side)).unflatten(1, (split, split))
     return parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -207,8 +207,6 @@ def _sections(page: Page, run: RunRecord, prefix: str) -> Iterator[tuple[str, st
             told = paragraph(f"By the loss of their right class{looked}.", "faint")
             html += f"<h3>The images it got most wrong</h3>{told}"
             html += f'<div class="pictures">{pictures}</div>'
-            if not looked:
-                html += quiet("No attention maps: the network's attention is within windows.")
         else:
             html += paragraph("Every test image was got right.")
         yield "mistakes", "Mistakes", html
