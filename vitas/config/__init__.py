@@ -15,28 +15,13 @@ from pydantic import ValidationError
 
 from vitas.config.audit import audit, missing_checkpoint
 from vitas.config.checks import check, check_token_phases, doubts
-from vitas.config.run_config import (
-    ALLOWED_CHANGES,
-    Adapt,
-    AsvitSearch,
-    Distillation,
-    Finalists,
-    Growth,
-    Importance,
-    Model,
-    NotFinite,
-    Panel,
-    Prescreen,
-    Race,
-    Retrain,
-    RunConfig,
-    Sample,
-    Search,
-    Subnets,
-    Test,
-    TokenPhase,
-    Training,
-)
+from vitas.config.model import Importance, Model
+from vitas.config.retrain import Retrain, TokenPhase
+from vitas.config.run_config import RunConfig
+from vitas.config.sample import Adapt, Finalists, Prescreen, Race, Sample
+from vitas.config.search import AsvitSearch, Growth, Panel, Search, Subnets
+from vitas.config.test import Test
+from vitas.config.training import ALLOWED_CHANGES, Distillation, NotFinite, Training
 from vitas.config_section import explain, without_faults
 from vitas.errors import UserError, require_one_line
 from vitas.packaged import CLUSTER

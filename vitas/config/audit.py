@@ -11,7 +11,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Training
+from vitas.config.retrain import Retrain
+from vitas.config.run_config import RunConfig
+from vitas.config.search import AsvitSearch
+from vitas.config.training import Training
 from vitas.data.folders import count_images, small_classes
 from vitas.run import STAGES
 

@@ -15,7 +15,11 @@ from vitas.architecture import Architecture, check_patch_size
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.catalog import BEST, AnyArchitecture
 from vitas.config.audit import audit, audit_images
-from vitas.config.run_config import AsvitSearch, Retrain, RunConfig, Sample, Search, TokenPhase, Training
+from vitas.config.retrain import Retrain, TokenPhase
+from vitas.config.run_config import RunConfig
+from vitas.config.sample import Sample
+from vitas.config.search import AsvitSearch, Search
+from vitas.config.training import Training
 from vitas.data.folders import EvaluationData, TrainingData, check_image_folder, class_names, common_image
 from vitas.elastic_space import Shares
 from vitas.errors import UserError

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vitas.budget import Budget
-from vitas.config import run_config as sections
-from vitas.config.run_config import RunConfig, Training
+from vitas.config.model import Importance, Model
+from vitas.config.retrain import Retrain, TokenPhase
+from vitas.config.run_config import RunConfig
+from vitas.config.sample import Adapt, Finalists, Prescreen, Race, Sample
+from vitas.config.search import AsvitSearch, Growth, Panel, Search, Subnets
+from vitas.config.test import Test
+from vitas.config.training import Distillation, NotFinite, Training
 from vitas.config_section import defaults_of, fields_of, is_section, sections_in
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation
 from vitas.elastic_space import Shares
@@ -42,30 +47,30 @@ class Table:
 # By their headings.
 TABLES = {
     "Top level": Table(RunConfig),
-    "`model`": Table(sections.Model),
+    "`model`": Table(Model),
     "`model.space`": Table(SearchSpace),
     "`model.space` of a pretrained network": Table(Shares),
-    "`model.importance`": Table(sections.Importance),
+    "`model.importance`": Table(Importance),
     "`search` and `retrain`: the recipe": Table(Training),
-    "`not_finite`": Table(sections.NotFinite),
-    "`distillation`": Table(sections.Distillation),
-    "`search` only": Table(sections.Search, Training),
-    "`search.subnets`": Table(sections.Subnets),
-    "`search.panel`": Table(sections.Panel),
-    "`search` with `method: asvit`": Table(sections.AsvitSearch),
-    "`search.growth`": Table(sections.Growth),
-    "`retrain` only": Table(sections.Retrain, Training),
-    "`retrain.tokens`": Table(sections.TokenPhase),
+    "`not_finite`": Table(NotFinite),
+    "`distillation`": Table(Distillation),
+    "`search` only": Table(Search, Training),
+    "`search.subnets`": Table(Subnets),
+    "`search.panel`": Table(Panel),
+    "`search` with `method: asvit`": Table(AsvitSearch),
+    "`search.growth`": Table(Growth),
+    "`retrain` only": Table(Retrain, Training),
+    "`retrain.tokens`": Table(TokenPhase),
     "Data of `search` and `retrain`": Table(TrainingData),
     "`augmentation`": Table(Augmentation, None, {"retrain": Augmentation, "search": WeakAugmentation}),
-    "`sample`": Table(sections.Sample),
-    "`sample.race`": Table(sections.Race),
-    "`sample.adapt`": Table(sections.Adapt),
-    "`sample.finalists`": Table(sections.Finalists),
-    "`sample.prescreen`": Table(sections.Prescreen),
+    "`sample`": Table(Sample),
+    "`sample.race`": Table(Race),
+    "`sample.adapt`": Table(Adapt),
+    "`sample.finalists`": Table(Finalists),
+    "`sample.prescreen`": Table(Prescreen),
     "`sample.budget`": Table(Budget),
     "Data of `sample` and `test`": Table(EvaluationData),
-    "`test`": Table(sections.Test),
+    "`test`": Table(Test),
 }
 
 
