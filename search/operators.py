@@ -132,14 +132,15 @@ class DropKnown(DuplicateElimination):
 
     def do(self, pop, *args, return_indices=False, to_itself=True):
         # pymoo gives the children that it has already beside the population.
-        seen = self._known.union(*(self._keys(other.get("X")) for other in args if len(other)))
+        seen = {key for other in args if len(other) for key in self._keys(other.get("X"))}
         new = []
         for i, key in enumerate(self._keys(pop.get("X"))):
-            if key not in seen:
+            if key not in seen and key not in self._known:
                 seen.add(key)
                 new.append(i)
         return pop[np.array(new, dtype=int)]
 
     @staticmethod
     def _keys(genomes: np.ndarray) -> list[bytes]:
-        return [genome.tobytes() for genome in genomes.astype(np.int64)]
+        # Small: there is one for every architecture that was ever given out.
+        return [genome.tobytes() for genome in genomes.astype(np.int32)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -53,6 +54,12 @@ class Block:
                 f"qkv_dim {self.qkv_dim} does not split into q, k and v for {self.heads} heads: "
                 f"it must be a multiple of {3 * self.heads}"
             )
+
+    @classmethod
+    @lru_cache(maxsize=2**16)
+    def of(cls, heads: int, qkv_dim: int, mlp_dim: int) -> Block:
+        """One object for all equal blocks: a search holds 100,000 architectures, of few kinds of block."""
+        return cls(heads, qkv_dim, mlp_dim)
 
     @property
     def is_identity(self) -> bool:
@@ -208,7 +215,7 @@ class Architecture:
                 raise UserError(
                     f"architecture {text!r}: {part!r} repeats its block {repeat} times; it must be at least 1"
                 )
-            block = IDENTITY if identity else Block(int(heads), int(qkv_dim), int(mlp_dim))
+            block = IDENTITY if identity else Block.of(int(heads), int(qkv_dim), int(mlp_dim))
             check_block_count(len(blocks) + int(repeat or 1))
             blocks += [block] * int(repeat or 1)
         return cls(int(head[2]), int(head[3]), tuple(blocks), head[4], _PREFIXES[head[1]])

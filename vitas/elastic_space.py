@@ -273,7 +273,7 @@ class ElasticSpace:
         one = self.columns(genes)
         dims = self.dims(one)
         blocks = tuple(
-            Block(int(dims.heads[0, i]), 3 * int(dims.attention[0, i]), int(dims.mlp[0, i]))
+            Block.of(int(dims.heads[0, i]), 3 * int(dims.attention[0, i]), int(dims.mlp[0, i]))
             for i in np.flatnonzero(one.active[0])
         )
         return Architecture(self.patch_sizes[0], self.embed_dims[one.embed[0]], blocks, self.classifier, "vit")

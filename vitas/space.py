@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from operator import index
 from typing import Annotated, ClassVar, Literal, SupportsIndex, TypeAlias, TypeVar
@@ -112,7 +113,7 @@ class SearchSpace:
                     )
 
     def _dims(self, maximum: int) -> tuple[int, ...]:
-        return tuple(round(maximum * ratio) for ratio in self.widths)
+        return _scaled(maximum, self.widths)
 
     @property
     def embed_dims(self) -> tuple[int, ...]:
@@ -236,7 +237,7 @@ class SearchSpace:
                 raise UserError(f"gene {i} of the genome is {gene}; it must be from 0 to {limit - 1}")
         one = self.columns(genes)
         blocks = tuple(
-            Block(self.heads[choice], self.qkv_dims[qkv], self.mlp_dims[mlp]) if active else IDENTITY
+            Block.of(self.heads[choice], self.qkv_dims[qkv], self.mlp_dims[mlp]) if active else IDENTITY
             for choice, qkv, mlp, active in zip(one.choice[0], one.qkv[0], one.mlp[0], one.active[0], strict=True)
         )
         return Architecture(self.patch_sizes[one.patch[0]], self.embed_dims[one.embed[0]], blocks, self.classifier)
@@ -382,7 +383,8 @@ class SearchSpace:
         # Leaving a block out is above.
         values = [len(self.heads) if 1 <= g <= self.depth and not self.shared_blocks else counts[g] for g in genes]
         gene = np.repeat(genes, values)
-        value = np.concatenate([np.arange(number) for number in values])
+        # Of each gene 0, 1, 2, ...
+        value = np.arange(len(gene)) - np.repeat(np.cumsum(values) - values, values)
         gene, value = gene[value != genome[gene]], value[value != genome[gene]]
         replaced = np.repeat(genome[None], len(gene), axis=0)
         replaced[np.arange(len(gene)), gene] = value
@@ -509,3 +511,9 @@ def ascending(name: str, values: Sequence[Value]) -> tuple[Value, ...]:
     if not found or not rising or not all(math.isfinite(v) for v in found) or found[0] <= 0:
         raise UserError(f"{name}: found {list(found)}; it must be a list of ascending numbers above 0")
     return found
+
+
+@cache
+def _scaled(maximum: int, widths: tuple[float, ...]) -> tuple[int, ...]:
+    """The dims of all width ratios; asked for with every genome that is looked at."""
+    return tuple(round(maximum * ratio) for ratio in widths)
