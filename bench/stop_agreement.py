@@ -16,7 +16,7 @@ import time
 import torch
 
 from vitas import distributed
-from vitas.distributed import World, average_, barrier
+from vitas.distributed import World, barrier, sum_
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ class Work:
 
     def step(self) -> None:
         self._multiply()
-        average_([self._gradients], self._world)
+        sum_(self._gradients, self._world)
 
     def _multiply(self) -> None:
         for _ in range(self._repeat):

@@ -11,9 +11,10 @@ from torch import Tensor
 from search.predictor import ChoiceLosses
 from search.subnets import TrainingPlan
 from vitas.config import Search
-from vitas.distributed import World, average_
+from vitas.distributed import World
 from vitas.evaluate import autocast
 from vitas.models import SuperNet
+from vitas.reduction import Reduction
 from vitas.teacher import LARGEST
 from vitas.train import Criterion
 
@@ -39,6 +40,7 @@ class Passes:
         self._from_largest = settings.distillation is not None and settings.distillation.teacher == LARGEST
         self._parts = _parts_of_rank(settings.batch_size, settings.subnets.parts, world)
         self._choice_losses = choice_losses
+        self._reduction = Reduction(supernet.parameters(), world) if world.size > 1 else None
         # Of the last step: this rank's share of each subnet's mean loss [parts][subnets].
         self._losses: list[Tensor] = []
 
@@ -47,10 +49,16 @@ class Passes:
         sides = self._supernet.scheme.training_sides(step)
         groups = self._plan.at(step)
         self._losses = [torch.zeros(len(subnets), device=images.device) for subnets in groups]
+        if self._reduction:
+            of_rank = [s for part, subnets in zip(self._parts, groups, strict=True) if _holds(part) for s in subnets]
+            self._reduction.begin(
+                self._supernet.slices_in_use([subnet for subnets in groups for subnet in subnets], sides),
+                (self._supernet.parameters_in_use(subnet, sides) for subnet in of_rank),
+            )
         for kept, part, subnets in zip(self._losses, self._parts, groups, strict=True):
-            own_images, own_targets = images[part], targets[part]
-            if not len(own_images):
+            if not _holds(part):
                 continue
+            own_images, own_targets = images[part], targets[part]
             share = len(own_images) / len(images)
             with autocast(self._world.device, self._amp):
                 taught = self._teacher(own_images) if self._teacher else None
@@ -65,12 +73,10 @@ class Passes:
                     taught = logits.detach()
 
     def after_backward(self, step: int) -> None:
-        """Average gradients and losses over the ranks, and record the losses."""
+        """Wait until gradients and losses are averaged over the ranks, and record the losses."""
         groups = self._plan.at(step)
-        if self._world.size > 1:
-            sides = self._supernet.scheme.training_sides(step)
-            gradients = self._supernet.gradients_in_use([subnet for group in groups for subnet in group], sides)
-            average_([*gradients, *self._losses], self._world)
+        if self._reduction:
+            self._reduction.finish(self._losses)
         for genomes, losses in zip(self._plan.genomes(step), self._losses, strict=True):
             for i in self._plan.random_ones(len(genomes)):
                 # Each part is that share of the batch.
@@ -82,3 +88,8 @@ def _parts_of_rank(batch_size: int, parts: int, world: World) -> list[slice]:
     own = world.share(batch_size)
     ends = [batch_size * i // parts - own.start for i in range(parts + 1)]
     return [slice(*pair) for pair in pairwise(min(max(end, 0), own.stop - own.start) for end in ends)]
+
+
+def _holds(part: slice) -> bool:
+    """Whether there are images in a part."""
+    return bool(part.stop > part.start)

@@ -14,6 +14,7 @@ from tests.conftest import largest
 from vitas import SearchSpace, SuperNet, distributed
 from vitas import config as configuration
 from vitas.data.evaluation import EvaluationSet
+from vitas.reduction import Reduction
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -76,9 +77,23 @@ def test_gradients_are_averaged_over_nccl(monkeypatch) -> None:
     try:
         # A world that says two but holds one rank: the sum is this rank's own, and the average half of it.
         world = distributed.World(rank=0, size=2, device=torch.device("cuda"))
-        whole = torch.ones(4, 4, device="cuda")
-        distributed.average_([whole[:2, :3]], world)
-        assert whole[:2, :3].eq(0.5).all()
-        assert whole.sum() == 16 - 6 + 3
+        space = SearchSpace((8,), 32, 2, (2,), 96, 64, (0.5, 1.0))
+        supernet = SuperNet(space, 10, 16, "bilateral").cuda()
+        subnet, sides = space.decode([0, 0, 0, 1, 0, 1, 0, 1]), ("left", "right")
+        images = torch.randn(2, 3, 16, 16, device="cuda")
+
+        def train() -> list[torch.Tensor]:
+            supernet.zero_grad()
+            sum(supernet(images, subnet, side) for side in sides).square().sum().backward()
+            return [p.grad.clone() for p in supernet.parameters() if p.grad is not None]
+
+        expected = train()
+        averaged = Reduction(supernet.parameters(), world, 1)
+        averaged.begin(supernet.slices_in_use([subnet], sides), [supernet.parameters_in_use(subnet, sides)])
+        train()
+        averaged.finish([])
+        found = [p.grad for p in supernet.parameters() if p.grad is not None]
+        for gradient, whole in zip(found, expected, strict=True):
+            torch.testing.assert_close(gradient, whole / 2)
     finally:
         dist.destroy_process_group()

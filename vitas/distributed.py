@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -170,21 +169,6 @@ def cores() -> int:
         return min(usable, int(queries.number_in("SLURM_CPUS_PER_TASK") or 1))
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, usable // int(ranks)) if ranks.isdigit() and int(ranks) else usable
-
-
-def average_(tensors: Sequence[Tensor], world: World) -> None:
-    """Average tensors over the ranks, in place and in one collective.
-
-    They may be strided views: they are copied into one flat buffer, so only
-    their own elements are sent.
-    """
-    if world.size == 1 or not tensors:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= world.size
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
 
 def sum_(values: Tensor, world: World) -> Tensor:

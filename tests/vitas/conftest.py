@@ -41,6 +41,11 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
+def supernet_space(tiny_spaces):
+    return tiny_spaces["identity"]
+
+
+@pytest.fixture(scope="session")
 def asvit_arrays(reference) -> dict[str, np.ndarray]:
     """Weights, images, outputs and scores of the released As-ViT."""
     with np.load(reference / "asvit_tiny.npz") as file:

@@ -59,7 +59,6 @@ def test_streams_of_other_seeds_names_and_steps_differ():
 
 def test_the_collectives_of_a_world_of_one_change_nothing():
     world, values, item = World(), torch.arange(3.0), {"a": 1}
-    distributed.average_([values], world)
     assert distributed.sum_(values, world) is values
     assert values.tolist() == [0, 1, 2]
     assert distributed.gather(item, world) == [item]

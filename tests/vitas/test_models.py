@@ -137,11 +137,6 @@ def test_an_unknown_name_is_refused_with_near_ones_or_all(name, hint):
 
 
 @pytest.fixture(scope="module")
-def supernet_space(tiny_spaces):
-    return tiny_spaces["identity"]
-
-
-@pytest.fixture(scope="module")
 def members(supernet_space, all_architectures):
     """All 144 networks of one patch size."""
     return all_architectures(replace(supernet_space, patch_sizes=(8,)))
@@ -207,9 +202,8 @@ def test_a_subnets_gradients_touch_its_parts_alone(shared_network, supernet_spac
     supernet, side = shared_network
     architecture = supernet_space.decode([1, 1, 2, 0, 0, 1, 0, 0])
     supernet(random_images(2, 16), architecture, side).square().sum().backward()
-    for part in supernet.parts(architecture, side).values():
-        for gradient in part.gradients():
-            gradient.zero_()
+    for each in supernet.slices_in_use([architecture], (side,)):
+        each.gradient().zero_()
     assert all(p.grad is None or not p.grad.any() for p in supernet.parameters())
 
 
@@ -329,7 +323,7 @@ def test_an_architecture_is_checked_against_its_space_once_however_many_passes_i
     for architecture in (one, other):
         for side in supernet.scheme.training_sides(0):
             supernet(images, architecture, side).sum().backward()
-        supernet.gradients_in_use([architecture], supernet.scheme.training_sides(0))
+        supernet.slices_in_use([architecture], supernet.scheme.training_sides(0))
         supernet.extract(architecture)
     assert encoded == [one, other]
 
@@ -339,48 +333,3 @@ def test_an_architecture_outside_the_space_is_refused_every_time(encoded):
     for _ in range(2):
         with pytest.raises(UserError, match="embedding dim 20"):
             supernet.parts(Architecture.parse("p14-e20-token-h2q96m64"))
-
-
-@pytest.mark.parametrize(("sharing", "step"), [("bilateral", 0), ("ordinal", 0), ("cyclic", 0), ("cyclic", 27)])
-def test_gradients_in_use_are_views_of_what_a_step_trains_and_no_more(supernet_space, sharing, step):
-    supernet = randomise(SuperNet(supernet_space, 10, 16, sharing))
-    architecture = supernet_space.decode([1, 1, 2, 0, 0, 1, 0, 0])
-    sides = supernet.scheme.training_sides(step)
-    sum(supernet(random_images(2, 16), architecture, side) for side in sides).square().sum().backward()
-    for side in sides:
-        views = supernet.gradients_in_use([architecture], (side,))
-        assert sum(view.numel() for view in views) == architecture.parameters(16, 10)
-    for view in supernet.gradients_in_use([architecture], sides):
-        view.zero_()
-    assert all(p.grad is None or not p.grad.any() for p in supernet.parameters())
-
-
-def places(views: list[torch.Tensor]) -> list[tuple]:
-    return [(view.data_ptr(), view.shape, view.stride()) for view in views]
-
-
-def test_gradients_in_use_list_a_view_that_several_sides_share_once(supernet_space):
-    supernet, images = randomise(SuperNet(supernet_space, 10, 16, "bilateral")), random_images(2, 16)
-    widest = largest(supernet_space)
-    # Narrow in all but the MLP of its first block, which both sides use whole; the classifier's bias has no side.
-    narrow = Architecture.parse("p8-e16-token-h2q48m64-id")
-    for architecture in (widest, narrow):
-        sum(supernet(images, architecture, side) for side in ("left", "right")).sum().backward()
-    parts = len(supernet.parts(widest))
-    assert len(supernet.gradients_in_use([widest], ("left", "right"))) == parts
-    parts = len(supernet.parts(narrow))
-    shared = {"head.bias", "blocks.0.mlp.fc1.bias"}
-    views = supernet.gradients_in_use([narrow], ("left", "right"))
-    assert len(views) == len(set(places(views))) == 2 * parts - len(shared)
-    assert set(places(supernet.gradients_in_use([narrow], ("left",)))) <= set(places(views))
-    # What lies in a wider part is not listed again.
-    inner = Architecture.parse(f"p{widest.patch_size}-e16-token-h{widest.blocks[0].heads}q48m64-id")
-    both = supernet.gradients_in_use([inner, widest], ("left", "right"))
-    assert sorted(places(both)) == sorted(places(supernet.gradients_in_use([widest], ("left",))))
-
-
-def test_gradients_that_another_rank_trained_are_zeros_here(supernet_space):
-    supernet = SuperNet(supernet_space, 10, 16, "ordinal")
-    views = supernet.gradients_in_use([largest(supernet_space)], ("left",))
-    assert sum(view.numel() for view in views) == largest(supernet_space).parameters(16, 10)
-    assert not any(view.any() for view in views)

@@ -25,6 +25,7 @@ from vitas.architecture import Architecture, Block, check_patch_size
 from vitas.config import RunConfig
 from vitas.elastic_space import AnySpace, ElasticSpace
 from vitas.errors import UserError
+from vitas.models.slices import Box, Slice, disjoint
 from vitas.models.vision_transformer import (
     BLOCK_NORM_EPS,
     LAST_NORM_EPS,
@@ -58,22 +59,16 @@ class Part(NamedTuple):
                 tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
         return tensor
 
-    def lies_in(self, other: Part) -> bool:
-        """Whether a part of the same parameter holds all of this one; False may also mean that it is not obvious."""
-
-        def holds(outer: Channels | None, inner: Channels | None) -> bool:
-            if outer is None or inner is None:
-                return outer is None
-            return all(any(a <= start and stop <= b for a, b in outer) for start, stop in inner)
-
-        return all(holds(outer, inner) for outer, inner in zip(other.channels, self.channels, strict=True))
-
-    def gradients(self) -> Iterator[Tensor]:
-        """Views of the parameter's gradient that together make up the part's; zeros where it has none yet."""
-        if self.parameter.grad is None:
-            self.parameter.grad = torch.zeros_like(self.parameter)
-        for index in product(*([None] if ranges is None else ranges for ranges in self.channels)):
-            yield self.parameter.grad[tuple(slice(None) if pair is None else slice(*pair) for pair in index)]
+    @property
+    def boxes(self) -> Iterator[Box]:
+        """Where it lies, along the dimensions that are cut."""
+        return product(
+            *(
+                ((0, size),) if ranges is None else ranges
+                # Dimensions that are never cut come last, and have no channels.
+                for ranges, size in zip(self.channels, self.parameter.shape, strict=False)
+            )
+        )
 
 
 class SuperNet(nn.Module):
@@ -192,25 +187,24 @@ class SuperNet(nn.Module):
         yield from _layer_parts("norm", self.norm, embed)
         yield from _layer_parts("head", self.head, None, embed)
 
-    def gradients_in_use(self, architectures: Iterable[Architecture], sides: Iterable[Side]) -> list[Tensor]:
-        """Views of the gradients of subnets after passes with `sides`, the same on all ranks.
+    def parameters_in_use(self, architecture: Architecture, sides: Iterable[Side]) -> set[nn.Parameter]:
+        """The parameters that get gradients from a subnet's passes with `sides`."""
+        return {part.parameter for side in sides for part in self.parts(architecture, side).values()}
 
-        A gradient that this rank has not, because other ranks trained that
-        subnet, becomes zeros. Parts that lie in another part appear once, in
-        that.
+    def slices_in_use(self, architectures: Iterable[Architecture], sides: Iterable[Side]) -> list[Slice]:
+        """The slices that get gradients from the passes of subnets with `sides`, each place of a parameter once.
+
+        Those that a backward pass reaches first come first. The same list on all ranks, whatever each of them trains.
         """
         sides = tuple(sides)
-        of_parameter: dict[int, dict[tuple[Channels | None, ...], Part]] = {}
+        boxes: dict[nn.Parameter, set[Box]] = {}
         for architecture in dict.fromkeys(architectures):
             for side in sides:
                 for part in self.parts(architecture, side).values():
-                    of_parameter.setdefault(id(part.parameter), {})[part.channels] = part
-        views: list[Tensor] = []
-        for parts in of_parameter.values():
-            for part in parts.values():
-                if not any(part.lies_in(other) for other in parts.values() if other is not part):
-                    views += part.gradients()
-        return views
+                    boxes.setdefault(part.parameter, set()).update(part.boxes)
+        return [
+            Slice(parameter, box) for parameter, used in reversed(boxes.items()) for box in disjoint(frozenset(used))
+        ]
 
     @torch.no_grad()
     def adopt(self, network: VisionTransformer) -> None:
