@@ -8,8 +8,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
@@ -153,6 +153,20 @@ def no_room(error: OSError, path: Path, written: int = 0) -> UserError:
         f"{path} cannot be written{so_far} ({reason}); what was there before is whole. {remedy}, and run the same "
         "command again: it resumes"
     )
+
+
+@contextmanager
+def naming_what_has_no_room(root: Path) -> Iterator[None]:
+    """Within it an `OSError` for want of room, whatever was being made, becomes the `UserError` of `no_room`.
+
+    root: named where the error names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise no_room(error, Path(error.filename) if error.filename else root) from None
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from vitas import config as configuration
 from vitas import watchdog
 from vitas.config import RunConfig
 from vitas.errors import MISTAKE, UserError, print_any_name
-from vitas.files import guard_writes, remove_leftovers, write_text
+from vitas.files import guard_writes, naming_what_has_no_room, remove_leftovers, write_text
 from vitas.next_step import next_step
 from vitas.report_page.refresh import PageRefresh
 from vitas.run import STAGES, stages_of
@@ -90,7 +90,7 @@ def _run(program: str, config: RunConfig, flagged: list[str], given: Sequence[st
         _exit(1, f"error: {error}")
     lock = None
     try:
-        with ending_workers():
+        with ending_workers(), naming_what_has_no_room(config.folder.root):
             lock = _take_lock(program, config, world, given)
             _watch(program, config, world)
             page = PageRefresh(config.folder.root) if world.is_main else None

@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import run_here
 from vitas.errors import UserError
 from vitas.files import remove_leftovers, write_atomically, write_folder, write_text
 
@@ -132,3 +134,25 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp
         write_folder(folder, files)
     assert tree(tmp_path) == {f"folder/{name}": content for name, content in before.items()}
     assert [path.name for path in tmp_path.iterdir()] == (["folder"] if before else [])
+
+
+@pytest.mark.parametrize("folder", ["", "search/log", "search/checkpoint"])
+def test_where_a_disk_becomes_read_only_a_stage_names_what_it_was_making(
+    tmp_path, make_config, monkeypatch, capsys, folder
+):
+    run, mkdir, is_read_only = tmp_path / "run", os.mkdir, False
+
+    def fail(path, *arguments, **options):
+        nonlocal is_read_only
+        is_read_only |= Path(path) == run / folder
+        if is_read_only and Path(path).is_relative_to(run):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    with pytest.raises(SystemExit) as ended:
+        run_here("search", make_config(), f"save_path={run}")
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "Read-only file system" in message
+    assert str(run / folder) in message

@@ -1,0 +1,42 @@
+"""Images per second of a subnet's scoring pass beside those of the dense network: the supernet's views cost nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .networks import BATCH, autocast, batch, subnets, supernet
+from .rounds import in_turn, ratio
+
+
+def measure(count: int = 4, rounds: int = 8) -> list[dict[str, Any]]:
+    images, _ = batch()
+    rows = []
+    for sharing in ("ordinal", "bilateral"):
+        shared = supernet(sharing).eval()
+        sides = shared.scheme.scoring_sides
+        ours, theirs = [], []
+        for architecture in subnets(count):
+            dense = [shared.extract(architecture, side) for side in sides]
+
+            @torch.inference_mode()
+            def of_supernet(shared=shared, sides=sides, architecture=architecture) -> None:
+                with autocast():
+                    for side in sides:
+                        shared(images, architecture, side)
+
+            @torch.inference_mode()
+            def of_dense(dense=dense) -> None:
+                with autocast():
+                    for network in dense:
+                        network(images)
+
+            seconds = in_turn({"ours": of_supernet, "theirs": of_dense}, rounds)
+            ours += seconds["ours"]
+            theirs += seconds["theirs"]
+        # Of speeds, so the other way round.
+        row = ratio(theirs, ours)
+        row["ms"], row["peer_ms"] = row["peer_ms"], row["ms"]
+        rows.append({"what": f"{sharing}, batch {BATCH}", **row})
+    return rows
