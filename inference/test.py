@@ -12,6 +12,7 @@ from torch import nn
 from inference.network import checkpoints_to_test, load_network
 from inference.predictions import PredictionsRecorder
 from vitas.checkpoint import CheckpointFolder, NoSuchFileError
+from vitas.compiled import compiled
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, gather, stop_requested
@@ -58,7 +59,8 @@ def test(config: RunConfig, world: World) -> None:
         network = (loaded.pop(path, None) or load_network(path, config)).to(world.device)
         architecture = network.architecture
         said = PredictionsRecorder()
-        score = evaluate(network, images, settings.batch_size, settings.amp, world, warm_up=True, each=said.add)
+        forward = compiled(network, "test.compile") if settings.compile else network
+        score = evaluate(forward, images, settings.batch_size, settings.amp, world, warm_up=True, each=said.add)
         row = {
             "checkpoint": str(path),
             "weights": settings.weights,

@@ -13,6 +13,7 @@ from retrain.token_schedule import TokenSchedule
 from vitas import checkpoint
 from vitas.catalog import AnyArchitecture
 from vitas.checkpoint import BEST, CheckpointFolder
+from vitas.compiled import compiled
 from vitas.config import RunConfig, check_token_phases
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.training import TrainingLoader
@@ -54,6 +55,7 @@ def retrain(config: RunConfig, world: World) -> None:
     if world.size > 1:
         trained = DistributedDataParallel(network, [world.device] if world.device.type == "cuda" else None)
         settle_buckets(trained, model.image_size, world.device)
+    forward_of = compiled(trained, "retrain.compile") if settings.compile else trained
     schedule = TokenSchedule.from_phases(settings.tokens, settings.epochs * loader.steps_per_epoch)
     macs = {r: architecture.macs(model.image_size, model.num_classes, reduce=r) for r in schedule.reductions}
     if settings.tokens:
@@ -73,7 +75,7 @@ def retrain(config: RunConfig, world: World) -> None:
                 f"from step {step:,} on {side} x {side} tokens: "
                 f"{macs[reduce]:,} MACs an image, {macs[reduce] * settings.batch_size:,} a step (forward)"
             )
-        return trained(images)
+        return forward_of(images)
 
     criterion = Criterion(settings)
     teacher = load_teacher(config, "retrain", world)

@@ -23,7 +23,7 @@ from vitas.report import Report
 _FREE_KEYS = {
     "flag", "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
     "data.bad_images", "panel", "panel.size", "panel.epochs", "panel.stop_at",
-    "val", "val_epochs", "patience", "allow_changes", "not_finite.in_a_row", "not_finite.returns",
+    "val", "val_epochs", "patience", "compile", "allow_changes", "not_finite.in_a_row", "not_finite.returns",
 }  # fmt: skip
 _FREE_SECTIONS = ("val.",)
 

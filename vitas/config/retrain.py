@@ -40,6 +40,7 @@ class Retrain(Training):
     val: images that the network is measured on while it trains; null is none. The best network is kept.
     val_epochs: epochs between two measurements; the last epoch has one too.
     patience: end the training after so many epochs without a better top-1 on them; null never does.
+    compile: let torch compile the network.
     """
 
     architecture: str | dict[str, Any] | None = None
@@ -50,6 +51,7 @@ class Retrain(Training):
     val: EvaluationData | None = None
     val_epochs: Positive = 1
     patience: Positive | None = None
+    compile: bool = False
 
     def tied_to_epochs(self, steps: int, per_epoch: int) -> str | None:
         tied = super().tied_to_epochs(steps, per_epoch)

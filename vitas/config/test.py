@@ -20,6 +20,7 @@ class Test(Section):
     from_supernet: measure `architecture` (by default the best) with the weights that the supernet has for it.
     start, end, strip: a range of epochs, both ends included, and its stride.
     wait: wait for epochs of the range that `retrain` has not written yet, instead of failing.
+    compile: let torch compile the networks.
     architecture: as in `retrain`; needed only if the checkpoint does not hold it.
     """
 
@@ -34,4 +35,5 @@ class Test(Section):
     end: Positive | None = None
     strip: Positive = 1
     wait: bool = False
+    compile: bool = False
     architecture: str | dict[str, Any] | None = None

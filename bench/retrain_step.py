@@ -1,0 +1,41 @@
+"""A training step of a found network beside one of timm's network of about the same MACs: ViTAS-C and DeiT-Ti.
+
+Forward, backward and the fused optimizer, for each multiply-add. The peer is timm's as it is, uncompiled; ours is
+measured uncompiled and compiled (`retrain.compile`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+
+from vitas import create_model
+from vitas.compiled import compiled
+
+from .networks import BATCH, IMAGE_SIZE, batch
+from .rounds import DEVICE, in_turn, ratio
+from .supernet_step import optimizer_of, step
+
+
+def measure(rounds: int = 10) -> list[dict[str, Any]]:
+    images, labels = batch()
+    peer = timm.create_model("deit_tiny_patch16_224", num_classes=1000).to(DEVICE).train()
+    ours = create_model("vitas_c", 1000, IMAGE_SIZE).to(DEVICE).train()
+    fast = compiled(ours, "retrain.compile")
+    seconds = in_turn(
+        {
+            "eager": step(lambda: ours(images), labels, optimizer_of(ours)),
+            "compiled": step(lambda: fast(images), labels, optimizer_of(ours)),
+            "peer": step(lambda: peer(images), labels, optimizer_of(peer)),
+        },
+        rounds,
+        warm_up=2,
+    )
+    macs = ours.architecture.macs(IMAGE_SIZE, 1000) / create_model("deit_tiny").architecture.macs(IMAGE_SIZE, 1000)
+    rows = []
+    for how in ("eager", "compiled"):
+        found = ratio([each / macs for each in seconds[how]], seconds["peer"])
+        goal = 0.75 if how == "compiled" and DEVICE.type == "cuda" else 0.85
+        rows.append({"what": f"ViTAS-C {how} over DeiT-Ti, batch {BATCH}", **found, "goal": goal})
+    return rows
