@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import product
 from typing import NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -162,16 +162,22 @@ class SuperNet(nn.Module):
         x_BND = layer_norm(x_BND, "norm", LAST_NORM_EPS[architecture.family])
         return linear(read_out(x_BND, architecture.classifier, architecture.prefix_tokens), "head")
 
-    def parts(self, architecture: Architecture, side: Side | None = None) -> dict[str, Part]:
+    def parts(self, architecture: Architecture, side: Side | None = None) -> Mapping[str, Part]:
         """The parts of the weights that a subnet uses, by their names in the dense network.
 
         q, k and v are three matrices here, and one in the dense network. Raises
         `UserError` for an architecture outside the space, or a side that the
         sharing scheme does not have.
         """
-        _require_member(self.space, architecture)
         side = self.scheme.scoring_sides[0] if side is None else side
-        return dict(self._parts(architecture, lambda width, maximum: self.scheme.channels(width, maximum, side)))
+        known = _PARTS.setdefault(self, {})
+        if (architecture, side) not in known:
+            self.space.encode(architecture)
+            if len(known) == _MOST_PARTS:
+                known.clear()
+            cut: Cut = lambda width, maximum: self.scheme.channels(width, maximum, side)  # noqa: E731
+            known[architecture, side] = dict(self._parts(architecture, cut))
+        return known[architecture, side]
 
     def _parts(self, architecture: Architecture, cut: Cut) -> Iterator[tuple[str, Part]]:
         embed = cut(architecture.embed_dim, self.space.embed_dims[-1])
@@ -307,7 +313,7 @@ def _layer_parts(name: str, layer: nn.Module, *channels: Channels | None) -> Ite
         yield f"{name}.{kind}", Part(getattr(layer, kind), cut)
 
 
-@lru_cache(maxsize=1024)
-def _require_member(space: AnySpace, architecture: Architecture) -> None:
-    """Raise `UserError` for an architecture outside the space. Cached, as each pass of a step asks."""
-    space.encode(architecture)
+# What a subnet uses, found once for the passes of a step, or of a score, and for what follows them. By network, and not
+# in it: a copy of a network has weights of its own.
+_PARTS: WeakKeyDictionary[SuperNet, dict[tuple[Architecture, Side], Mapping[str, Part]]] = WeakKeyDictionary()
+_MOST_PARTS = 64
