@@ -48,7 +48,5 @@ def test_where_torch_cannot_compile_the_key_is_named(network, monkeypatch):
         raise torch._dynamo.exc.TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", lambda module, **_: no_compiler)
-    with pytest.raises(
-        UserError, match=r"retrain\.compile: torch cannot compile .*No working C\+\+ .* to false"
-    ):
+    with pytest.raises(UserError, match=r"retrain\.compile: torch cannot compile .*No working C\+\+ .* to false"):
         compiled(network, "retrain.compile")(random_images(1, 16))
