@@ -50,4 +50,6 @@ def erase(images: Tensor, erased: Iterable[tuple[int, Erased]]) -> None:
     generator = torch.Generator(images.device)
     for index, at in erased:
         generator.manual_seed(at.seed)
-        images[index, :, at.top : at.top + at.height, at.left : at.left + at.width].normal_(generator=generator)
+        # Of its own, and then copied: on a CPU, filling a part of an image in place takes ten times as long.
+        noise = torch.randn(3, at.height, at.width, generator=generator, device=images.device)
+        images[index, :, at.top : at.top + at.height, at.left : at.left + at.width] = noise
