@@ -25,13 +25,13 @@ class Adaptation:
     """Trains copies of subnets for `sample.adapt.steps` steps, on the images of `search` and with its loss.
 
     All candidates see the same batches in the same order, which are decoded
-    once and kept in memory; so what differs between them is not luck.
+    once and kept in memory, as bytes; so what differs between them is not luck.
     """
 
     def __init__(self, config: RunConfig, supernet: SuperNet, world: World, report: Report | None = None) -> None:
         settings, model = config.sample.adapt, config.model
         self._settings, self._recipe, self._supernet, self._world = settings, config.search, supernet, world
-        loader = TrainingLoader(
+        self._loader = TrainingLoader(
             config.search.data,
             model.image_size,
             model.mean,
@@ -42,7 +42,7 @@ class Adaptation:
             stream_seed(config.seed, "adaptation"),
             report=report,
         )
-        self._batches = list(loader.batches(0, settings.steps))
+        self._batches = list(self._loader.bytes(0, settings.steps))
         self._criterion = Criterion(config.search.model_copy(update={"mixup": 0.0, "cutmix": 0.0}))
 
     def adapt(self, architecture: Architecture) -> list[nn.Module]:
@@ -55,14 +55,13 @@ class Adaptation:
             self._supernet.extract(architecture, side) for side in self._supernet.scheme.scoring_sides
         ).train()
         optimizer = torch.optim.AdamW(networks.parameters(), lr=self._settings.lr, weight_decay=0.0, fused=True)
-        for step, (images, labels) in enumerate(self._batches):
+        for step, (images, labels) in enumerate(self._loader.on_device(self._batches)):
             for group in optimizer.param_groups:
                 # Down to zero, so that the last steps settle.
                 group["lr"] = self._settings.lr * (1 - step / len(self._batches))
             with autocast(self._world.device, self._recipe.amp):
-                images = images.to(self._world.device, non_blocking=True)
                 logits: Tensor = sum(network(images) for network in networks)
-            loss = self._criterion(logits, labels.to(self._world.device, non_blocking=True))
+            loss = self._criterion(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             if self._recipe.clip_grad:

@@ -129,7 +129,6 @@ def _step(config: RunConfig, cost_model: CostModel, world: World) -> tuple[float
     steps = _WARM_UP + _STEPS
     ends = []
     for step, (images, labels) in enumerate(loader.batches(0, steps)):
-        images, labels = images.to(world.device), labels.to(world.device)
         targets = labels
         if settings.mixup or settings.cutmix:
             # What mixing takes is small; its targets are probabilities.

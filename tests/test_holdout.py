@@ -160,8 +160,8 @@ def test_a_network_may_be_trained_on_all_images_in_the_end_and_that_is_said(spli
 def opened(monkeypatch):
     """The parts in which folders were opened, in order."""
     parts = []
-    real = Part.of
-    monkeypatch.setattr(Part, "of", lambda part, *given: parts.append(part) or real(part, *given))
+    real = Part.indices
+    monkeypatch.setattr(Part, "indices", lambda part, *given: parts.append(part) or real(part, *given))
     return parts
 
 

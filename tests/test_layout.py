@@ -34,6 +34,8 @@ LAYERS = (
     (
         "data.census",
         "data.survey",
+        "data.cropping",
+        "data.image_list",
         "space",
         "asvit.genotype",
         "model_card",
@@ -43,7 +45,7 @@ LAYERS = (
         "slurm.signals",
         "slurm.lock",
     ),
-    ("elastic_space", "report"),
+    ("elastic_space", "report", "data.listings"),
     ("budget", "catalog", "released", "run_files"),
     ("drawing",),
     ("report_page",),

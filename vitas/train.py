@@ -149,8 +149,6 @@ def train(
             closing(loader.batches(start, total, draws)) as batches,
         ):
             for step, (images, labels) in enumerate(batches, start):
-                images = images.to(world.device, non_blocking=True)
-                labels = labels.to(world.device, non_blocking=True)
                 torch.manual_seed(stream_seed(draws, "network", step, world.rank))
                 if mixup:
                     np.random.seed(stream_seed(draws, "mixup", step) % 2**32)

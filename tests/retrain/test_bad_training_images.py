@@ -161,9 +161,9 @@ def test_bad_images_of_every_kind_end_neither_the_program_nor_its_workers(words,
         "import vitas.checkpoint as c\ndef broken(*_): raise RuntimeError('out of order')\n"
         "c.CheckpointFolder.save_epoch = broken",
         "import vitas.data.training as t\ndef broken(*_): raise RuntimeError('out of order')\n"
-        "t.AugmentedImages._next_good = broken",
+        "t.AugmentedImages._augmented = broken",
         "import os, vitas.data.training as t\ndef broken(*_): os.kill(os.getpid(), 9)\n"
-        "t.AugmentedImages._next_good = broken",
+        "t.AugmentedImages._augmented = broken",
     ],
     ids=["in the main process", "in a worker", "of a killed worker"],
 )
@@ -178,10 +178,10 @@ def test_after_an_exception_the_program_ends_with_its_traceback_and_no_process_l
 def test_a_worker_that_hangs_does_not_outlive_a_program_that_ends(words) -> None:
     """It ignores signals, and does not look whether it is still needed."""
     patch = (
-        "import time, torch.utils.data as d, vitas.data.training as t\nwhole = t.AugmentedImages._next_good\n"
-        "def broken(self, index):\n    if d.get_worker_info().id: time.sleep(1000)\n"
+        "import time, torch.utils.data as d, vitas.data.training as t\nwhole = t.AugmentedImages._augmented\n"
+        "def broken(self, *item):\n    if d.get_worker_info().id: time.sleep(1000)\n"
         "    raise RuntimeError('out of order')\n"
-        "t.AugmentedImages._next_good = broken"
+        "t.AugmentedImages._augmented = broken"
     )
     code, _, errors = run(with_patch(patch, words))
     assert code == 1

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from tests.vitas.conftest import assert_equal_batches
+from vitas.data.augmentation import training_transform
 from vitas.data.bad_images import BadImages
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData
 from vitas.data.images import draw_images, open_image_folder, spread_images
-from vitas.data.training import AugmentedImages, TrainingLoader, training_transform
+from vitas.data.training import AugmentedImages, TrainingLoader
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
@@ -78,19 +79,20 @@ def lines(report: Report) -> list[str]:
 
 
 def test_the_next_good_image_takes_a_bad_ones_place_with_its_label_and_the_bad_ones_augmentation(good, damaged):
-    transform = training_transform(Augmentation(), 16, MEAN, STD)
+    transform = training_transform(Augmentation(), 16, MEAN)
     for index in range(20):
         # The same draws, of an image that lies where the bad one lay.
         twin, by = paths_of(good)[index], REPLACED_BY.get(index, index)
         content = twin.read_bytes()
         twin.write_bytes(paths_of(good)[by].read_bytes())
-        [(expected, _, _)] = AugmentedImages(open_image_folder(str(good)), transform, 0).__getitems__([(1, index, 0)])
+        [expected] = AugmentedImages(open_image_folder(str(good)), transform, 0).__getitems__([(1, index, 0)])
         twin.write_bytes(content)
         augmented = AugmentedImages(open_image_folder(str(damaged)), transform, 0, most_bad=4)
-        [(image, label, bad)] = augmented.__getitems__([(1, index, 0)])
-        assert torch.equal(image, expected), index
-        assert label == by // 10
-        assert list(map(Path, bad)) == [paths_of(damaged)[i] for i in BAD if index <= i < by or i == index]
+        [item] = augmented.__getitems__([(1, index, 0)])
+        assert torch.equal(item.image, expected.image), index
+        assert item.erased == expected.erased
+        assert item.label == by // 10
+        assert list(map(Path, item.bad)) == [paths_of(damaged)[i] for i in BAD if index <= i < by or i == index]
 
 
 def test_batches_with_bad_images_depend_neither_on_workers_nor_on_ranks_nor_on_the_start(damaged):

@@ -15,11 +15,12 @@ from torchvision.datasets import ImageFolder
 
 from tests.vitas.conftest import assert_equal_batches
 from vitas import distributed
+from vitas.data.augmentation import posterize, training_transform
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.example_images import write_digits
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
 from vitas.data.images import decode, find_pictures, open_image_folder
-from vitas.data.training import AugmentedImages, TrainingLoader, posterize, training_transform
+from vitas.data.training import AugmentedImages, TrainingLoader
 from vitas.data.workers import number_of_workers
 from vitas.distributed import World
 from vitas.errors import UserError
@@ -104,8 +105,10 @@ def test_an_epoch_sees_every_image_at_most_once_and_the_next_one_in_another_orde
 
 def test_an_image_is_augmented_anew_each_epoch_and_under_each_seed(few_images):
     def augmented(seed: int, epoch: int) -> torch.Tensor:
-        transform = training_transform(Augmentation(), 16, MEAN, STD)
-        return AugmentedImages(open_image_folder(str(few_images)), transform, seed).__getitems__([(epoch, 7, 0)])[0][0]
+        transform = training_transform(Augmentation(), 16, MEAN)
+        return (
+            AugmentedImages(open_image_folder(str(few_images)), transform, seed).__getitems__([(epoch, 7, 0)])[0].image
+        )
 
     assert torch.equal(augmented(0, 0), augmented(0, 0))
     assert not torch.equal(augmented(0, 0), augmented(0, 1))

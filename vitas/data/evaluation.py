@@ -55,7 +55,7 @@ class EvaluationSet:
         report: of the stage, which names the bad images (see `BadImages`). Raises `UserError`, on all ranks, when too
             many are bad.
         """
-        folder = open_image_folder(settings.data_dir, settings.part)
+        folder = open_image_folder(settings.data_dir, settings.part, keep=world.is_main)
         samples, names = folder.samples, listing_digest(listing(folder.classes, folder.samples))
         bad = BadImages(settings.data_dir, len(samples), settings.bad_images, report)
         images, labels, paths, own = _decode(samples[world.share(len(samples))], settings, image_size)

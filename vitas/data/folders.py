@@ -105,12 +105,16 @@ class Part:
     held_out: bool = False
 
     def of(self, classes: Sequence[str], samples: Sequence[PathAndLabel]) -> list[PathAndLabel]:
-        """The samples of this part, in their order. classes: by label.
+        """The samples of this part, in their order. classes: by label. Raises the same as `indices`."""
+        return [samples[index] for index in self.indices(classes, samples)]
+
+    def indices(self, classes: Sequence[str], samples: Sequence[PathAndLabel]) -> Sequence[int]:
+        """Which of the samples are of this part, in order. classes: by label.
 
         Raises `UserError` for a class of one image, which cannot be in both parts.
         """
         if self.holdout is None:
-            return list(samples)
+            return range(len(samples))
         by_class: list[list[tuple[int, str, int]]] = [[] for _ in classes]
         for index, (path, label) in enumerate(samples):
             name = _name_in_class(path, classes[label])
@@ -123,7 +127,7 @@ class Part:
                     "add another, or leave the class out"
                 )
             held_out |= {index for _, _, index in sorted(places)[: self._held_out_of(len(places))]}
-        return [sample for index, sample in enumerate(samples) if (index in held_out) == self.held_out]
+        return [index for index in range(len(samples)) if (index in held_out) == self.held_out]
 
     def size(self, images: int) -> int:
         """How many of the images of a class are of this part."""

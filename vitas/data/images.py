@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from vitas.data.bad_images import BadImages
-from vitas.data.folders import BAD_IMAGES, Part
+from vitas.data.folders import BAD_IMAGES, IMAGE_ENDINGS, Part
+from vitas.data.image_list import ImageFolder
+from vitas.data.listings import open_listing
 from vitas.data.pictures import BadImage, read_image
 from vitas.data.workers import batches_of, number_of_workers
 from vitas.errors import UserError
@@ -29,18 +29,18 @@ from vitas.slurm import signals
 INTERPOLATION = InterpolationMode.BICUBIC
 
 
-def open_image_folder(data_dir: str, part: Part = Part()) -> ImageFolder:
-    """The images of a folder, or of a part of it, undecoded.
+def open_image_folder(data_dir: str, part: Part = Part(), keep: bool = True) -> ImageFolder:
+    """The images of a folder, or of a part of it, undecoded. keep: see `open_listing`.
 
     Raises `UserError` for a class without images, and for one of a single image where the folder is split.
     """
     try:
-        folder = ImageFolder(data_dir, loader=read_image)
-        folder.samples = folder.imgs = part.of(folder.classes, folder.samples)
-    except (FileNotFoundError, UserError) as error:
+        folder = open_listing(data_dir, keep)
+        if part.holdout is None:
+            return folder
+        return replace(folder, samples=folder.samples.take(part.indices(folder.classes, folder.samples)))
+    except UserError as error:
         raise UserError(f"data_dir {data_dir!r}: {error}") from None
-    folder.targets = [label for _, label in folder.samples]
-    return folder
 
 
 def evaluation_transform(image_size: int, crop_fraction: float) -> Compose:
@@ -55,7 +55,7 @@ def channels(values: Sequence[float], device: torch.device | str = "cpu") -> Ten
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Images uint8 [b, 3, H, W] -> the float input of networks; mean and std as `channels` returns them."""
-    return (images.float() / 255 - mean) / std
+    return (images.float() / 255).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def find_pictures(places: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
         unread: list[str] = []
         pictures = _below(place, unread) if place.is_dir() else [place]
         if not pictures and not unread:
-            unread = [f"found {str(place)!r}, which holds no image ({', '.join(IMG_EXTENSIONS)})"]
+            unread = [f"found {str(place)!r}, which holds no image ({', '.join(IMAGE_ENDINGS)})"]
         found |= dict.fromkeys(pictures)
         missing += unread
     return list(found), missing
@@ -96,7 +96,7 @@ def _below(folder: Path, unread: list[str]) -> list[Path]:
 
     walked = os.walk(folder, onerror=tell, followlinks=True)
     names = (Path(parent, name) for parent, _, files in walked for name in files)
-    return sorted(path for path in names if path.name.lower().endswith(IMG_EXTENSIONS))
+    return sorted(path for path in names if path.name.lower().endswith(IMAGE_ENDINGS))
 
 
 def decode(
@@ -168,9 +168,9 @@ def draw_images(
     # The first of every class, the second of every class, and so on.
     seen: Counter[int] = Counter()
     turns = []
-    for index in order:
-        seen[samples[index][1]] += 1
-        turns.append(seen[samples[index][1]])
+    for label in samples.labels[order].tolist():
+        seen[label] += 1
+        turns.append(seen[label])
     chosen = order[np.argsort(turns, kind="stable")][:count].tolist()
     bad = BadImages(data_dir, len(samples), bad_images, report)
     return _decode_chosen(samples, chosen, image_size, crop_fraction, workers, bad)
@@ -190,7 +190,7 @@ def _decode_chosen(
     for batch in decode(paths, image_size, crop_fraction, 64, workers, stage=True):
         bad.record({str(path): reason for path, reason in batch.refused.items()})
         images |= zip(batch.paths, batch.images, strict=True)
-    pictures = _Pictures([Path(path) for path, _ in samples], image_size, crop_fraction)
+    pictures = _Pictures(paths, image_size, crop_fraction)
     taken = set(chosen)
     found: list[tuple[Tensor, int]] = []
     for index, path in zip(chosen, paths, strict=True):
@@ -198,7 +198,7 @@ def _decode_chosen(
             if place != index and place in taken:
                 continue
             taken.add(place)
-            image = images.get(path, "") if place == index else pictures[place][1]
+            image = images.get(path, "") if place == index else pictures.decoded(Path(samples[place][0]))
             if isinstance(image, Tensor):
                 found.append((image, samples[place][1]))
                 break
@@ -223,7 +223,10 @@ class _Pictures(Dataset[tuple[Path, Tensor | str]]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
-        path = self._paths[index]
+        return self._paths[index], self.decoded(self._paths[index])
+
+    def decoded(self, path: Path) -> Tensor | str:
+        """Of any file: its image, or why it has none."""
         try:
             image = read_image(path)
             short, long = sorted(image.size)
@@ -231,8 +234,9 @@ class _Pictures(Dataset[tuple[Path, Tensor | str]]):
             if self._resized**2 * long / short > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise BadImage(path, f"is too narrow to be resized ({image.width} x {image.height} pixels)")
         except BadImage as error:
-            return path, error.reason
-        return path, self._transform(image)
+            return error.reason
+        transformed: Tensor = self._transform(image)
+        return transformed
 
 
 def _collate(items: list[tuple[Path, Tensor | str]]) -> Decoded:

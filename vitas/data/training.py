@@ -1,4 +1,4 @@
-"""Training images: augmentation, and a loader that can start at any step.
+"""Training images: a loader that can start at any step.
 
 The order of the images is a function of (seed, epoch), and the augmentation of
 an image is a function of (seed, epoch, image). So the batches depend neither
@@ -10,22 +10,26 @@ index alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
-from torchvision.datasets import ImageFolder
 
 from vitas.config import RunConfig, Training
 from vitas.costs import Array
+from vitas.data.augmentation import Transform, training_transform
 from vitas.data.bad_images import BadImages
-from vitas.data.folders import Augmentation, TrainingData, listing
+from vitas.data.erasing import Erased
+from vitas.data.folders import TrainingData, listing
+from vitas.data.image_list import ImageFolder
 from vitas.data.images import following, open_image_folder
+from vitas.data.on_device import ByteBatch, ToDevice
 from vitas.data.pictures import BadImage
 from vitas.data.workers import batches_of, number_of_workers
 from vitas.distributed import World
@@ -33,46 +37,6 @@ from vitas.errors import UserError
 from vitas.report import Report
 from vitas.seeds import stream_seed
 from vitas.slurm import signals
-
-# An image as it is on disk -> augmented and normalised [3, image_size, image_size].
-Transform: TypeAlias = Callable[[Image.Image], Tensor]
-
-
-def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep `bits` bits of each channel; 0 gives black, as in Pillow before 13, which now refuses 0."""
-    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
-
-
-def _fix_posterize() -> None:
-    """timm's RandAugment asks for 0 bits at its highest level, which Pillow refuses; this replaces its operations."""
-    for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
-        auto_augment.NAME_TO_OP[name] = posterize
-
-
-def training_transform(augmentation: Augmentation, image_size: int, mean: list[float], std: list[float]) -> Transform:
-    """Image -> augmented, normalised image [3, image_size, image_size]. Raises `UserError` for an unknown recipe."""
-    _fix_posterize()
-    (smallest, largest), (narrowest, widest) = augmentation.scale, augmentation.ratio
-    try:
-        transform: Transform = create_transform(
-            image_size,
-            is_training=True,
-            auto_augment=augmentation.auto_augment,
-            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # timm knows None as well
-            re_prob=augmentation.random_erasing,
-            re_mode="pixel",
-            hflip=augmentation.flip,
-            scale=(smallest, largest),
-            ratio=(narrowest, widest),
-            interpolation=augmentation.interpolation,
-            mean=tuple(mean),
-            std=tuple(std),
-        )
-    except (AssertionError, KeyError, ValueError):
-        raise UserError(
-            f"auto_augment: found {augmentation.auto_augment!r}; it must be a recipe that timm knows"
-        ) from None
-    return transform
 
 
 class TrainingLoader:
@@ -101,14 +65,15 @@ class TrainingLoader:
     ) -> None:
         if batch_size % world.size:
             raise UserError(f"batch_size: found {batch_size}; it must be a multiple of the {world.size} processes")
-        folder = open_image_folder(settings.data_dir, settings.part)
+        folder = open_image_folder(settings.data_dir, settings.part, keep=world.is_main)
         if len(folder) < batch_size:
             raise UserError(
                 f"batch_size: found {batch_size}, more than the {len(folder)} images of {settings.data_dir!r} "
                 f"({settings.part})"
             )
         self._folder = folder
-        self._transform = training_transform(settings.augmentation, image_size, mean, std)
+        self._transform = training_transform(settings.augmentation, image_size, mean)
+        self._to_device = ToDevice(world.device, mean, std)
         self._bad = BadImages(settings.data_dir, len(folder), settings.bad_images, report)
         self._batch_size = batch_size
         self._world = world
@@ -139,10 +104,19 @@ class TrainingLoader:
 
         seed: of the random streams, instead of the loader's own.
 
-        Yields images [batch_size / world size, 3, H, W] and labels [batch_size / world size].
-        One iteration spans epochs, so workers never idle at the end of an epoch. Raises `UserError` when too many
-        images are bad.
+        Yields normalised images [batch_size / world size, 3, H, W] and labels [batch_size / world size], on the device
+        of the world. One iteration spans epochs, so workers never idle at the end of an epoch. Raises `UserError` when
+        too many images are bad.
         """
+        with closing(self.bytes(start, end, seed)) as batches:
+            yield from self.on_device(batches)
+
+    def on_device(self, batches: Iterable[ByteBatch]) -> Generator[tuple[Tensor, Tensor]]:
+        """What `batches` yields, of batches that were kept as bytes."""
+        return self._to_device(batches)
+
+    def bytes(self, start: int, end: int, seed: int | None = None) -> Generator[ByteBatch]:
+        """The batches of `batches` as they are decoded, in memory of the CPU."""
         if start >= end:
             return
         seed = self._seed if seed is None else seed
@@ -174,16 +148,28 @@ class TrainingLoader:
             yield [(epoch, int(order[place // self._repeats]), place % self._repeats) for place in places]
 
 
-# An image, its label, and the bad images that stood before it, reasons by path. There is no image after too many.
-Item = tuple[Tensor | None, int, dict[str, str]]
+@dataclass(frozen=True)
+class Item:
+    """An image uint8 [3, H, W] and what to erase of it, its label, and the bad images before it, reasons by path.
+
+    After too many of those there is no image.
+    """
+
+    image: Tensor | None
+    erased: Erased | None
+    label: int
+    bad: dict[str, str]
 
 
-def _collate(items: list[Item]) -> tuple[list[Tensor] | None, dict[str, str]]:
-    """A batch of images and labels, and the bad images that others stand for; no batch where there were too many."""
-    bad = {path: reason for _, _, found in items for path, reason in found.items()}
-    if any(image is None for image, _, _ in items):
+def _collate(items: list[Item]) -> tuple[ByteBatch | None, dict[str, str]]:
+    """A batch, and the bad images that others stand for; no batch where there were too many."""
+    bad = {path: reason for item in items for path, reason in item.bad.items()}
+    images = [item.image for item in items if item.image is not None]
+    if len(images) < len(items):
         return None, bad
-    return default_collate([(image, label) for image, label, _ in items]), bad
+    labels = torch.tensor([item.label for item in items])
+    erased = [(index, item.erased) for index, item in enumerate(items) if item.erased]
+    return ByteBatch(default_collate(images), labels, erased), bad
 
 
 class AugmentedImages(Dataset[Item]):
@@ -211,32 +197,19 @@ class AugmentedImages(Dataset[Item]):
         return batch
 
     def _augmented(self, epoch: int, index: int, repeat: int) -> Item:
-        image, label, bad = self._next_good(index)
-        if image is None:
-            return None, label, bad
         names = ("augment", epoch, index, repeat) if repeat else ("augment", epoch, index)
-        _seed_generators(stream_seed(self._seed, *names))
-        return self._transform(image), label, bad
-
-    def _next_good(self, index: int) -> tuple[Image.Image | None, int, dict[str, str]]:
-        """The first good image of the folder from an index on, its label, and the bad ones before it."""
+        seed = stream_seed(self._seed, *names)
         bad: dict[str, str] = {}
         for place in (index, *following(index, len(self._folder))):
             try:
-                return *self._folder[place], bad
+                image, erased = self._transform(partial(self._folder.read, place), seed)
+                return Item(image, erased, self._folder.label(place), bad)
             except BadImage as error:
                 bad[str(error.path)] = error.reason
             if len(bad) > self._most_bad:
                 break
-        return None, -1, bad
+        return Item(None, None, -1, bad)
 
 
 def _generator_states() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _seed_generators(seed: int) -> None:
-    """Seed the three generators that the transforms of timm and torchvision draw from; not the GPU's."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
