@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vitas import watchdog
+from vitas.background_save import BackgroundSave
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
 from vitas.data.training import TrainingLoader
@@ -134,6 +136,7 @@ def train(
     if world.is_main:
         checkpoints.require_space(state.size)
     meter = _Meter(task, settings, per_epoch, report, world)
+    background = BackgroundSave(world.device, report)
 
     def train_from(start: int) -> int:
         """Train to the end; the number of steps. Raises `Diverged`."""
@@ -162,12 +165,14 @@ def train(
                     meter.add(loss)
                 task.after_backward(step)
                 meter.end_step(watch.clip(step))
+                background.before_change()
                 optimizer.step()
                 if ema:
                     ema.update(task.model, step)
 
                 done = step + 1
                 watchdog.beat(done)
+                background.poll()
                 update(done, None)
                 if done % settings.log_steps == 0 or done == total:
                     watch.review(done)
@@ -185,12 +190,9 @@ def train(
                 is_due = settings.checkpoint_steps and done % settings.checkpoint_steps == 0
                 saves = ends_epoch or is_best or reason or is_due
                 if saves and _is_sound(state.at(done), done, watch, is_last, report) and world.is_main:
-                    path = (checkpoints.save_epoch if ends_epoch else checkpoints.save_recent)(state.at(done))
-                    # Only then: what is the best must not be ahead of what a run resumes from.
-                    if is_best:
-                        checkpoints.keep_best(path)
-                    report.checkpoint_saved(path)
+                    background.save(state.at(done), partial(checkpoints.save, ends_epoch=ends_epoch, is_best=is_best))
                 if reason:
+                    background.wait()
                     saved = "the newest checkpoint is older" if watch.last_was_bad else "which is saved"
                     report.line(f"stops after step {done:,} of {total:,}, {saved} ({reason})")
                     report.close()
@@ -202,13 +204,15 @@ def train(
                     break
         return done
 
-    while True:
-        try:
-            done = train_from(start)
-            break
-        except Diverged as error:
-            start = _go_back(state, checkpoints, settings, str(error), report, world)
-            report.begin(start, per_epoch)
+    with background:
+        while True:
+            try:
+                done = train_from(start)
+                break
+            except Diverged as error:
+                background.wait()
+                start = _go_back(state, checkpoints, settings, str(error), report, world)
+                report.begin(start, per_epoch)
     # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
     return done
