@@ -53,7 +53,7 @@ LAYERS = (
     ("slurm.supervisor",),
     ("slurm.submission",),
     ("distributed", "models"),
-    ("reduction", "asvit.scores", "checkpoint", "provenance"),
+    ("reduction", "accumulation", "memory", "asvit.scores", "checkpoint", "provenance"),
     ("data",),
     ("evaluate", "timm", "pretrained", "importance"),
     ("pruning", "elastic", "supernet_folder"),
@@ -65,7 +65,8 @@ LAYERS = (
 LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 # All other rooms answer before torch could be loaded, which takes seconds: a wrong YAML, --help, `vitas describe`.
 WITH_TORCH = (
-    "distributed", "models", "reduction", "asvit.scores", "data", "checkpoint", "provenance", "evaluate", "teacher",
+    "distributed", "models", "reduction", "accumulation", "memory", "asvit.scores", "data", "checkpoint", "provenance",
+    "evaluate", "teacher",
     "timm", "huggingface", "train", "resume", "step_watch", "validation", "background_save", "pretrained",
     "importance", "pruning", "elastic", "supernet_folder",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from vitas.config import Training
 from vitas.data.training import TrainingLoader
 from vitas.distributed import World, barrier, stop_requested, sum_
 from vitas.errors import UserError
+from vitas.memory import measuring_what_fits
 from vitas.report import Report, duration, shown_path
 from vitas.resume import TrainingState
 from vitas.seeds import stream_seed
@@ -48,6 +49,7 @@ class Task:
     losses: (images, targets, step) -> the losses of a step, one a backward pass; their gradients add up. Targets are
         labels [b], or probabilities [b, classes] where the recipe mixes images.
     num_classes: of the logits.
+    alone: () -> a context within which the passes of this rank need no other rank, to measure what fits in memory.
     after_backward: (step) -> None, called after the backward passes, to average gradients over the ranks; not needed
         with DistributedDataParallel.
     about: plain data to save beside the weights, e.g. the architecture.
@@ -62,6 +64,7 @@ class Task:
     model: nn.Module
     losses: Callable[[Tensor, Tensor, int], Iterable[Tensor]]
     num_classes: int
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
     after_backward: Callable[[int], None] = lambda step: None
     about: Mapping[str, Any] = field(default_factory=dict)
     states: Mapping[str, Any] = field(default_factory=dict)
@@ -146,10 +149,25 @@ def train(
         watch.begin(start)
         meter.begin(start)
         done = start
+
+        def attempt(count: int) -> None:
+            """Pass so many images of the step that did not fit, with room for what the optimizer does not hold yet."""
+            optimizer.zero_grad()
+            room = torch.empty(_bytes_to_come(optimizer), dtype=torch.uint8, device=world.device)
+            with task.alone():
+                _backward(task, images[:count], labels[:count], step)
+            del room
+
         with (
             report.progress(total, start, "steps") as update,
             watchdog.watching(report.stage),
             closing(loader.batches(start, total, draws)) as batches,
+            measuring_what_fits(
+                settings.batch_size // world.size,
+                attempt,
+                world.device,
+                partial(_too_large, settings, report.stage, world),
+            ),
         ):
             for step, (images, labels) in enumerate(batches, start):
                 images = images.to(world.device, non_blocking=True)
@@ -160,9 +178,7 @@ def train(
                     images, labels = mixup(images, labels)
                 scheduler.step_update(step)
                 optimizer.zero_grad()
-                for loss in task.losses(images, labels, step):
-                    loss.backward()
-                    meter.add(loss)
+                _backward(task, images, labels, step, meter.add)
                 task.after_backward(step)
                 meter.end_step(watch.clip(step))
                 background.before_change()
@@ -216,6 +232,37 @@ def train(
     # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
     return done
+
+
+def _backward(
+    task: Task, images: Tensor, targets: Tensor, step: int, passed: Callable[[Tensor], object] = lambda loss: None
+) -> None:
+    """The backward passes of a step; `passed` gets the loss of each."""
+    for loss in task.losses(images, targets, step):
+        loss.backward()
+        passed(loss)
+
+
+def _bytes_to_come(optimizer: torch.optim.Optimizer) -> int:
+    """The memory that an optimizer will need before the end of its first step: AdamW keeps two numbers a weight."""
+    new = (p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state)
+    return sum(2 * p.numel() * p.element_size() for p in new)
+
+
+def _too_large(settings: Training, stage: str, world: World, fit: int, memory: str) -> str:
+    """The message for a step that does not fit. fit: how many images of a process do."""
+    own = settings.batch_size // world.size
+    ways = [f"a smaller {stage}.batch_size, which is another recipe"]
+    if not settings.activation_checkpointing:
+        ways.insert(0, f"{stage}.activation_checkpointing=true, which takes time and changes nothing")
+    if fit:
+        parts = settings.accumulate * math.ceil(own / fit)
+        ways.insert(0, f"{stage}.accumulate={parts}, which changes the result by rounding alone")
+    in_parts = f" in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+    return (
+        f"{stage}.batch_size: found {settings.batch_size}, of which a process passes {own}{in_parts}; they do not fit "
+        f"in {memory}, and as measured now {f'{fit} do' if fit else 'not even one does'}. Set {'; or '.join(ways)}"
+    )
 
 
 def _is_sound(state: Mapping[str, Any], done: int, watch: StepWatch, is_last: bool, report: Report) -> bool:
