@@ -4,16 +4,19 @@
 
 Both ways write the same state, with the same durability, in turn. The limit is
 a copy of the state in memory, which is measured too. A step is a number of
-matrix products on the device that the training would have.
+matrix products on the device that the training would have. On a CPU the peer of
+the thread is a process that writes the same, to which no lock of Python's is in
+the way.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -69,6 +72,9 @@ def _of_size(size: int, rounds: int, step: Step, folder: Path, device: torch.dev
                 beside.append(step.seconds())
                 background.poll()
             took["until it is durable, written beside"] = time.perf_counter() - began
+            if device.type == "cpu":
+                peer = _steps_beside_a_process(partial(write, state), step)
+                took["step meanwhile, written by a process"] = sum(peer) / len(peer)
             took["step"] = median(alone)
             took["step meanwhile"] = sum(beside) / len(beside)
             took["longest step meanwhile"] = max(beside)
@@ -76,6 +82,18 @@ def _of_size(size: int, rounds: int, step: Step, folder: Path, device: torch.dev
                 seconds.setdefault(name, []).append(each)
     slower = median(seconds["step meanwhile"]) / median(seconds["step"])
     return {"slower": slower, "seconds": {name: [min(s), median(s), max(s)] for name, s in seconds.items()}}
+
+
+def _steps_beside_a_process(write: Callable[[], object], step: Step) -> list[float]:
+    """The seconds of steps while a process, which is forked, writes."""
+    pid = os.fork()
+    if not pid:
+        write()
+        os._exit(0)
+    steps = [step.seconds()]
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        steps.append(step.seconds())
+    return steps
 
 
 class Told:
