@@ -129,7 +129,6 @@ def test_a_stage_loads_nothing_large_that_it_need_not(stage):
         "import sys\nfrom vitas.program import quick_imports\n"
         f"with quick_imports():\n    import {stage}\n"
         f"print(sorted(set({large}) & set(sys.modules)))\n"
-        "try:\n    import wandb\nexcept ModuleNotFoundError as error:\n    assert 'import of wandb halted' not in str(error)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=ENVIRONMENT, cwd=REPOSITORY, capture_output=True, text=True, check=True
