@@ -140,6 +140,7 @@ def train(
         checkpoints.require_space(state.size)
     meter = _Meter(task, settings, per_epoch, report, world)
     background = BackgroundSave(world.device, report)
+    too_large = partial(_too_large, settings, report.stage, world)
 
     def train_from(start: int) -> int:
         """Train to the end; the number of steps. Raises `Diverged`."""
@@ -149,25 +150,10 @@ def train(
         watch.begin(start)
         meter.begin(start)
         done = start
-
-        def attempt(count: int) -> None:
-            """Pass so many images of the step that did not fit, with room for what the optimizer does not hold yet."""
-            optimizer.zero_grad()
-            room = torch.empty(_bytes_to_come(optimizer), dtype=torch.uint8, device=world.device)
-            with task.alone():
-                _backward(task, images[:count], labels[:count], step)
-            del room
-
         with (
             report.progress(total, start, "steps") as update,
             watchdog.watching(report.stage),
             closing(loader.batches(start, total, draws)) as batches,
-            measuring_what_fits(
-                settings.batch_size // world.size,
-                attempt,
-                world.device,
-                partial(_too_large, settings, report.stage, world),
-            ),
         ):
             for step, (images, labels) in enumerate(batches, start):
                 images = images.to(world.device, non_blocking=True)
@@ -178,13 +164,15 @@ def train(
                     images, labels = mixup(images, labels)
                 scheduler.step_update(step)
                 optimizer.zero_grad()
-                _backward(task, images, labels, step, meter.add)
-                task.after_backward(step)
-                meter.end_step(watch.clip(step))
-                background.before_change()
-                optimizer.step()
-                if ema:
-                    ema.update(task.model, step)
+                attempt = partial(_attempt, task, optimizer, images, labels, step)
+                with measuring_what_fits(len(images), attempt, world.device, too_large):
+                    _backward(task, images, labels, step, meter.add)
+                    task.after_backward(step)
+                    meter.end_step(watch.clip(step))
+                    background.before_change()
+                    optimizer.step()
+                    if ema:
+                        ema.update(task.model, step)
 
                 done = step + 1
                 watchdog.beat(done)
@@ -241,6 +229,17 @@ def _backward(
     for loss in task.losses(images, targets, step):
         loss.backward()
         passed(loss)
+
+
+def _attempt(
+    task: Task, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, step: int, count: int
+) -> None:
+    """Pass `count` images of a step that did not fit, beside room for what the optimizer does not hold yet."""
+    optimizer.zero_grad()
+    room = torch.empty(_bytes_to_come(optimizer), dtype=torch.uint8, device=images.device)
+    with task.alone():
+        _backward(task, images[:count], targets[:count], step)
+    del room
 
 
 def _bytes_to_come(optimizer: torch.optim.Optimizer) -> int:
