@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retrain.token_schedule import TokenSchedule
 from vitas import checkpoint
+from vitas.accumulation import parts_of
 from vitas.catalog import AnyArchitecture
 from vitas.checkpoint import BEST, CheckpointFolder
 from vitas.compiled import compiled
@@ -51,10 +53,13 @@ def retrain(config: RunConfig, world: World) -> None:
         f"{architecture.parameters(model.image_size, model.num_classes):,} parameters, "
         f"{world.size} process(es) on {world.device.type}"
     )
+    network.set_grad_checkpointing(settings.activation_checkpointing)
     trained: nn.Module = network
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
     if world.size > 1:
         trained = DistributedDataParallel(network, [world.device] if world.device.type == "cuda" else None)
         settle_buckets(trained, model.image_size, world.device)
+        alone = trained.no_sync
     forward_of = compiled(trained, "retrain.compile") if settings.compile else trained
     schedule = TokenSchedule.from_phases(settings.tokens, settings.epochs * loader.steps_per_epoch)
     macs = {r: architecture.macs(model.image_size, model.num_classes, reduce=r) for r in schedule.reductions}
@@ -83,10 +88,13 @@ def retrain(config: RunConfig, world: World) -> None:
         report.line(f"learns from {settings.distillation.teacher}")
 
     def losses(images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
-        with autocast(world.device, settings.amp):
-            taught = teacher(images) if teacher else None
-            logits = forward(images, step)
-        yield criterion(logits, targets, taught)
+        for part in parts_of(images, targets, settings.accumulate):
+            # The backward pass of the last part reduces what has added up.
+            with nullcontext() if part.is_last else alone():
+                with autocast(world.device, settings.amp):
+                    taught = teacher(part.images) if teacher else None
+                    logits = forward(part.images, step)
+                yield part.share * criterion(logits, part.targets, taught)
 
     validation = None
     if settings.val is not None:
@@ -97,6 +105,7 @@ def retrain(config: RunConfig, world: World) -> None:
         network,
         losses,
         model.num_classes,
+        alone=alone,
         about={
             "architecture": str(architecture),
             "num_classes": model.num_classes,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import kendalltau
 from torch import nn
 
 from search.scoring import SET_OF_IMAGES, MeasurementJournal, SubnetScore, score_subnet
@@ -88,6 +87,9 @@ class Panel:
 
     def _agreement(self, epoch: int) -> float | None:
         """Kendall's tau between the losses after an epoch and those one interval before; None without both."""
+        # Here, because few trainings have a panel, and this takes half as long as torch.
+        from scipy.stats import kendalltau
+
         known = self._journal.known
         pair = [[known.get((e, subnet)) for subnet in self._subnets] for e in (epoch - self._settings.epochs, epoch)]
         if None in pair[0] or None in pair[1]:

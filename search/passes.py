@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from search.predictor import ChoiceLosses
 from search.subnets import TrainingPlan
+from vitas.accumulation import parts_of
 from vitas.config import Search
 from vitas.distributed import World
 from vitas.evaluate import autocast
@@ -39,7 +41,7 @@ class Passes:
         self._teacher, self._criterion = teacher, Criterion(settings)
         self._from_largest = settings.distillation is not None and settings.distillation.teacher == LARGEST
         self._parts = _parts_of_rank(settings.batch_size, settings.subnets.parts, world)
-        self._choice_losses = choice_losses
+        self._choice_losses, self._accumulate = choice_losses, settings.accumulate
         self._reduction = Reduction(supernet.parameters(), world) if world.size > 1 else None
         # Of the last step: this rank's share of each subnet's mean loss [parts][subnets].
         self._losses: list[Tensor] = []
@@ -50,27 +52,41 @@ class Passes:
         groups = self._plan.at(step)
         self._losses = [torch.zeros(len(subnets), device=images.device) for subnets in groups]
         if self._reduction:
-            of_rank = [s for part, subnets in zip(self._parts, groups, strict=True) if _holds(part) for s in subnets]
+            of_rank = [
+                subnet
+                for part, subnets in zip(self._parts, groups, strict=True)
+                for _ in range(min(self._accumulate, part.stop - part.start))
+                for subnet in subnets
+            ]
             self._reduction.begin(
                 self._supernet.slices_in_use([subnet for subnets in groups for subnet in subnets], sides),
                 (self._supernet.parameters_in_use(subnet, sides) for subnet in of_rank),
             )
         for kept, part, subnets in zip(self._losses, self._parts, groups, strict=True):
-            if not _holds(part):
-                continue
-            own_images, own_targets = images[part], targets[part]
-            share = len(own_images) / len(images)
-            with autocast(self._world.device, self._amp):
-                taught = self._teacher(own_images) if self._teacher else None
-            for i, subnet in enumerate(subnets):
+            for own_images, own_targets, *_ in parts_of(images[part], targets[part], self._accumulate):
+                share = len(own_images) / len(images)
                 with autocast(self._world.device, self._amp):
-                    # One loss on the sum of all sides' logits, as in BCNet.
-                    logits = sum(self._supernet(own_images, subnet, side) for side in sides)
-                loss = self._criterion(logits, own_targets, taught)
-                kept[i] = share * loss.detach()
-                yield share / len(subnets) * loss
-                if i == 0 and self._from_largest:
-                    taught = logits.detach()
+                    taught = self._teacher(own_images) if self._teacher else None
+                for i, subnet in enumerate(subnets):
+                    with autocast(self._world.device, self._amp):
+                        # One loss on the sum of all sides' logits, as in BCNet.
+                        logits = sum(self._supernet(own_images, subnet, side) for side in sides)
+                    loss = self._criterion(logits, own_targets, taught)
+                    kept[i] += share * loss.detach()
+                    yield share / len(subnets) * loss
+                    if i == 0 and self._from_largest:
+                        taught = logits.detach()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it, the passes of this rank reduce nothing over the others."""
+        reduction, self._reduction = self._reduction, None
+        if reduction:
+            reduction.abandon()
+        try:
+            yield
+        finally:
+            self._reduction = reduction
 
     def after_backward(self, step: int) -> None:
         """Wait until gradients and losses are averaged over the ranks, and record the losses."""
@@ -88,8 +104,3 @@ def _parts_of_rank(batch_size: int, parts: int, world: World) -> list[slice]:
     own = world.share(batch_size)
     ends = [batch_size * i // parts - own.start for i in range(parts + 1)]
     return [slice(*pair) for pair in pairwise(min(max(end, 0), own.stop - own.start) for end in ends)]
-
-
-def _holds(part: slice) -> bool:
-    """Whether there are images in a part."""
-    return bool(part.stop > part.start)

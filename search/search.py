@@ -53,6 +53,7 @@ def search(config: RunConfig, world: World) -> None:
     # A quarter of the training: early losses say how fast a choice learns, not how good it becomes.
     memory = max(1, settings.epochs * loader.steps_per_epoch // 4)
     choice_losses = ChoiceLosses(config.space, memory)
+    supernet.set_grad_checkpointing(settings.activation_checkpointing)
     passes = Passes(supernet, plan, settings, teacher, choice_losses, world)
     budget = config.budget
     counted = cost_model or config.macs_model
@@ -66,7 +67,8 @@ def search(config: RunConfig, world: World) -> None:
         supernet,
         passes.losses,
         model.num_classes,
-        passes.after_backward,
+        alone=passes.alone,
+        after_backward=passes.after_backward,
         about={"model_config": model.model_dump(mode="json"), **draw.facts},
         states={"choice_losses": choice_losses},
         scalars=scalars,

@@ -55,11 +55,11 @@ LAYERS = (
     ("slurm.supervisor",),
     ("slurm.submission",),
     ("distributed", "models"),
-    ("reduction", "compiled", "asvit.scores", "checkpoint", "provenance"),
+    ("reduction", "compiled", "accumulation", "memory", "asvit.scores", "checkpoint", "provenance"),
     ("data",),
     ("evaluate", "timm", "pretrained", "importance"),
     ("pruning", "elastic", "supernet_folder"),
-    ("teacher", "resume", "step_watch", "validation"),
+    ("teacher", "resume", "step_watch", "validation", "background_save"),
     ("train", "huggingface"),
     ("program",),
     ("cli",),
@@ -67,9 +67,9 @@ LAYERS = (
 LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 # All other rooms answer before torch could be loaded, which takes seconds: a wrong YAML, --help, `vitas describe`.
 WITH_TORCH = (
-    "distributed", "models", "reduction", "compiled", "asvit.scores", "data", "checkpoint", "provenance", "evaluate",
-    "teacher", "timm", "huggingface", "train", "resume", "step_watch", "validation", "pretrained", "importance",
-    "pruning", "elastic", "supernet_folder",
+    "distributed", "models", "reduction", "compiled", "accumulation", "memory", "asvit.scores", "data", "checkpoint",
+    "provenance", "evaluate", "teacher", "timm", "huggingface", "train", "resume", "step_watch", "validation",
+    "background_save", "pretrained", "importance", "pruning", "elastic", "supernet_folder",
 )  # fmt: skip
 FRAMEWORKS = ("torch", "torchvision", "timm")
 

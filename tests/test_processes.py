@@ -40,7 +40,7 @@ SAME = ["retrain.mixup=0", "retrain.cutmix=0", "retrain.drop_path_rate=0"]
 
 RUNS = (
     "plain", "vit", "again", "staged", "asvit", "cyclic", "sandwich", "parts", "uneven", "damaged", "elastic",
-    "program",
+    "accumulated", "program",
 )  # fmt: skip
 
 
@@ -89,6 +89,11 @@ def folder(tmp_path_factory, digits) -> Path:
     add("parts", "search.subnets={parts: 4, together: complementary}", "search.panel={size: 3, epochs: 1}")
     # On two processes, images 0 to 9 and 10 to 19; on five parts, the third is in both.
     add("uneven", "search.subnets={parts: 5}", "model.sharing=ordinal")
+    accumulated = [f"{stage}.accumulate=3" for stage in ("search", "retrain")]
+    add(
+        "accumulated", "search.subnets={parts: 2}", "retrain.activation_checkpointing=true",
+        "retrain.architecture=p8-e32-token-h2q96m64x2", *accumulated,
+    )  # fmt: skip
     damaged = {part: write_few_digits(digits, folder / f"damaged_{part}", part) for part in ("train", "val", "test")}
     for images in damaged.values():
         # All in the first rank's share of val and test images, which then has fewer than the second.
@@ -175,6 +180,18 @@ def test_a_networks_training_gives_the_same_network(by_one, by_two, images) -> N
     one = by_one("plain")
     retrain(one, World())
     assert_alike(network_logits(one, images), network_logits(by_two("plain"), images))
+
+
+def test_batches_in_parts_give_the_same_networks(folder, by_one, by_two, images) -> None:
+    """Of two processes, whose gradients are reduced in the last part, and of one that passes whole batches."""
+    config = configuration.load(
+        folder / "accumulated.yaml", [f"save_path={folder / 'whole'}", "search.accumulate=1", "retrain.accumulate=1"]
+    )
+    search(config, World())
+    retrain(config, World())
+    two = by_two("accumulated")
+    assert_alike(supernet_logits(config, images), supernet_logits(two, images))
+    assert_alike(network_logits(config, images), network_logits(two, images))
 
 
 def test_bad_images_are_replaced_and_left_out_alike(by_one, by_two, images) -> None:

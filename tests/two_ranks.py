@@ -33,6 +33,7 @@ STAGES = {
     "parts": (search,),
     "uneven": (search,),
     "damaged": (search, sample, retrain, test),
+    "accumulated": (search, retrain),
     # From the network of `plain`.
     "elastic": (search,),
 }

@@ -26,7 +26,7 @@ from safetensors.torch import save as safetensors_save
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from vitas import released, watchdog
+from vitas import released
 from vitas.digests import DIGEST, NOT_YET, damage, is_archive, safetensors_damage, sealed_safetensors, write_with_digest
 from vitas.errors import UserError
 from vitas.files import link_atomically, may_write, write_atomically
@@ -66,23 +66,28 @@ class CheckpointFolder:
     def save_recent(self, state: Mapping[str, Any]) -> Path:
         """Write the state of a run within an epoch. Returns the file."""
         path = self.folder / RECENT
-        with watchdog.patient("writes a checkpoint"):
-            write(state, path)
+        write(state, path)
         return path
 
     def save_epoch(self, state: Mapping[str, Any]) -> Path:
         """Write the state after epoch `state["epoch"]`, then remove old files. Returns the new one."""
         path = self.epoch_path(state["epoch"])
-        with watchdog.patient("writes a checkpoint"):
-            write(state, path)
+        write(state, path)
         self._drop_recent()
         self._rotate()
         return path
 
     def keep_best(self, path: Path) -> None:
         """Keep a checkpoint of this folder as the best one: its file gets a second name, so that takes no room."""
-        with watchdog.patient("writes a checkpoint"):
-            link_atomically(path, self.folder / BEST)
+        link_atomically(path, self.folder / BEST)
+
+    def save(self, state: Mapping[str, Any], ends_epoch: bool, is_best: bool) -> Path:
+        """`save_epoch` or `save_recent`, then `keep_best` if it is the best. Returns the file."""
+        path = (self.save_epoch if ends_epoch else self.save_recent)(state)
+        # Only then: what is the best must not be ahead of what a run resumes from.
+        if is_best:
+            self.keep_best(path)
+        return path
 
     def epoch_in(self, name: str) -> int | None:
         """The epoch of a checkpoint of this folder; None if there is no such file, or a damaged one."""
@@ -251,19 +256,20 @@ def _reason(error: Exception) -> str:
 
 def _refuse_inflated(state: Mapping[str, Any], path: Path | str) -> None:
     """Raise `UserError` for a tensor of more elements than the file holds: to copy it would fill the memory."""
-    for tensor in _tensors_in(state):
+    for tensor in tensors_in(state):
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise UserError(f"{path} holds a tensor of layout {tensor.layout}; weights are plain, dense tensors")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"{path} holds a tensor of shape {tuple(tensor.shape)} with fewer elements than that")
 
 
-def _tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
+def tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
+    """The tensors in the values of a checkpoint, in order; `depth` counts what they lie in."""
     if isinstance(value, Tensor):
         yield value
     elif depth < 8 and isinstance(value, Mapping | list | tuple):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(part, depth + 1)
+            yield from tensors_in(part, depth + 1)
 
 
 def _mapped(path: Path) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World, sum_
 from vitas.errors import UserError
+from vitas.memory import measuring_what_fits
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def evaluate(
     device = images.mean.device
     # Top-1 hits, top-5 hits, summed loss; on the device, so that no batch waits for the one before it.
     totals = torch.zeros(3, dtype=torch.float64, device=device)
-    with autocast(device, amp):
+    attempt = partial(_pass_one, forward, images)
+    with autocast(device, amp), measuring_what_fits(batch_size, attempt, device, partial(_too_large, batch_size)):
         if warm_up and len(images.images):
             forward(next(images.batches(batch_size))[0])
         _synchronize(device)
@@ -72,6 +75,18 @@ def evaluate(
     rate = torch.tensor([len(images.images) / max(seconds, 1e-9)], dtype=torch.float64, device=device)
     top1, top5, loss = (sum_(totals, world) / images.total).tolist()
     return Score(100 * top1, 100 * top5, loss, sum_(rate, world).item())
+
+
+def _pass_one(forward: Callable[[Tensor], Tensor], images: EvaluationSet, count: int) -> None:
+    forward(next(images.batches(count))[0])
+
+
+def _too_large(tried: int, fit: int, memory: str) -> str:
+    return (
+        f"batch_size: {tried} images at once, to score them, do not fit in {memory}; as measured now, "
+        f"{f'{fit} do' if fit else 'not even one does'}. Take a smaller sample.batch_size or test.batch_size, or on "
+        "val images of a training retrain.batch_size"
+    )
 
 
 def images_per_second(network: nn.Module, image_size: int = 224, batch_size: int = 64, seconds: float = 2.0) -> float:

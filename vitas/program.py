@@ -146,12 +146,19 @@ def quick_imports() -> Iterator[None]:
     """Import within it what takes long, such as torch.
 
     Nearly every object that an import makes lives until the process ends. To search them for garbage, during the
-    import and at exit, takes as long as the import itself; so they are exempt from it.
+    import and at exit, takes as long as the import itself; so they are exempt from it. timm loads all of wandb to see
+    whether it is there. So meanwhile it is not; a stage that logs to it loads it later.
     """
     gc.disable()
+    hides = "wandb" not in sys.modules
+    if hides:
+        # Python's way to say that there is no such module, which its types do not know.
+        sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
         yield
     finally:
+        if hides:
+            del sys.modules["wandb"]
         gc.freeze()
         gc.enable()
 

@@ -53,6 +53,10 @@ class Reduction:
         for bucket in self._buckets:
             bucket.missing = {each.parameter for each in bucket.slices if self._awaited[each.parameter]}
 
+    def abandon(self) -> None:
+        """Send nothing more of a step that does not get to its end."""
+        self._buckets, self._bucket_of = [], {}
+
     def finish(self, others: Sequence[Tensor]) -> None:
         """To call after the last backward pass: the gradients are averages then. others: to be averaged too."""
         # Where this rank had no images, nothing has left yet.

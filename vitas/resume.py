@@ -21,7 +21,8 @@ from vitas.report import Report
 
 # Keys that do not influence the result; a run may be resumed with other values of them.
 _FREE_KEYS = {
-    "flag", "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
+    "flag", "accumulate", "activation_checkpointing",
+    "keep", "checkpoint_steps", "checkpoint_epochs", "log_steps", "data.data_dir", "data.workers",
     "data.bad_images", "panel", "panel.size", "panel.epochs", "panel.stop_at",
     "val", "val_epochs", "patience", "compile", "allow_changes", "not_finite.in_a_row", "not_finite.returns",
 }  # fmt: skip

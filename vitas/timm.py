@@ -20,13 +20,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vitas import released
 from vitas.architecture import Architecture, coarser_side
 from vitas.catalog import find_architecture, zoo
 from vitas.checkpoint import interpolate_positions
 from vitas.errors import UserError
+from vitas.models.recomputation import run
 from vitas.models.vision_transformer import VisionTransformer, init_weights, read_out
 
 __all__ = ["TimmVisionTransformer", "register"]
@@ -68,7 +68,6 @@ class TimmVisionTransformer(VisionTransformer):
         patch_size, dim = architecture.patch_size, architecture.embed_dim
         self.in_chans = in_chans
         self.global_pool = POOL_OF_CLASSIFIER[architecture.classifier] if global_pool is None else _pool(global_pool)
-        self.grad_checkpointing = False
         self.num_prefix_tokens = architecture.prefix_tokens
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.feature_info = [
@@ -104,7 +103,7 @@ class TimmVisionTransformer(VisionTransformer):
         """Images [B, in_chans, image_size, image_size] -> normalised tokens [B, N, D], the class token first."""
         x_BND = self.embed(images)
         for block in self.blocks:
-            x_BND = self._run(block, x_BND)
+            x_BND = run(block, x_BND, self.grad_checkpointing)
         return self.norm(x_BND)
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
@@ -157,7 +156,7 @@ class TimmVisionTransformer(VisionTransformer):
         x_BND = self.embed(images)
         outputs: list[Output] = []
         for i, block in enumerate(self.blocks[: max(taken) + 1] if stop_early else self.blocks):
-            x_BND = self._run(block, x_BND)
+            x_BND = run(block, x_BND, self.grad_checkpointing)
             if i in taken:
                 tokens = self.norm(x_BND) if norm else x_BND
                 class_token, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
@@ -217,10 +216,6 @@ class TimmVisionTransformer(VisionTransformer):
             self.head = nn.Identity()
         self.head.train(self.training)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of blocks for the backward pass, which computes the rest again."""
-        self.grad_checkpointing = enable
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter names as patterns, by depth: timm's layer-wise learning rate decay goes by it."""
         # 99999 is timm's mark for "as the group before": the last norm goes with the last block.
@@ -228,9 +223,6 @@ class TimmVisionTransformer(VisionTransformer):
             "stem": r"^cls_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
-
-    def _run(self, block: nn.Module, x_BND: Tensor) -> Tensor:
-        return checkpoint(block, x_BND, use_reentrant=False) if self.grad_checkpointing else block(x_BND)
 
     def _block_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.blocks)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vitas import watchdog
+from vitas.background_save import BackgroundSave
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import Training
 from vitas.data.training import TrainingLoader
 from vitas.distributed import World, barrier, stop_requested, sum_
 from vitas.errors import UserError
+from vitas.memory import measuring_what_fits
 from vitas.report import Report, duration, shown_path
 from vitas.resume import TrainingState
 from vitas.seeds import stream_seed
@@ -46,6 +49,7 @@ class Task:
     losses: (images, targets, step) -> the losses of a step, one a backward pass; their gradients add up. Targets are
         labels [b], or probabilities [b, classes] where the recipe mixes images.
     num_classes: of the logits.
+    alone: () -> a context within which the passes of this rank need no other rank, to measure what fits in memory.
     after_backward: (step) -> None, called after the backward passes, to average gradients over the ranks; not needed
         with DistributedDataParallel.
     about: plain data to save beside the weights, e.g. the architecture.
@@ -60,6 +64,7 @@ class Task:
     model: nn.Module
     losses: Callable[[Tensor, Tensor, int], Iterable[Tensor]]
     num_classes: int
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
     after_backward: Callable[[int], None] = lambda step: None
     about: Mapping[str, Any] = field(default_factory=dict)
     states: Mapping[str, Any] = field(default_factory=dict)
@@ -134,6 +139,8 @@ def train(
     if world.is_main:
         checkpoints.require_space(state.size)
     meter = _Meter(task, settings, per_epoch, report, world)
+    background = BackgroundSave(world.device, report)
+    too_large = partial(_too_large, settings, report.stage, world)
 
     def train_from(start: int) -> int:
         """Train to the end; the number of steps. Raises `Diverged`."""
@@ -155,17 +162,19 @@ def train(
                     images, labels = mixup(images, labels)
                 scheduler.step_update(step)
                 optimizer.zero_grad()
-                for loss in task.losses(images, labels, step):
-                    loss.backward()
-                    meter.add(loss)
-                task.after_backward(step)
-                meter.end_step(watch.clip(step))
-                optimizer.step()
-                if ema:
-                    ema.update(task.model, step)
+                attempt = partial(_attempt, task, optimizer, images, labels, step)
+                with measuring_what_fits(len(images), attempt, world.device, too_large):
+                    _backward(task, images, labels, step, meter.add)
+                    task.after_backward(step)
+                    meter.end_step(watch.clip(step))
+                    background.before_change()
+                    optimizer.step()
+                    if ema:
+                        ema.update(task.model, step)
 
                 done = step + 1
                 watchdog.beat(done)
+                background.poll()
                 update(done, None)
                 if done % settings.log_steps == 0 or done == total:
                     watch.review(done)
@@ -183,12 +192,9 @@ def train(
                 is_due = settings.checkpoint_steps and done % settings.checkpoint_steps == 0
                 saves = ends_epoch or is_best or reason or is_due
                 if saves and _is_sound(state.at(done), done, watch, is_last, report) and world.is_main:
-                    path = (checkpoints.save_epoch if ends_epoch else checkpoints.save_recent)(state.at(done))
-                    # Only then: what is the best must not be ahead of what a run resumes from.
-                    if is_best:
-                        checkpoints.keep_best(path)
-                    report.checkpoint_saved(path)
+                    background.save(state.at(done), partial(checkpoints.save, ends_epoch=ends_epoch, is_best=is_best))
                 if reason:
+                    background.wait()
                     saved = "the newest checkpoint is older" if watch.last_was_bad else "which is saved"
                     report.line(f"stops after step {done:,} of {total:,}, {saved} ({reason})")
                     report.close()
@@ -200,16 +206,60 @@ def train(
                     break
         return done
 
-    while True:
-        try:
-            done = train_from(start)
-            break
-        except Diverged as error:
-            start = _go_back(state, checkpoints, settings, str(error), report, world)
-            report.begin(start, per_epoch)
+    with background:
+        while True:
+            try:
+                done = train_from(start)
+                break
+            except Diverged as error:
+                background.wait()
+                start = _go_back(state, checkpoints, settings, str(error), report, world)
+                report.begin(start, per_epoch)
     # The next stage reads the last checkpoint on every rank, so it must be complete.
     barrier(world)
     return done
+
+
+def _backward(
+    task: Task, images: Tensor, targets: Tensor, step: int, passed: Callable[[Tensor], object] = lambda loss: None
+) -> None:
+    """The backward passes of a step; `passed` gets the loss of each."""
+    for loss in task.losses(images, targets, step):
+        loss.backward()
+        passed(loss)
+
+
+def _attempt(
+    task: Task, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, step: int, count: int
+) -> None:
+    """Pass `count` images of a step that did not fit, beside room for what the optimizer does not hold yet."""
+    optimizer.zero_grad()
+    room = torch.empty(_bytes_to_come(optimizer), dtype=torch.uint8, device=images.device)
+    with task.alone():
+        _backward(task, images[:count], targets[:count], step)
+    del room
+
+
+def _bytes_to_come(optimizer: torch.optim.Optimizer) -> int:
+    """The memory that an optimizer will need before the end of its first step: AdamW keeps two numbers a weight."""
+    new = (p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state)
+    return sum(2 * p.numel() * p.element_size() for p in new)
+
+
+def _too_large(settings: Training, stage: str, world: World, fit: int, memory: str) -> str:
+    """The message for a step that does not fit. fit: how many images of a process do."""
+    own = settings.batch_size // world.size
+    ways = [f"a smaller {stage}.batch_size, which is another recipe"]
+    if not settings.activation_checkpointing:
+        ways.insert(0, f"{stage}.activation_checkpointing=true, which takes time and changes nothing")
+    if fit:
+        parts = settings.accumulate * math.ceil(own / fit)
+        ways.insert(0, f"{stage}.accumulate={parts}, which changes the result by rounding alone")
+    in_parts = f" in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+    return (
+        f"{stage}.batch_size: found {settings.batch_size}, of which a process passes {own}{in_parts}; they do not fit "
+        f"in {memory}, and as measured now {f'{fit} do' if fit else 'not even one does'}. Set {'; or '.join(ways)}"
+    )
 
 
 def _is_sound(state: Mapping[str, Any], done: int, watch: StepWatch, is_last: bool, report: Report) -> bool:

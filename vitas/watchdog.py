@@ -82,8 +82,12 @@ class _Watchdog:
     def _look(self) -> None:
         # The main thread changes it at any moment.
         watch = self.watch
-        at = watch.at if watch else None
-        if watch is None or at is None or self.patience:
+        if watch is None:
+            # Ranks watch together, so none waits for this one; the file system has other things to do.
+            self._withdraw()
+            return
+        at = watch.at
+        if at is None or self.patience:
             if self._is_asked():
                 self._answer(busy=True)
             else:

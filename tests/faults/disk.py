@@ -6,6 +6,11 @@ with SIGKILL, in the middle of the call. With `forgets`, the files are then what
 a power cut may leave: writes that no fsync followed are cut or zeroed, and
 renames, removals and new files that no fsync of their folder followed may be
 undone.
+
+Checkpoints are written by a thread beside the training. Each call is made
+whole, or died in, before another thread's begins: so nothing changes once the
+disk has begun to forget. The kind of a call says if it was made by another
+thread than that which installed the disk.
 """
 
 from __future__ import annotations
@@ -15,19 +20,30 @@ import io
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+# Ends the kind of a call of another thread.
+BESIDE = "-beside"
+
 
 class Disk:
-    """folder: below which calls count. kill_at: the number of the call to die in; None is never."""
+    """folder: below which calls count.
 
-    def __init__(self, folder: Path, kill_at: int | None = None, forgets: bool = False, seed: int = 0) -> None:
+    kill_at: the number of the call to die in, among those of a kind if `kind` names one; None is never.
+    """
+
+    def __init__(
+        self, folder: Path, kill_at: int | None = None, forgets: bool = False, seed: int = 0, kind: str | None = None
+    ) -> None:
         self._folder, self._kill_at, self._forgets = str(folder.resolve()), kill_at, forgets
+        self._kind, self._thread, self._lock = kind, threading.get_ident(), threading.RLock()
         self._rng = random.Random(seed)
-        # The kind of each call so far.
+        # The kind of each call so far, and how many were of the kind to die in.
         self.calls: list[str] = []
+        self._count = 0
         # Of each file that was changed: how many of its bytes are sure to be on the disk.
         self._flushed: dict[str, int] = {}
         # What undoes each change of a folder that was not flushed, with the folder.
@@ -37,6 +53,7 @@ class Disk:
     def install(self) -> None:
         real_open = builtins.open
 
+        @self._one_at_a_time
         def opened(file, mode="r", *arguments, **options):
             if isinstance(file, int) or not self._is_here(file) or not set(mode) & set("wax+"):
                 return real_open(file, mode, *arguments, **options)
@@ -53,17 +70,28 @@ class Disk:
             return _File(result, self, path)
 
         builtins.open = io.open = opened
-        os.replace = os.rename = self._rename
-        os.unlink = os.remove = self._unlink
-        os.fsync, os.truncate, os.link = self._fsync, self._truncate, self._link
+        os.replace = os.rename = self._one_at_a_time(self._rename)
+        os.unlink = os.remove = self._one_at_a_time(self._unlink)
+        os.fsync, os.truncate, os.link = map(self._one_at_a_time, (self._fsync, self._truncate, self._link))
+
+    def _one_at_a_time(self, call: Callable[..., object]) -> Callable[..., object]:
+        def made(*arguments, **options):
+            with self._lock:
+                return call(*arguments, **options)
+
+        return made
 
     def _is_here(self, path: object) -> bool:
         return isinstance(path, str | os.PathLike) and os.path.abspath(path).startswith(self._folder + os.sep)
 
     def _point(self, kind: str, partly: Callable[[], object] = lambda: None) -> None:
         """One call; `partly` does a part of it before the process dies in it."""
+        kind += "" if threading.get_ident() == self._thread else BESIDE
         self.calls.append(kind)
-        if len(self.calls) == self._kill_at:
+        if self._kind not in (None, kind):
+            return
+        self._count += 1
+        if self._count == self._kill_at:
             if self._rng.random() < 0.5:
                 partly()
             self.die()
@@ -169,8 +197,9 @@ class _File:
             self._file.write(data[: len(data) // 2])
             self._file.flush()
 
-        self._disk._point("write", partly)
-        return self._file.write(data)
+        with self._disk._lock:
+            self._disk._point("write", partly)
+            return self._file.write(data)
 
     def writelines(self, lines) -> None:
         for line in lines:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.faults.disk import Disk
 from tests.faults.stages import End, Target
@@ -35,8 +37,8 @@ class Count:
         return self.lost + self.wrong + self.hung + self.tracebacks + self.refused
 
 
-def calls_of(target: Target, stage: str) -> dict[str, list[int]]:
-    """The calls that change files which a stage makes, undisturbed: by kind, the numbers of the calls."""
+def calls_of(target: Target, stage: str) -> dict[str, int]:
+    """The calls that change files which a stage makes, undisturbed: how many of each kind."""
     target.reset(stage)
     path = target.folder / "calls"
 
@@ -52,8 +54,7 @@ def calls_of(target: Target, stage: str) -> dict[str, list[int]]:
         os._exit = exit_and_tell
 
     assert target.start(stage, prepare).code == 0
-    kinds = path.read_text().split()
-    return {kind: [i for i, each in enumerate(kinds, 1) if each == kind] for kind in dict.fromkeys(kinds)}
+    return Counter(path.read_text().split())
 
 
 def kill_stage(target: Target, stage: str, kills: int, forgets: bool, seed: int) -> Count:
@@ -65,12 +66,14 @@ def kill_stage(target: Target, stage: str, kills: int, forgets: bool, seed: int)
     while count.injected < kills or deaths:
         # Sometimes the start after a kill is killed too.
         again = count.injected < kills and (deaths == 0 or rng.random() < 0.3)
-        # By kind first: most calls are the writes of one checkpoint.
-        kill_at = rng.choice(calls[rng.choice(list(calls))]) if again else None
+        # By kind first: most calls are the writes of one checkpoint. Numbered by kind: threads take turns as they like.
+        kind = rng.choice(list(calls))
+        kill_at = rng.randint(1, calls[kind]) if again else None
         after = rng.uniform(0, 1.0) if again and not forgets and rng.random() < 0.3 else None
         chosen = None if after is not None else kill_at
         draws = rng.randrange(2**32)
-        end = target.start(stage, lambda k=chosen, d=draws: Disk(target.run, k, forgets, d).install(), after)
+        disk = partial(Disk, target.run, chosen, forgets, draws, kind)
+        end = target.start(stage, lambda disk=disk: disk().install(), after)
         if deaths:
             count.seconds.append(end.seconds)
         if end.code == -9:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.disk import Disk
-from tests.faults.kills import kill_stage
+from tests.faults.disk import BESIDE, Disk
+from tests.faults.kills import calls_of, kill_stage
 from tests.faults.stages import ORDER, Target
 from vitas.files import write_atomically
 from vitas.journal import Journal
@@ -25,6 +25,15 @@ def test_a_stage_that_is_killed_inside_calls_ends_as_an_undisturbed_one(target, 
     count = kill_stage(target, stage, 4, forgets, seed=0)
     assert count.injected == 4
     assert not count.failures, count.examples
+
+
+@pytest.mark.parametrize("stage", ["search", "retrain"])
+def test_kills_come_inside_calls_that_are_made_beside_the_training(target, stage) -> None:
+    """So that the tests above kill writes of checkpoints while the training goes on."""
+    calls = calls_of(target, stage)
+    assert {f"{kind}{BESIDE}" for kind in ("open", "write", "fsync", "rename", "renamed", "unlink")} <= calls.keys()
+    target.reset(stage)
+    assert target.start(stage, lambda: Disk(target.run, 2, kind=f"write{BESIDE}").install()).code == -9
 
 
 def killed(folder: Path, work, kill_at: int, seed: int) -> int:

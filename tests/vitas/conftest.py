@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.retrain.conftest import write_few_digits
 from vitas import Genotype, StagedTransformer
 from vitas.data import evaluation
 from vitas.distributed import World
@@ -150,3 +151,11 @@ def small_disk(tmp_path):
         pytest.skip("file systems cannot be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def trainings(make_config, digits, tmp_path) -> Path:
+    """A configuration whose trainings have 16 images of each digit: 8 steps an epoch."""
+    few = str(write_few_digits(digits, tmp_path / "few"))
+    given = {f"{stage}.data.data_dir": few for stage in ("search", "retrain")}
+    return make_config(given | {f"{stage}.batch_size": 20 for stage in ("search", "retrain")})

@@ -118,3 +118,19 @@ def test_a_command_that_trains_nothing_loads_no_framework(steps, name):
     assert told in step["told"]
     assert step["code"] == code
     assert step["loaded"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["search.search", "retrain.retrain", "inference.test"])
+def test_a_stage_loads_nothing_large_that_it_need_not(stage):
+    """timm looks for wandb, and loads it; a run that logs to it finds it later."""
+    large = ("wandb", "scipy", "pymoo", "sklearn", "matplotlib", "tensorboard", "mlflow")
+    script = (
+        "import sys\nfrom vitas.program import quick_imports\n"
+        f"with quick_imports():\n    import {stage}\n"
+        f"print(sorted(set({large}) & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -223,6 +223,16 @@ def test_it_says_nothing_while_steps_come_before_the_first_and_after_the_last(wa
     assert "rank 1 on there does not answer" in said[0]
 
 
+def test_it_looks_at_no_file_while_nothing_is_watched(watched, monkeypatch):
+    looks: list[None] = []
+    watched(0.5)
+    monkeypatch.setattr(watchdog._watchdog, "_is_asked", lambda: looks.append(None) or False)
+    time.sleep(0.5)
+    assert not looks
+    with watchdog.watching("retrain"):
+        wait_for(lambda: bool(looks), 30)
+
+
 def test_a_rank_that_writes_a_checkpoint_is_waited_for(watched, tmp_path):
     said = watched(0.5)
     with watchdog.watching("retrain"):

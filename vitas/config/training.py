@@ -69,6 +69,8 @@ class Training(Section):
     ema_decay: of the average of the weights; 0 is off.
     distillation: null is off.
     amp: bfloat16 on a GPU.
+    accumulate: parts of a step's images that pass one after the other.
+    activation_checkpointing: keep only the inputs of blocks for the backward pass, which computes the rest again.
     not_finite: what happens when gradients are not finite.
     allow_changes: keys of the recipe, or `data`, that may differ from those of the checkpoint that is resumed.
     keep: how many epoch checkpoints to keep; 0 keeps all.
@@ -93,6 +95,8 @@ class Training(Section):
     ema_decay: Fraction = 0.0
     distillation: Distillation | None = None
     amp: bool = True
+    accumulate: Positive = 1
+    activation_checkpointing: bool = False
     not_finite: NotFinite = NotFinite()
     allow_changes: list[AllowedChange] = []
     keep: Count = 3

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from vitas.asvit.genotype import STAGE_STRIDE, STEM_STRIDE, Genotype
+from vitas.models.recomputation import run
+from vitas.models.stochastic_depth import StochasticDepth
 from vitas.models.token_reduction import coarser_images
 
 
@@ -50,7 +52,7 @@ class StagedBlock(nn.Module):
         self.attn = WindowAttention(dim, heads)
         # A list of one, for the parameter names of the released implementation, which allows several MLPs.
         self.mlps = nn.ModuleList([nn.Sequential(nn.LayerNorm(dim), Mlp(dim, expansion * dim))])
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path = StochasticDepth(drop_path_rate)
 
     def forward(self, x_BWND: Tensor) -> Tensor:
         x_BWND = x_BWND + self.drop_path(self.attn(self.norm1(x_BWND)))
@@ -104,13 +106,14 @@ class TransformerStage(nn.Module):
     ) -> None:
         super().__init__()
         self.split = split
+        self.grad_checkpointing = False
         self.blocks = nn.ModuleList(StagedBlock(dim, heads, expansion, rate) for rate in drop_path_rates)
         self.downsample = downsample
 
     def forward(self, x_BRRD: Tensor) -> Tensor:
         x_BWND = windows_of_image(x_BRRD, self.split)
         for block in self.blocks:
-            x_BWND = block(x_BWND)
+            x_BWND = run(block, x_BWND, self.grad_checkpointing)
         x_BRRD = image_of_windows(x_BWND, self.split)
         return x_BRRD if self.downsample is None else self.downsample(x_BRRD)
 
@@ -170,6 +173,11 @@ class StagedTransformer(nn.Module):
         self.token_reduction = reduce
         for stage, split in zip(self.layers, splits, strict=True):
             stage.split = split
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks for the backward pass, which computes the rest again (timm's convention)."""
+        for stage in self.layers:
+            stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions without weight decay (timm's convention): none."""

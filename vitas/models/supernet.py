@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -25,6 +26,7 @@ from vitas.architecture import Architecture, Block, check_patch_size
 from vitas.config import RunConfig
 from vitas.elastic_space import AnySpace, ElasticSpace
 from vitas.errors import UserError
+from vitas.models.recomputation import run
 from vitas.models.slices import Box, Slice, disjoint
 from vitas.models.vision_transformer import (
     BLOCK_NORM_EPS,
@@ -105,6 +107,7 @@ class SuperNet(nn.Module):
         self.image_size = image_size
         self.scheme = SCHEMES[sharing]
         self.qkv_mode = qkv_mode
+        self.grad_checkpointing = False
         prefix = space.prefix_tokens
         # torch's containers do not say what they hold.
         self.stems: Mapping[str, PatchStem] = nn.ModuleDict(  # type: ignore[assignment]
@@ -120,6 +123,10 @@ class SuperNet(nn.Module):
         """The supernet of a run. Raises `UserError` where it has no search space."""
         model = config.model
         return cls(config.space, model.num_classes, model.image_size, model.sharing, model.qkv_mode)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks for the backward pass, which computes the rest again (timm's convention)."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions without weight decay (timm's convention)."""
@@ -139,6 +146,16 @@ class SuperNet(nn.Module):
         def linear(x: Tensor, name: str) -> Tensor:
             return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
+        def transform(x_BND: Tensor, name: str, block: Block) -> Tensor:
+            y_BND = layer_norm(x_BND, f"{name}.norm1", BLOCK_NORM_EPS)
+            q, k, v = (
+                linear(y_BND, f"{name}.attn.{part}").unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in "qkv"
+            )
+            out_BHNd = F.scaled_dot_product_attention(q, k, v, scale=architecture.attention_scale(block))
+            x_BND = x_BND + linear(out_BHNd.transpose(1, 2).flatten(2), f"{name}.attn.proj")
+            y_BND = layer_norm(x_BND, f"{name}.norm2", BLOCK_NORM_EPS)
+            return x_BND + linear(F.gelu(linear(y_BND, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+
         patches = F.conv2d(
             images,
             weights["patch_embed.proj.weight"],
@@ -150,15 +167,7 @@ class SuperNet(nn.Module):
             x_BND = torch.cat([weights["cls_token"].expand(images.shape[0], -1, -1), x_BND], dim=1)
         x_BND = x_BND + weights["pos_embed"]
         for i, block in enumerate(architecture.active_blocks):
-            name = f"blocks.{i}"
-            y_BND = layer_norm(x_BND, f"{name}.norm1", BLOCK_NORM_EPS)
-            q, k, v = (
-                linear(y_BND, f"{name}.attn.{part}").unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in "qkv"
-            )
-            out_BHNd = F.scaled_dot_product_attention(q, k, v, scale=architecture.attention_scale(block))
-            x_BND = x_BND + linear(out_BHNd.transpose(1, 2).flatten(2), f"{name}.attn.proj")
-            y_BND = layer_norm(x_BND, f"{name}.norm2", BLOCK_NORM_EPS)
-            x_BND = x_BND + linear(F.gelu(linear(y_BND, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+            x_BND = run(partial(transform, name=f"blocks.{i}", block=block), x_BND, self.grad_checkpointing)
         x_BND = layer_norm(x_BND, "norm", LAST_NORM_EPS[architecture.family])
         return linear(read_out(x_BND, architecture.classifier, architecture.prefix_tokens), "head")
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from vitas.architecture import Architecture, Block, check_patch_size, check_token_reduction
+from vitas.models.recomputation import run
+from vitas.models.stochastic_depth import StochasticDepth
 from vitas.models.token_reduction import coarser_images, coarser_positions
 
 BLOCK_NORM_EPS = 1e-6
@@ -44,7 +46,7 @@ class TransformerBlock(nn.Module):
         self.attn = Attention(embed_dim, block.attention_dim, block.heads, scale)
         self.norm2 = nn.LayerNorm(embed_dim, eps=BLOCK_NORM_EPS)
         self.mlp = Mlp(embed_dim, block.mlp_dim)
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path = StochasticDepth(drop_path_rate)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
@@ -77,6 +79,7 @@ class VisionTransformer(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.token_reduction = 1
+        self.grad_checkpointing = False
         dim = architecture.embed_dim
         self.patch_embed = PatchEmbed(image_size, architecture.patch_size, embed_dim=dim)
         # None, as in timm, where there is no class token.
@@ -101,7 +104,7 @@ class VisionTransformer(nn.Module):
         """Images [B, 3, image_size, image_size] -> normalised tokens [B, N, D], a class token first."""
         x_BND = self.embed(images)
         for block in self.blocks:
-            x_BND = block(x_BND)
+            x_BND = run(block, x_BND, self.grad_checkpointing)
         return self.norm(x_BND)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -130,6 +133,10 @@ class VisionTransformer(nn.Module):
         """
         check_token_reduction(self.patch_embed.grid_size[0], reduce)
         self.token_reduction = reduce
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks for the backward pass, which computes the rest again (timm's convention)."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions without weight decay (timm's convention)."""

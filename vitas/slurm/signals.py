@@ -50,7 +50,7 @@ def watch_time_limit() -> None:
     """Request a stop some time before this job's time limit, if it has one. Called on rank 0.
 
     The margin is `VITAS_STOP_MARGIN` seconds; by default two minutes, or a fifth of a limit shorter
-    than 10 minutes. A step, a score and a checkpoint must fit into it.
+    than 10 minutes. A step, a score and two checkpoints, that of the last step and the one before it, must fit into it.
     """
     global _deadline
     job = queries.job_id()

@@ -1,0 +1,52 @@
+"""The parts of a batch that pass one after the other, where all of it does not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitas.models.stochastic_depth import part_of_batch
+
+
+class BatchPart(NamedTuple):
+    """Some images of a batch and their targets. share: of the batch; a mean loss times it is a part of the batch's."""
+
+    images: Tensor
+    targets: Tensor
+    share: float
+    is_last: bool
+
+
+def parts_of(images: Tensor, targets: Tensor, count: int) -> Iterator[BatchPart]:
+    """A batch in `count` parts, as equal as possible; fewer, if there are fewer images, and none of no images.
+
+    Each part has the random draws that its images have when the batch passes
+    whole, from the moment when it is asked for to that when the next is; so
+    gradients of the parts add up to those of the batch, to rounding.
+    """
+    ends = [len(images) * i // count for i in range(count + 1)]
+    places = [(first, end) for first, end in pairwise(ends) if first < end]
+    if len(places) == 1:
+        yield BatchPart(images, targets, 1.0, True)
+        return
+    states = _random_states(images.device)
+    for first, end in places:
+        _set_random_states(states, images.device)
+        with part_of_batch(first, len(images)):
+            share = (end - first) / len(images)
+            yield BatchPart(images[first:end], targets[first:end], share, end == len(images))
+
+
+def _random_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_states(states: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    of_cpu, of_gpu = states
+    torch.set_rng_state(of_cpu)
+    if of_gpu is not None:
+        torch.cuda.set_rng_state(of_gpu, device)
