@@ -18,6 +18,7 @@ import stat
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
@@ -52,8 +53,10 @@ class BadImage(Exception):  # noqa: N818 (of the file, not of the program)
         return f"{self.path} {self.reason}"
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """The image in a file, as RGB; what differs from Pillow's `convert("RGB")` stands at the head of this module.
+
+    content: the file's bytes, where they are at hand already; `path` then only names them.
 
     Raises `BadImage` for all that can be wrong with a file: it is gone or no regular file, holds no image or a damaged
     one, or has more pixels than Pillow holds for safe (`Image.MAX_IMAGE_PIXELS`, 89 million).
@@ -61,12 +64,12 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         for wait in _WAITS:
             try:
-                return _decode(path)
+                return _decode(path, content)
             except OSError as error:
                 if error.errno not in _PASSING:
                     raise
                 time.sleep(wait)
-        return _decode(path)
+        return _decode(path, content)
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -84,7 +87,11 @@ def read_image(path: str | Path) -> Image.Image:
         raise BadImage(path, f"is a damaged image ({error})") from None
 
 
-def _decode(path: str | Path) -> Image.Image:
+def _decode(path: str | Path, content: bytes | None) -> Image.Image:
+    if content is not None:
+        if not content:
+            raise BadImage(path, "is empty")
+        return _decode_stream(io.BytesIO(content), path)
     # Before it is opened: opening a FIFO waits for a writer, for ever.
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -92,9 +99,13 @@ def _decode(path: str | Path) -> Image.Image:
     if not status.st_size:
         raise BadImage(path, "is empty")
     with open(path, "rb") as file:
-        image = Image.open(file)
-        _check_size(image, path)
-        return _as_rgb(image, path)
+        return _decode_stream(file, path)
+
+
+def _decode_stream(file: IO[bytes], path: str | Path) -> Image.Image:
+    image = Image.open(file)
+    _check_size(image, path)
+    return _as_rgb(image, path)
 
 
 def _check_size(image: Image.Image, path: str | Path) -> None:
