@@ -304,7 +304,10 @@ def _read_batches(path: Path) -> list[Any]:
                     raise pyarrow.ArrowInvalid("it holds other data than images")
                 batches.append(pyarrow.ipc.read_record_batch(message, schema()))
             return batches
-    except (pyarrow.ArrowException, ValueError, struct.error) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, struct.error) as error:
+        # Arrow's own have no number, and are about what the file holds.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{path} is damaged: {error}; copy it again, or pack again") from None
 
 

@@ -22,8 +22,15 @@ _AHEAD = 3
 def in_order(
     work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], processes: int, chunk: int
 ) -> Iterator[Result]:
-    """What `work`, a function of a module, makes of the items, in their order; it is given `chunk` of them at once."""
+    """What `work`, a function of a module, makes of the items, in their order; it is given `chunk` of them at once.
+
+    A single process is this one.
+    """
     chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
+    if processes == 1:
+        for part in chunks:
+            yield from work(part)
+        return
     # Of its own, whatever threads this process has.
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_end_with_parent) as pool:
         waiting: deque[Future[Sequence[Result]]] = deque()
