@@ -14,6 +14,7 @@ DOCS = [
     "matplotlib>=3.8",
 ]
 REPORT = ["vl-convert-python>=1.8"]
+PACK = ["pyarrow>=16"]
 
 setup(
     name="vitas",
@@ -52,6 +53,7 @@ setup(
         "quickstart": ["scikit-learn>=1.4", *REPORT],
         "report": REPORT,
         "export": EXPORT,
+        "pack": PACK,
         **LOGGERS,
         "bench": ["mlxtend>=0.23", "matplotlib>=3.8", "torch-pruning>=1.6"],
         "docs": DOCS,
@@ -70,6 +72,7 @@ setup(
             "wheel>=0.43",
             *EXPORT,
             *REPORT,
+            *PACK,
             *LOGGERS["wandb"],
             *LOGGERS["mlflow"],
             *DOCS,

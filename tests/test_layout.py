@@ -17,18 +17,18 @@ PROGRAMS = ("search", "retrain", "inference")
 # A room may import those of the rows above its own, and no other.
 LAYERS = (
     ("errors", "costs", "seeds", "watchdog"),
-    ("config_section", "intervals", "hypervolume"),
+    ("config_section", "intervals", "hypervolume", "plain_data", "data.pictures", "data.processes"),
+    ("data.pack_index",),
+    ("data.packed",),
     (
         "architecture",
         "bounds",
         "files",
-        "plain_data",
         "digests",
         "packaged",
         "sharing",
         "data.folders",
         "data.example_images",
-        "data.pictures",
         "slurm.queries",
     ),
     (
@@ -45,7 +45,7 @@ LAYERS = (
         "slurm.signals",
         "slurm.lock",
     ),
-    ("elastic_space", "report", "data.listings"),
+    ("elastic_space", "report", "data.listings", "data.packing"),
     ("budget", "catalog", "released", "run_files"),
     ("drawing",),
     ("report_page",),

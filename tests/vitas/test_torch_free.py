@@ -42,6 +42,7 @@ COMMANDS = {
     "vitas space": ("vitas", ["space", "{config}"], 0, "architectures"),
     "vitas schema": ("vitas", ["schema"], 0, "json-schema.org"),
     "vitas init": ("vitas", ["init", "{images}", "--output", "{new}"], 0, "next: vitas check"),
+    "vitas pack": ("vitas", ["pack", "{images}/val", "{new}.pack", "--workers", "1"], 0, "359 images of 10 classes"),
     "vitas status": ("vitas", ["status", "{run}"], 0, "nothing runs"),
     "vitas compare": ("vitas", ["compare", "{run}"], 0, "has no results yet"),
     "vitas describe": ("vitas", ["describe", "vitas_c"], 0, "6,048,414 parameters"),

@@ -47,6 +47,7 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Beside": {
         "zoo": ("vitas.cli.zoo:zoo", "Show the published architectures side by side."),
         "prune": ("vitas.cli.prune:prune", "Cut a pretrained network to a budget, ready to be fine-tuned."),
+        "pack": ("vitas.cli.pack:pack", "Write an image folder as a few large files."),
         "digits": ("vitas.cli.images:digits", "Write scikit-learn's digits as image folders."),
         "fashion": ("vitas.cli.images:fashion", "Write Fashion-MNIST as image folders."),
         "cluster": ("vitas.cli.cluster:cluster", "Print what configs/cluster.yaml sets, as options of sbatch."),

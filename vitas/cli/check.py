@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
 import click
 
-from vitas.cli.options import command, config_arguments, json_option, print_json
+from vitas.cli.options import command, config_arguments, cores_here, json_option, print_json, progress_bar
 from vitas.config import Findings, RunConfig, find, find_mistakes
-from vitas.errors import MISTAKE
+from vitas.errors import MISTAKE, UserError
 from vitas.run import STAGES
 
 # Bad images that are named.
@@ -40,7 +37,7 @@ def check(config: str, overrides: tuple[str, ...], opens: bool, processes: int |
     found = find_mistakes(path, overrides)
     mistakes, warnings, images = list(found.mistakes), list(found.warnings), {}
     if opens and found.config is not None:
-        images = _open_images(found, found.config, processes or _cores(), mistakes, warnings)
+        images = _open_images(found, found.config, processes or cores_here(), mistakes, warnings)
     if as_json:
         print_json(
             {
@@ -68,10 +65,6 @@ def check(config: str, overrides: tuple[str, ...], opens: bool, processes: int |
     return 0
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _open_images(
     found: Findings, config: RunConfig, processes: int, mistakes: list[str], warnings: list[str]
 ) -> dict[str, dict[str, Any]]:
@@ -87,9 +80,13 @@ def _open_images(
         folder = settings.data_dir
         if not Path(folder).is_dir():
             continue
-        if folder not in opened:
-            with _progress(folder) as update:
-                opened[folder] = open_all(folder, processes, update)
+        try:
+            if folder not in opened:
+                with progress_bar(folder) as update:
+                    opened[folder] = open_all(folder, processes, update)
+        except UserError as error:
+            mistakes.append(f"{name}.data.data_dir: {error}")
+            continue
         census = opened[folder]
         allowed = int(settings.bad_images * census.total)
         if census.bad:
@@ -120,18 +117,3 @@ def _open_images(
         }
         for folder, census in opened.items()
     }
-
-
-@contextmanager
-def _progress(folder: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with Progress(console=console) as bar:
-        task = bar.add_task(folder, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

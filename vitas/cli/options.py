@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,6 +72,21 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def read_amount(text: str, what: str) -> int:
+    """Parse a number that may have a unit: 1300000000, 1.3G, 600M. what: it is, for the `ValueError`."""
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].lower() in ("k", "m", "g") else (text, "")
+    try:
+        value = int(float(number) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        value = 0
+    if value < 1:
+        raise ValueError(f"found {text!r}; it must be {what}")
+    return value
+
+
 NATURAL = parsed("n", _natural)
 POSITIVE = parsed("n", _positive)
 PATH = click.Path(path_type=Path)
@@ -122,3 +139,23 @@ def wide_console(columns: int = 100) -> Console:
     from rich.console import Console
 
     return Console(width=max(columns, Console().width))
+
+
+def cores_here() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with Progress(console=console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vitas.cli.options import PATH, POSITIVE, command, parsed
+from vitas.cli.options import PATH, POSITIVE, command, parsed, read_amount
 from vitas.config import Model
 from vitas.data.folders import class_names
 from vitas.elastic_space import SCORES
@@ -14,19 +14,10 @@ from vitas.errors import UserError
 from vitas.files import make_folder
 from vitas.program import quick_imports
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-
 
 def read_macs(text: str) -> int:
     """Parse a number of MACs: 1300000000, 1.3G, 600M."""
-    number, unit = (text[:-1], text[-1].lower()) if text[-1:].lower() in ("k", "m", "g") else (text, "")
-    try:
-        value = int(float(number) * _UNITS[unit])
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise ValueError(f"found {text!r}; it must be a number of MACs, as 1.3G or 600M")
-    return value
+    return read_amount(text, "a number of MACs, as 1.3G or 600M")
 
 
 def read_share(text: str) -> float:

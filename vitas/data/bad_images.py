@@ -14,6 +14,8 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
+from vitas.data.pack_index import read_index
+from vitas.data.packed import PackedFolder
 from vitas.data.pictures import BadImage, read_image
 from vitas.errors import UserError, printable
 from vitas.report import Report
@@ -96,7 +98,8 @@ class BadImages:
         if len(self._known) <= self.allowed:
             return
         # What an earlier start found may have been mended, or removed, since. Few files, and as good as never.
-        self._mended |= {path for path in self._known.keys() - self._own if not _is_bad(path)}
+        pack = PackedFolder(self._data_dir) if read_index(self._data_dir) is not None else None
+        self._mended |= {path for path in self._known.keys() - self._own if not _is_bad(path, pack)}
         self._known = {path: reason for path, reason in self._known.items() if path not in self._mended}
         bad = len(self._known)
         if bad <= self.allowed:
@@ -111,16 +114,19 @@ class BadImages:
         )
 
 
-def _is_bad(path: str) -> bool:
-    """Whether a path of the file is bad still. It is there as it was printed."""
-    return _is_there_and_bad(path) or _is_there_and_bad(_as_named(path))
+def _is_bad(path: str, pack: PackedFolder | None) -> bool:
+    """Whether a path of the file is bad still. It is there as it was printed.
+
+    pack: whose images they are, None for files.
+    """
+    return any(_is_there_and_bad(named, pack) for named in (path, _as_named(path)))
 
 
-def _is_there_and_bad(path: str) -> bool:
-    if not os.path.lexists(path):
+def _is_there_and_bad(path: str, pack: PackedFolder | None) -> bool:
+    if not os.path.lexists(path) if pack is None else pack.find(path) is None:
         return False
     try:
-        read_image(path)
+        (pack.loader if pack else read_image)(path)
     except BadImage:
         return True
     return False

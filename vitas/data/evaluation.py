@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitas.data.bad_images import BadImages
-from vitas.data.folders import EvaluationData, listing, listing_digest
-from vitas.data.images import channels, decode, normalize, open_image_folder
+from vitas.data.folders import EvaluationData, listing_digest
+from vitas.data.images import Load, channels, decode, folder_listing, normalize, open_image_folder
 from vitas.distributed import World, gather
 from vitas.report import Report
 
@@ -56,9 +56,9 @@ class EvaluationSet:
             many are bad.
         """
         folder = open_image_folder(settings.data_dir, settings.part, keep=world.is_main)
-        samples, names = folder.samples, listing_digest(listing(folder.classes, folder.samples))
+        samples, names = folder.samples, listing_digest(folder_listing(folder))
         bad = BadImages(settings.data_dir, len(samples), settings.bad_images, report)
-        images, labels, paths, own = _decode(samples[world.share(len(samples))], settings, image_size)
+        images, labels, paths, own = _decode(samples[world.share(len(samples))], settings, image_size, folder.loader)
         shares = gather((len(images), own), world)
         found = {path: reason for _, refused in shares for path, reason in refused.items()}
         bad.record(found, write=world.is_main)
@@ -95,7 +95,7 @@ class EvaluationSet:
 
 
 def _decode(
-    samples: Sequence[tuple[str, int]], settings: EvaluationData, image_size: int
+    samples: Sequence[tuple[str, int]], settings: EvaluationData, image_size: int, load: Load
 ) -> tuple[Tensor, Tensor, list[Path], dict[str, str]]:
     """The good images of files, their labels and paths, and the bad ones, reasons by path."""
     # The most there can be, so that no image is ever held twice.
@@ -103,7 +103,8 @@ def _decode(
     labels = {Path(path): label for path, label in samples}
     good: list[Path] = []
     bad: dict[str, str] = {}
-    for batch in decode(list(labels), image_size, settings.crop_fraction, 64, settings.workers, stage=True):
+    crop, workers = settings.crop_fraction, settings.workers
+    for batch in decode(list(labels), image_size, crop, 64, workers, stage=True, load=load):
         if batch.paths:
             images[len(good) : len(good) + len(batch.paths)] = batch.images
         good += batch.paths

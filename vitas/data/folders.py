@@ -1,6 +1,7 @@
 """The `data` sections of the YAML: image folders, their parts and their augmentation.
 
-An image folder has one sub-folder per class, the usual layout of ImageNet.
+An image folder has one sub-folder per class, the usual layout of ImageNet; or it is one that was packed
+(`vitas/data/packed.py`).
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
 from vitas.config_section import AboveZero, Count, Fraction, NonNegative, Probability, Section, Share
+from vitas.data.pack_index import read_index, require_pyarrow
 from vitas.errors import UserError
 from vitas.seeds import stream_seed
 
@@ -186,10 +188,14 @@ class EvaluationData(Section):
 
 
 def check_image_folder(data_dir: str, num_classes: int) -> None:
-    """Raise `UserError` unless `data_dir` is a folder of `num_classes` class folders."""
+    """Raise `UserError` unless `data_dir` is a folder of `num_classes` class folders, or one that was packed."""
     folder = Path(data_dir)
     if not folder.is_dir():
         raise UserError(f"found {data_dir!r}, which is not a folder; it must hold one folder of images per class")
+    packed = read_index(data_dir)
+    if packed is not None:
+        require_pyarrow()
+        packed.check_shards(data_dir)
     classes = len(class_names(data_dir))
     if classes != num_classes:
         raise UserError(f"found {data_dir!r}, which holds {classes} class folders; model.num_classes is {num_classes}")
@@ -197,6 +203,9 @@ def check_image_folder(data_dir: str, num_classes: int) -> None:
 
 def class_names(data_dir: str) -> list[str]:
     """The names of the class folders, in the order of the labels."""
+    packed = read_index(data_dir)
+    if packed is not None:
+        return list(packed.classes)
     return sorted(entry.name for entry in Path(data_dir).iterdir() if entry.is_dir())
 
 
@@ -210,18 +219,31 @@ def images_in(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if name.lower().endswith(IMAGE_ENDINGS))
 
 
+def images_by_class(data_dir: str, most: int | None = None) -> Iterator[tuple[str, int]]:
+    """The classes of a folder with their numbers of images, in the order of the labels; they are counted as they are
+    asked.
+
+    most: images of a class, where more need not be counted.
+    """
+    packed = read_index(data_dir)
+    if packed is not None:
+        yield from ((name, count) for name, (count, _) in packed.classes.items())
+        return
+    for name in class_names(data_dir):
+        yield name, sum(1 for _ in islice(images_in(Path(data_dir, name)), most))
+
+
 def small_classes(data_dir: str, least: int = 1) -> list[str]:
     """The classes of a folder with fewer images than `least`. Quick also for millions: of a class, no more are looked
     for."""
-    counts = {name: sum(1 for _ in islice(images_in(Path(data_dir, name)), least)) for name in class_names(data_dir)}
-    return [name for name, count in counts.items() if count < least]
+    return [name for name, count in images_by_class(data_dir, least) if count < least]
 
 
 def count_images(data_dir: str, part: Part | None = None, enough: int | None = None) -> int:
     """The images of a part of a folder, by default all; classes are counted until there are `enough`."""
     found = 0
-    for name in class_names(data_dir):
-        found += (part or Part()).size(sum(1 for _ in images_in(Path(data_dir, name))))
+    for _, count in images_by_class(data_dir):
+        found += (part or Part()).size(count)
         if enough is not None and found >= enough:
             break
     return found
@@ -272,14 +294,59 @@ def common_image(first: str, second: str) -> str | None:
     """A file that two image folders have in common, also by a link; None if none of those that are compared is.
 
     Of each class of `second`, the first two files are looked up by name in
-    `first`: folders of millions of files must be quick to check.
+    `first`: folders of millions of files must be quick to check. An image of a
+    pack is in common with one that has its bytes.
     """
     ours, theirs = Path(first), Path(second)
     if not (ours.is_dir() and theirs.is_dir()):
         return None
+    if read_index(first) or read_index(second):
+        try:
+            return _common_by_content(first, second)
+        except UserError:
+            # What is wrong with a pack is for `check_image_folder` to say.
+            return None
     for name in class_names(second):
         for path in islice(sorted((theirs / name).iterdir()), 2):
             other = ours / name / path.name
             if other.exists() and other.samefile(path):
                 return str(path)
+    return None
+
+
+def _common_by_content(first: str, second: str) -> str | None:
+    # Imported here: it loads Pillow, and every program reads this module before its YAML is checked.
+    from vitas.data.packed import PackedFolder
+    from vitas.data.pictures import BadImage
+
+    def opened(folder: str) -> PackedFolder | None:
+        return PackedFolder(folder) if read_index(folder) else None
+
+    def content(folder: str, pack: PackedFolder | None, name: str) -> bytes | None:
+        path = Path(folder, name)
+        if pack is None:
+            return path.read_bytes() if path.is_file() else None
+        place = pack.find(path)
+        try:
+            return None if place is None else pack.content(place)
+        except BadImage:
+            return None
+
+    ours, theirs = opened(first), opened(second)
+    if theirs is None:
+        folders = [(name, sorted(Path(second, name).iterdir())) for name in class_names(second)]
+        names = [f"{name}/{path.name}" for name, paths in folders for path in paths[:2]]
+    else:
+        counts = [count for count, _ in theirs.index.classes.values()]
+        starts = accumulate(counts, initial=0)
+        names = [
+            theirs.name(place)
+            for start, count in zip(starts, counts, strict=False)
+            for place in range(start, start + min(2, count))
+        ]
+    for name in names:
+        # Read where the name is in both alone, which it seldom is.
+        found = content(first, ours, name)
+        if found is not None and found == content(second, theirs, name):
+            return os.path.join(second, name)
     return None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -79,9 +80,22 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def labels(self) -> Array:
+        """The label of each image [n]."""
+        return self.samples.labels
+
     def label(self, index: int) -> int:
         """The label of an image."""
         return int(self.samples.labels[index])
+
+    def part(self, indices: Sequence[int]) -> ImageFolder:
+        """The images of some indices, in their order."""
+        return replace(self, samples=self.samples.take(indices))
+
+    def loader(self, path: str | Path) -> Image.Image:
+        """The image of a path of `samples`. Raises `BadImage`."""
+        return read_image(path)
 
     def read(self, index: int, reduction: Reduction | None = None) -> Image.Image:
         """An image in RGB, reduced by what `reduction` says; it raises what `read_image` raises."""

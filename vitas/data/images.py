@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from vitas.data.bad_images import BadImages
-from vitas.data.folders import BAD_IMAGES, IMAGE_ENDINGS, Part
+from vitas.data.folders import BAD_IMAGES, IMAGE_ENDINGS, Listing, Part, listing
 from vitas.data.image_list import ImageFolder
 from vitas.data.listings import open_listing
+from vitas.data.pack_index import read_index
+from vitas.data.packed import PackedFolder
 from vitas.data.pictures import BadImage, read_image
 from vitas.data.workers import batches_of, number_of_workers
 from vitas.errors import UserError
@@ -28,19 +31,28 @@ from vitas.slurm import signals
 
 INTERPOLATION = InterpolationMode.BICUBIC
 
+# A path -> its image, as RGB. Raises `BadImage`.
+Load: TypeAlias = Callable[[Path], Image.Image]
 
-def open_image_folder(data_dir: str, part: Part = Part(), keep: bool = True) -> ImageFolder:
-    """The images of a folder, or of a part of it, undecoded. keep: see `open_listing`.
 
-    Raises `UserError` for a class without images, and for one of a single image where the folder is split.
+def open_image_folder(data_dir: str, part: Part = Part(), keep: bool = True) -> ImageFolder | PackedFolder:
+    """The images of a folder, packed or not, or of a part of it, undecoded. keep: see `open_listing`.
+
+    Raises `UserError` for a class without images, for one of a single image where the folder is split, and for a pack
+    that is not whole.
     """
     try:
-        folder = open_listing(data_dir, keep)
-        if part.holdout is None:
-            return folder
-        return replace(folder, samples=folder.samples.take(part.indices(folder.classes, folder.samples)))
+        is_packed = read_index(data_dir) is not None
+        folder = PackedFolder(data_dir) if is_packed else open_listing(data_dir, keep)
+        return folder if part.holdout is None else folder.part(part.indices(folder.classes, folder.samples))
     except UserError as error:
         raise UserError(f"data_dir {data_dir!r}: {error}") from None
+
+
+def folder_listing(folder: ImageFolder | PackedFolder) -> Listing:
+    """The `listing` of an opened folder; a whole pack knows its own."""
+    known = folder.listing() if isinstance(folder, PackedFolder) else None
+    return listing(folder.classes, folder.samples) if known is None else known
 
 
 def evaluation_transform(image_size: int, crop_fraction: float) -> Compose:
@@ -106,16 +118,18 @@ def decode(
     batch_size: int,
     workers: int | None,
     stage: bool = False,
+    load: Load = read_image,
 ) -> Iterator[Decoded]:
     """Decode files in batches of `batch_size`, in order, in `workers` processes (see `number_of_workers`).
 
     stage: whether this is a stage, which ends when it chooses to: then workers ignore signals, as the stage does.
+    load: reads the image of a path: the `loader` of the folder that the paths are of.
 
     A single batch is decoded in this process, which is faster than starting workers.
     """
     yield from batches_of(
         DataLoader(
-            _Pictures(paths, image_size, crop_fraction),
+            _Pictures(paths, image_size, crop_fraction, load),
             batch_size=batch_size,
             num_workers=number_of_workers(workers, len(paths)) if len(paths) > batch_size else 0,
             collate_fn=_collate,
@@ -141,11 +155,12 @@ def spread_images(
 
     Raises `UserError` for a folder without images, and for too many bad ones.
     """
-    samples = open_image_folder(data_dir, part).samples
+    folder = open_image_folder(data_dir, part)
+    images = len(folder)
     # Spread, because neighbours are of the same class.
-    chosen = [i * len(samples) // count for i in range(count)] if len(samples) > count else range(len(samples))
-    bad = BadImages(data_dir, len(samples), bad_images, report)
-    return _decode_chosen(samples, chosen, image_size, crop_fraction, 0, bad)[0]
+    chosen = [i * images // count for i in range(count)] if images > count else range(images)
+    bad = BadImages(data_dir, images, bad_images, report)
+    return _decode_chosen(folder, chosen, image_size, crop_fraction, 0, bad)[0]
 
 
 def draw_images(
@@ -163,21 +178,21 @@ def draw_images(
 
     As many of each class as there are, to one. Bad images are dealt with as by `spread_images`, and it raises the same.
     """
-    samples = open_image_folder(data_dir, part).samples
-    order = np.random.default_rng(seed).permutation(len(samples))
+    folder = open_image_folder(data_dir, part)
+    order = np.random.default_rng(seed).permutation(len(folder))
     # The first of every class, the second of every class, and so on.
     seen: Counter[int] = Counter()
     turns = []
-    for label in samples.labels[order].tolist():
+    for label in folder.labels[order].tolist():
         seen[label] += 1
         turns.append(seen[label])
     chosen = order[np.argsort(turns, kind="stable")][:count].tolist()
-    bad = BadImages(data_dir, len(samples), bad_images, report)
-    return _decode_chosen(samples, chosen, image_size, crop_fraction, workers, bad)
+    bad = BadImages(data_dir, len(folder), bad_images, report)
+    return _decode_chosen(folder, chosen, image_size, crop_fraction, workers, bad)
 
 
 def _decode_chosen(
-    samples: Sequence[tuple[str, int]],
+    folder: ImageFolder | PackedFolder,
     chosen: Sequence[int],
     image_size: int,
     crop_fraction: float,
@@ -185,12 +200,13 @@ def _decode_chosen(
     bad: BadImages,
 ) -> tuple[Tensor, Tensor]:
     """The chosen images and their labels, in order; for a bad one, the next good image that is not among them."""
+    samples = folder.samples
     paths = [Path(samples[index][0]) for index in chosen]
     images: dict[Path, Tensor] = {}
-    for batch in decode(paths, image_size, crop_fraction, 64, workers, stage=True):
+    for batch in decode(paths, image_size, crop_fraction, 64, workers, stage=True, load=folder.loader):
         bad.record({str(path): reason for path, reason in batch.refused.items()})
         images |= zip(batch.paths, batch.images, strict=True)
-    pictures = _Pictures(paths, image_size, crop_fraction)
+    pictures = _Pictures(paths, image_size, crop_fraction, folder.loader)
     taken = set(chosen)
     found: list[tuple[Tensor, int]] = []
     for index, path in zip(chosen, paths, strict=True):
@@ -215,8 +231,8 @@ def following(index: int, count: int) -> Iterator[int]:
 class _Pictures(Dataset[tuple[Path, Tensor | str]]):
     """Items are a path and its image uint8 [3, H, W], or the reason why it has none."""
 
-    def __init__(self, paths: Sequence[Path], image_size: int, crop_fraction: float) -> None:
-        self._paths, self._resized = paths, round(image_size / crop_fraction)
+    def __init__(self, paths: Sequence[Path], image_size: int, crop_fraction: float, load: Load) -> None:
+        self._paths, self._load, self._resized = paths, load, round(image_size / crop_fraction)
         self._transform = evaluation_transform(image_size, crop_fraction)
 
     def __len__(self) -> int:
@@ -228,7 +244,7 @@ class _Pictures(Dataset[tuple[Path, Tensor | str]]):
     def decoded(self, path: Path) -> Tensor | str:
         """Of any file: its image, or why it has none."""
         try:
-            image = read_image(path)
+            image = self._load(path)
             short, long = sorted(image.size)
             # Resized whole before it is cropped, a line of pixels would fill the memory.
             if self._resized**2 * long / short > (Image.MAX_IMAGE_PIXELS or math.inf):

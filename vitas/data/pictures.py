@@ -20,7 +20,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -63,10 +62,10 @@ class BadImage(Exception):  # noqa: N818 (of the file, not of the program)
         return f"{self.path} {self.reason}"
 
 
-def read_image(path: str | Path, content: IO[bytes] | None = None, reduction: Reduction | None = None) -> Image.Image:
+def read_image(path: str | Path, content: bytes | None = None, reduction: Reduction | None = None) -> Image.Image:
     """The image in a file, as RGB; what differs from Pillow's `convert("RGB")` stands at the head of this module.
 
-    content: the file's bytes, where they are not at `path`, which then only names them.
+    content: the file's bytes, where they are at hand already; `path` then only names them.
     reduction: is asked before a JPEG's pixels are decoded, and again where reading failed and is tried anew. Of a JPEG
         of W x H pixels comes one of ceil(W / r) x ceil(H / r); other images are never reduced, nor is it asked.
 
@@ -99,27 +98,28 @@ def read_image(path: str | Path, content: IO[bytes] | None = None, reduction: Re
         raise BadImage(path, f"is a damaged image ({error})") from None
 
 
-def _decode(path: str | Path, content: IO[bytes] | None, reduction: Reduction | None) -> Image.Image:
-    if content is None:
-        _check_file(path)
-    else:
-        content.seek(0)
-    with open(path, "rb") if content is None else nullcontext(content) as file:
-        image = Image.open(file)
-        _check_size(image, path)
-        # A file of several JPEGs has another format, and stays as it is.
-        if reduction is not None and image.format == "JPEG":
-            _reduce(image, reduction)
-        return _as_rgb(image, path)
-
-
-def _check_file(path: str | Path) -> None:
+def _decode(path: str | Path, content: bytes | None, reduction: Reduction | None) -> Image.Image:
+    if content is not None:
+        if not content:
+            raise BadImage(path, "is empty")
+        return _decode_stream(io.BytesIO(content), path, reduction)
     # Before it is opened: opening a FIFO waits for a writer, for ever.
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise BadImage(path, "is not a regular file")
     if not status.st_size:
         raise BadImage(path, "is empty")
+    with open(path, "rb") as file:
+        return _decode_stream(file, path, reduction)
+
+
+def _decode_stream(file: IO[bytes], path: str | Path, reduction: Reduction | None) -> Image.Image:
+    image = Image.open(file)
+    _check_size(image, path)
+    # A file of several JPEGs has another format, and stays as it is.
+    if reduction is not None and image.format == "JPEG":
+        _reduce(image, reduction)
+    return _as_rgb(image, path)
 
 
 def _reduce(image: Image.Image, reduction: Reduction) -> None:

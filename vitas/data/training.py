@@ -26,10 +26,11 @@ from vitas.costs import Array
 from vitas.data.augmentation import Transform, training_transform
 from vitas.data.bad_images import BadImages
 from vitas.data.erasing import Erased
-from vitas.data.folders import TrainingData, listing
+from vitas.data.folders import TrainingData
 from vitas.data.image_list import ImageFolder
-from vitas.data.images import following, open_image_folder
+from vitas.data.images import folder_listing, following, open_image_folder
 from vitas.data.on_device import ByteBatch, ToDevice
+from vitas.data.packed import PackedFolder
 from vitas.data.pictures import BadImage
 from vitas.data.workers import batches_of, number_of_workers
 from vitas.distributed import World
@@ -81,7 +82,7 @@ class TrainingLoader:
         self._repeats = repeats
         self._workers = settings.workers
         self.steps_per_epoch = len(folder) // batch_size
-        self.listing = listing(folder.classes, folder.samples)
+        self.listing = folder_listing(folder)
 
     @classmethod
     def for_stage(cls, settings: Training, config: RunConfig, world: World, report: Report) -> TrainingLoader:
@@ -179,7 +180,7 @@ class AugmentedImages(Dataset[Item]):
         augmented as the bad one would have been, under its own label.
     """
 
-    def __init__(self, folder: ImageFolder, transform: Transform, seed: int, most_bad: int = 0) -> None:
+    def __init__(self, folder: ImageFolder | PackedFolder, transform: Transform, seed: int, most_bad: int = 0) -> None:
         self._folder, self._transform, self._seed, self._most_bad = folder, transform, seed, most_bad
 
     def __len__(self) -> int:

@@ -1,0 +1,154 @@
+"""Packed folders with anything in them: read as they are, or refused; and Arrow follows no offset out of its file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.faults.fuzz import bounded, changed_data, changed_text, fuzzed, read_or_refused, values
+from vitas.data.folders import check_image_folder, class_names, count_images
+from vitas.data.images import open_image_folder
+from vitas.data.pack_index import INDEX, _digest, read_index
+from vitas.data.packed import PackedFolder, checksum, schema
+from vitas.data.packing import PackOptions, pack
+from vitas.data.pictures import BadImage
+from vitas.errors import UserError
+
+SHARD = "00000.arrow"
+
+
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory) -> Path:
+    """A pack of a dozen images."""
+    folder = tmp_path_factory.mktemp("seed")
+    for number in range(12):
+        path = folder / "images" / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(path)
+    pack(folder / "images", folder / "pack", PackOptions(), 1)
+    return folder / "pack"
+
+
+@pytest.fixture
+def copied(seed, tmp_path) -> Path:
+    return Path(shutil.copytree(seed, tmp_path / "pack"))
+
+
+def read_all(folder: Path) -> int:
+    """Everything that a stage does with a pack; the number of good images."""
+    class_names(str(folder))
+    count_images(str(folder))
+    check_image_folder(str(folder), 3)
+    opened = open_image_folder(str(folder))
+    good = 0
+    for index in range(len(opened)):
+        try:
+            opened[index]
+        except BadImage:
+            continue
+        good += 1
+    assert len(list(opened.samples)) == len(opened)
+    return good
+
+
+def test_any_index_is_read_or_refused(copied):
+    text = (copied / INDEX).read_text()
+    data = json.loads(text)
+    del data["digest"]
+
+    def signed(changed: object) -> str:
+        """As a stranger can, who knows how digests are made."""
+        return json.dumps(changed | {"digest": _digest(changed)} if isinstance(changed, dict) else changed)
+
+    changed = changed_data([data])
+
+    @fuzzed()
+    @given(st.one_of(changed.map(signed), changed.map(json.dumps), changed_text([text]), values.map(json.dumps)))
+    def check(content):
+        (copied / INDEX).write_bytes(content.encode("utf-8", "surrogatepass"))
+        read_or_refused(lambda: read_all(copied))
+
+    check()
+
+
+_ENDS = (0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**40, 8, 64, 4096)
+
+
+@st.composite
+def changed_bytes(draw, content: bytes) -> bytes:
+    """A file with some bits flipped, numbers replaced, or parts left out, doubled or moved."""
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        # What describes the data lies at the beginning and the end.
+        near = st.integers(0, 1500) | st.integers(max(0, len(changed) - 1500), len(changed))
+        at = min(draw(near | st.integers(0, len(changed))), max(0, len(changed) - 8))
+        kind = draw(st.sampled_from(("flip", "flip", "int", "int", "long", "cut", "double")))
+        if kind == "flip" and len(changed):
+            changed[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind in ("int", "long") and len(changed) >= 8:
+            form = "<i" if kind == "int" else "<q"
+            number = draw(st.sampled_from(_ENDS))
+            number = max(-(2**31), min(2**31 - 1, number)) if kind == "int" else number
+            at -= at % struct.calcsize(form)
+            struct.pack_into(form, changed, at, number)
+        elif kind == "cut":
+            del changed[at : at + draw(st.sampled_from((1, 8, 64, 10_000)))]
+        elif kind == "double":
+            changed[at:at] = changed[at : at + draw(st.sampled_from((1, 8, 64, 512)))]
+    return bytes(changed)
+
+
+def test_any_shard_is_read_or_refused(copied):
+    index = read_index(copied)
+    content = (copied / SHARD).read_bytes()
+
+    @fuzzed()
+    @given(changed_bytes(content))
+    def check(changed):
+        shard = replace(index.shards[0], bytes=max(len(changed), 1000))
+        (copied / SHARD).write_bytes(changed.ljust(shard.bytes, b"\0"))
+        (copied / INDEX).write_bytes(replace(index, shards=(shard,)).as_json())
+        read_or_refused(lambda: read_all(copied))
+
+    check()
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_a_compressed_shard_is_refused_before_it_is_unfolded(copied, codec):
+    """A megabyte of it may stand for any number of them."""
+    path = copied / SHARD
+    image = bytes(400 * 2**20)
+    record = {"path": b"a/0.png", "label": 0, "image": image, "crc32": checksum(b"a/0.png", 0, image)}
+    options = pyarrow.ipc.IpcWriteOptions(compression=codec)
+    with pyarrow.ipc.new_file(str(path), schema(), options=options) as writer:
+        writer.write_table(pyarrow.Table.from_pylist([record], schema()))
+    del image, record
+    index = read_index(copied)
+    shard = replace(index.shards[0], images=1, bytes=path.stat().st_size)
+    listed = {"a": (1, "x")}
+    (copied / INDEX).write_bytes(replace(index, shards=(shard,), classes=listed).as_json())
+    with bounded(), pytest.raises(UserError, match="it holds other data than images"):
+        list(PackedFolder(str(copied)).samples)
+
+
+def test_other_columns_than_a_packs_are_refused(copied):
+    path = copied / SHARD
+    columns = pyarrow.schema([*schema(), pyarrow.field("more", pyarrow.dictionary(pyarrow.int8(), pyarrow.string()))])
+    with pyarrow.ipc.new_file(str(path), columns):
+        pass
+    index = read_index(copied)
+    (copied / INDEX).write_bytes(
+        replace(index, shards=(replace(index.shards[0], bytes=path.stat().st_size),)).as_json()
+    )
+    with pytest.raises(UserError, match="its columns are others"):
+        list(PackedFolder(str(copied)).samples)
