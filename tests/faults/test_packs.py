@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.faults.disk import Disk
 from tests.faults.fuzz import bounded, changed_data, changed_text, fuzzed, read_or_refused, values
 from vitas.data.folders import check_image_folder, class_names, count_images
 from vitas.data.images import open_image_folder
@@ -152,3 +155,49 @@ def test_other_columns_than_a_packs_are_refused(copied):
     )
     with pytest.raises(UserError, match="its columns are others"):
         list(PackedFolder(str(copied)).samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forgets", [False, True], ids=["kept", "forgotten"])
+def test_a_packing_that_is_killed_in_any_call_leaves_no_pack_or_a_whole_one_and_ends_when_it_is_run_again(
+    seed, tmp_path, forgets
+):
+    images, options = seed.with_name("images"), PackOptions(shard_bytes=250)
+    wanted = contents(pack_again(images, tmp_path / "wanted", options))
+    assert len(wanted) > 3
+    out = tmp_path / "killed" / "pack"
+    out.parent.mkdir()
+    kill_at, died = 0, True
+    while died:
+        # An odd number, so that deaths of both kinds come in calls of each kind.
+        kill_at += 3
+        shutil.rmtree(out, ignore_errors=True)
+        # Half of the deaths come upon what an earlier one left.
+        if kill_at % 2:
+            shutil.rmtree(out.with_name(".pack.unfinished"), ignore_errors=True)
+        died = is_killed(out.parent, lambda: pack_again(images, out, options), kill_at, forgets)
+        assert not out.exists() or contents(out).items() >= wanted.items()
+        if kill_at % 2:
+            assert contents(pack_again(images, out, options)) == wanted
+    assert kill_at > 20
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def pack_again(images: Path, out: Path, options: PackOptions) -> Path:
+    pack(images, out, options, 1)
+    return out
+
+
+def is_killed(folder: Path, work: Callable[[], object], kill_at: int, forgets: bool) -> bool:
+    """Do some work in a process that dies in a call that changes files; whether it made so many calls."""
+    pid = os.fork()
+    if not pid:
+        Disk(folder, kill_at, forgets, kill_at).install()
+        work()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -9)
+    return code == -9

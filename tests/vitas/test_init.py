@@ -1,6 +1,7 @@
 """`vitas init`: what it writes passes `vitas check` and runs, whatever the images are."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from tests.processes import run_here
 from vitas import config
+from vitas.data.packing import PackOptions, pack
 from vitas.data.survey import survey
 from vitas.errors import UserError
 
@@ -143,3 +145,13 @@ def test_the_yamls_of_the_project_are_listed_and_copied_with_their_comments(vita
     code, _, err = vitas("init", "--from", "quickstrat")
     assert (code, "did you mean quickstart.yaml" in err) == (2, True)
     shutil.rmtree(tmp_path)
+
+
+def test_packs_of_the_images_have_the_yaml_of_their_folders(vitas, make_images, tmp_path):
+    folder = make_images({"train": 6, "val": 2, "test": 2}, 50)
+    packs = tmp_path / "packs"
+    for part in ("train", "val", "test"):
+        pack(folder / part, packs / f"{part}.pack", PackOptions(), 1)
+    plain, packed = survey(folder), survey(packs)
+    assert packed == replace(plain, parts={part: packs / f"{part}.pack" for part in plain.parts})
+    assert "train.pack" in written(vitas, packs, tmp_path, "--gpus", 0).read_text()

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from vitas.journal import Journal
 
 LEFT_OUT = "left_out.txt"
 _JOURNAL = "packing.jsonl"
+# All that an unfinished pack may hold.
+_OURS = re.compile(rf"\d{{5,9}}\.arrow|{re.escape(_JOURNAL)}|{re.escape(INDEX)}|{re.escape(LEFT_OUT)}|\..*\.tmp")
 # A record batch is what is held in memory, and what a reader checks at once.
 _BATCH_BYTES, _BATCH_IMAGES = 32 * 2**20, 1024
 # Files that a process reads at once.
@@ -185,7 +188,7 @@ def _whole(out: Path, found: Index, made: dict[str, Any], options: PackOptions) 
 @contextmanager
 def _alone(unfinished: Path) -> Iterator[None]:
     """Have the hidden folder to oneself. On a file system without locks, two would write the same."""
-    if unfinished.exists() and not (unfinished / _JOURNAL).exists() and any(unfinished.iterdir()):
+    if unfinished.exists() and not all(_OURS.fullmatch(path.name) for path in unfinished.iterdir()):
         raise UserError(f"found {str(unfinished)!r}, which is no unfinished pack; move it away")
     unfinished.mkdir(exist_ok=True)
     held = os.open(unfinished, os.O_RDONLY)
