@@ -53,7 +53,7 @@ LAYERS = (
     ("slurm.supervisor",),
     ("slurm.submission",),
     ("distributed", "models"),
-    ("asvit.scores", "checkpoint", "provenance"),
+    ("asvit.scores", "checkpoint", "provenance", "work_queue"),
     ("data",),
     ("evaluate", "timm", "pretrained", "importance"),
     ("pruning", "elastic", "supernet_folder"),
@@ -67,7 +67,7 @@ LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 WITH_TORCH = (
     "distributed", "models", "asvit.scores", "data", "checkpoint", "provenance", "evaluate", "teacher",
     "timm", "huggingface", "train", "resume", "step_watch", "validation", "pretrained", "importance", "pruning",
-    "elastic", "supernet_folder",
+    "elastic", "supernet_folder", "work_queue",
 )  # fmt: skip
 FRAMEWORKS = ("torch", "torchvision", "timm")
 

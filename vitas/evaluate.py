@@ -48,13 +48,35 @@ def evaluate(
     given the logits [b, classes] and labels [b] of every batch, in order.
     """
     device = images.mean.device
-    # Top-1 hits, top-5 hits, summed loss; on the device, so that no batch waits for the one before it.
+    if warm_up and len(images.labels):
+        with autocast(device, amp):
+            forward(next(images.batches(batch_size))[0])
+    _synchronize(device)
+    start = time.perf_counter()
+    totals = sums(forward, images, batch_size, amp, each)
+    _synchronize(device)
+    seconds = time.perf_counter() - start
+    rate = torch.tensor([len(images.labels) / max(seconds, 1e-9)], dtype=torch.float64, device=device)
+    top1, top5, loss = (sum_(totals, world) / images.total).tolist()
+    return Score(100 * top1, 100 * top5, loss, sum_(rate, world).item())
+
+
+@torch.inference_mode()
+def sums(
+    forward: Callable[[Tensor], Tensor],
+    images: EvaluationSet,
+    batch_size: int,
+    amp: bool = False,
+    each: Callable[[Tensor, Tensor], object] | None = None,
+) -> Tensor:
+    """Top-1 hits, top-5 hits and summed cross-entropy over this rank's images: float64 [3], on the device.
+
+    Arguments are those of `evaluate`. Sums are taken batch by batch, in order.
+    """
+    device = images.mean.device
+    # On the device, so that no batch waits for the one before it.
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     with autocast(device, amp):
-        if warm_up and len(images.images):
-            forward(next(images.batches(batch_size))[0])
-        _synchronize(device)
-        start = time.perf_counter()
         for batch, labels in images.batches(batch_size):
             logits = forward(batch).float()
             if each:
@@ -67,11 +89,7 @@ def evaluate(
                     F.cross_entropy(logits, labels, reduction="sum").double(),
                 ]
             )
-    _synchronize(device)
-    seconds = time.perf_counter() - start
-    rate = torch.tensor([len(images.images) / max(seconds, 1e-9)], dtype=torch.float64, device=device)
-    top1, top5, loss = (sum_(totals, world) / images.total).tolist()
-    return Score(100 * top1, 100 * top5, loss, sum_(rate, world).item())
+    return totals
 
 
 def images_per_second(network: nn.Module, image_size: int = 224, batch_size: int = 64, seconds: float = 2.0) -> float:
