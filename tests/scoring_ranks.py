@@ -62,6 +62,7 @@ def main(folder: str, output: Path) -> None:
             images.pixels[0, 0, 0, 0] = first_pixel ^ 255
         distributed.barrier(world)
         changed = int(images.pixels[0, 0, 0, 0]) != first_pixel
+        distributed.barrier(world)
         images.pixels[0, 0, 0, 0] = first_pixel
         distributed.barrier(world)
         seen[name] = {
