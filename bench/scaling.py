@@ -49,7 +49,7 @@ DECODE_SECONDS = 6e-3  # an image, on one core
 CORES = 12  # of a GPU
 GPUS = 8  # of a node
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-SLEEP = 0.04  # seconds of the mean child where it is measured
+SLEEP = 0.2  # seconds of the mean child where it is measured
 IMAGE_SIZE = 64  # of the images whose memory is measured
 
 
@@ -70,9 +70,9 @@ def simulate(subnets: int = SUBNETS, images: int = IMAGES) -> list[dict]:
         whole = sum(_queue(seconds, ranks, gathering, 1) for seconds in of_generations)
         queue = sum(_queue(seconds, ranks, gathering, PIECES) for seconds in of_generations)
         row = {"gpus": ranks}
-        row |= {name: single / (ranks * wall) for name, wall in (("waves", waves), ("whole", whole), ("queue", queue))}
+        row |= {name: float(single / (ranks * wall)) for name, wall in (("waves", waves), ("whole", whole), ("queue", queue))}
         row["decode_seconds"] = images * DECODE_SECONDS / (CORES * min(ranks, GPUS))
-        row["search_seconds"] = queue + row["decode_seconds"]
+        row["search_seconds"] = float(queue) + row["decode_seconds"]
         row["bottleneck"] = _bottleneck(of_generations[0], ranks)
         rows.append(row)
     return rows
