@@ -70,7 +70,10 @@ def simulate(subnets: int = SUBNETS, images: int = IMAGES) -> list[dict]:
         whole = sum(_queue(seconds, ranks, gathering, 1) for seconds in of_generations)
         queue = sum(_queue(seconds, ranks, gathering, PIECES) for seconds in of_generations)
         row = {"gpus": ranks}
-        row |= {name: float(single / (ranks * wall)) for name, wall in (("waves", waves), ("whole", whole), ("queue", queue))}
+        row |= {
+            name: float(single / (ranks * wall))
+            for name, wall in (("waves", waves), ("whole", whole), ("queue", queue))
+        }
         row["decode_seconds"] = images * DECODE_SECONDS / (CORES * min(ranks, GPUS))
         row["search_seconds"] = float(queue) + row["decode_seconds"]
         row["bottleneck"] = _bottleneck(of_generations[0], ranks)
@@ -196,9 +199,8 @@ def main() -> None:
         _child(arguments.child, arguments.children, arguments.images)
         return
     found = measure(tuple(arguments.processes), arguments.children, arguments.images)
-    print(
-        "| processes | waves | queue of subnets | queue of pieces | MB a rank, copies | shared |\n|--:|--:|--:|--:|--:|--:|"
-    )
+    print("| processes | waves | queue of subnets | queue of pieces | MB a rank, copies | shared |")
+    print("|--:|--:|--:|--:|--:|--:|")
     for row in found["measured"]:
         names = ("waves", "whole", "queue")
         memory = f"{row['megabytes_of_copies']:.0f} | {row['megabytes_shared']:.0f}"
