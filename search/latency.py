@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from search.measured_speed import measuring_ranks, where_measured
-from search.scoring import MeasurementJournal
+from search.measurements import MeasurementJournal
 from vitas.architecture import Architecture, Block
 from vitas.config import RunConfig
 from vitas.distributed import World

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from search.scoring import MeasurementJournal
+from search.measurements import MeasurementJournal
 from vitas.architecture import Architecture
 from vitas.budget import SpeedModel
 from vitas.config import RunConfig

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from search.scoring import SET_OF_IMAGES, MeasurementJournal, SubnetScore, score_subnet
+from search.measurements import MeasurementJournal
+from search.scoring import SET_OF_IMAGES, SubnetScore, in_pieces, sides_of
 from vitas.architecture import Architecture
 from vitas.budget import CostModel
 from vitas.config import RunConfig
@@ -64,7 +65,7 @@ class Panel:
             return None
         self._journal.measure(
             [(epoch, subnet) for subnet in self._subnets],
-            lambda key: score_subnet(network, key[1], self._images, self._config.sample),
+            in_pieces(lambda key: sides_of(network, key[1]), self._images, self._config.sample),
             self._world.size,
         )
         scores = [self._journal.known[epoch, subnet] for subnet in self._subnets]

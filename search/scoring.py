@@ -1,113 +1,36 @@
-"""Scores of candidates: each is measured once, with the work spread over the ranks, and journalled before its use."""
+"""Scores of candidates: each is measured once, by whichever ranks are free, and journalled before its use."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from search.adaptation import Adaptation
+from search.measurements import InPieces, MeasurementJournal
 from search.objectives import OBJECTIVES
-from vitas import distributed, watchdog
 from vitas.architecture import Architecture
 from vitas.config import RunConfig, Sample
 from vitas.data.evaluation import EvaluationSet
-from vitas.distributed import World, barrier, broadcast, gather
+from vitas.distributed import World
 from vitas.errors import UserError, require_number, require_text
-from vitas.evaluate import evaluate
-from vitas.journal import Journal, read_records
+from vitas.evaluate import sums
 from vitas.models import SuperNet
-from vitas.report import Report, shown_path
+from vitas.report import Report
 from vitas.seeds import stream_seed
-from vitas.slurm.signals import Interrupted
 
 # In the origin of scores: a digest of the names of the images that they were made with.
 SET_OF_IMAGES = "set of images"
-Candidate = TypeVar("Candidate", bound=Hashable)
-Value = TypeVar("Value")
-
-
-class MeasurementJournal(Generic[Candidate, Value]):
-    """Measures a value per candidate, and keeps the values in a file from which a restart resumes.
-
-    path: the file. Its first line is `origin`, every other line the record of a candidate.
-    origin: plain data that the values depend on.
-    read: record -> (candidate, value). Raises `UserError` for a record that `write` does not write.
-    write: (candidate, value) -> record.
-    noun: what to call the values in messages, e.g. "scores".
-    unsaid: names in `origin` that files of earlier versions do not have.
-
-    known: the values by candidate.
-
-    Raises `UserError` for a file of another origin, and with the line for a record that cannot be read.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        origin: dict,
-        read: Callable[[dict], tuple[Candidate, Value]],
-        write: Callable[[Candidate, Value], dict],
-        noun: str,
-        report: Report,
-        world: World,
-        unsaid: Collection[str] = (),
-    ) -> None:
-        self._write, self._noun, self._report, self._world = write, noun, report, world
-        self._file = Journal(path) if world.is_main else None
-        lines = broadcast(self._file.lines if self._file else None, world)
-        if not lines:
-            if self._file:
-                self._file.append(origin)
-        else:
-            origin = {name: value for name, value in origin.items() if name not in unsaid or name in lines[0]}
-        if lines and lines[0] != origin:
-            differing = [name for name in {**origin, **lines[0]} if origin.get(name) != lines[0].get(name)]
-            raise UserError(
-                f"{path} holds {noun} made with another {' and another '.join(differing)}; "
-                "move it away, or choose another save_path"
-            )
-        self.known: dict[Candidate, Value] = dict(read_records(path, lines[1:], read, first=2))
-        self._forget_lines()
-        if self.known:
-            report.line(f"resumes from {len(self.known)} {noun} in {shown_path(path)}")
-
-    def _forget_lines(self) -> None:
-        # `known` has what they say, in a fraction of the memory.
-        if self._file:
-            self._file.lines.clear()
-
-    def measure(
-        self, candidates: Sequence[Candidate], measure_one: Callable[[Candidate], Value], ranks: int
-    ) -> list[Value]:
-        """The values of candidates, in order. New candidates are measured in waves, each on one of `ranks` ranks.
-
-        Raises `Interrupted` between waves; the file then has all values so far.
-        """
-        new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self.known]
-        with watchdog.watching(self._noun):
-            for start in range(0, len(new), ranks):
-                wave = new[start : start + ranks]
-                own = measure_one(wave[self._world.rank]) if self._world.rank < len(wave) else None
-                values = gather(own, self._world)[: len(wave)]
-                if self._file:
-                    # Before this process can stop, so that no value is lost or measured twice.
-                    self._file.append(*(self._write(*pair) for pair in zip(wave, values, strict=True)))
-                self._forget_lines()
-                self.known |= dict(zip(wave, values, strict=True))
-                watchdog.beat(len(self.known))
-                if reason := distributed.stop_requested(self._world, at_once=True):
-                    self._report.line(f"stops after {len(self.known)} {self._noun}, which are saved ({reason})")
-                    self._report.close()
-                    barrier(self._world)
-                    raise Interrupted(reason)
-        return [self.known[candidate] for candidate in candidates]
+# Of the images, each scored by any rank: so 50 subnets keep 64 ranks busy, and a generation's last unit is short.
+PIECES = 16
+# What is scored: an architecture, on a rung.
+Key = tuple[Architecture, str]
 
 
 @dataclass(frozen=True)
@@ -140,27 +63,60 @@ class SubnetScore:
 
 def score_logits(sides: Sequence[Callable[[Tensor], Tensor]], images: EvaluationSet, settings: Sample) -> SubnetScore:
     """The score of a network with several sides (images -> logits each), as `sample.sides` says."""
-    if settings.sides == "sum":
-        together = tuple(sides)
-        sides = [lambda batch: sum(side(batch) for side in together)]
-    scores = [evaluate(side, images, settings.batch_size, settings.amp) for side in sides]
-    return SubnetScore(*(sum(getattr(score, name) for score in scores) / len(scores) for name in ("top1", "loss")))
+    how = in_pieces(lambda network: network, images, settings)
+    return how.combine([how.measure(sides, piece) for piece in range(how.count)])
 
 
 def score_subnet(
     supernet: SuperNet, architecture: Architecture, images: EvaluationSet, settings: Sample
 ) -> SubnetScore:
     """The score of an architecture with the supernet's weights."""
-    sides = [partial(supernet, architecture=architecture, side=side) for side in supernet.scheme.scoring_sides]
-    return score_logits(sides, images, settings)
+    return score_logits(sides_of(supernet, architecture), images, settings)
+
+
+def sides_of(supernet: SuperNet, architecture: Architecture) -> list[Callable[[Tensor], Tensor]]:
+    """An architecture with the supernet's weights, once a side that is scored: images -> logits."""
+    return [partial(supernet, architecture=architecture, side=side) for side in supernet.scheme.scoring_sides]
+
+
+def in_pieces(
+    network: Callable[[Any], Sequence[Callable[[Tensor], Tensor]]], images: EvaluationSet, settings: Sample
+) -> InPieces[Any, SubnetScore]:
+    """How candidates are scored by parts of the images. network: candidate -> its sides, as `score_logits` has them.
+
+    Parts are of whole batches. They depend on the set and the batch size alone.
+    """
+    parts = images.parts(settings.batch_size, PIECES)
+
+    def measure(candidate: Any, piece: int) -> list[tuple[float, float]]:
+        sides = network(candidate)
+        if settings.sides == "sum":
+            together = tuple(sides)
+            sides = [lambda batch: sum(side(batch) for side in together)]
+        totals = [sums(side, parts[piece], settings.batch_size, settings.amp) for side in sides]
+        return [(top1, loss) for top1, _, loss in torch.stack(totals).tolist()]
+
+    def combine(pieces: list[list[tuple[float, float]]]) -> SubnetScore:
+        # Means of each side, then of the sides.
+        totals = [[sum(numbers) for numbers in zip(*side, strict=True)] for side in zip(*pieces, strict=True)]
+        top1, loss = (
+            sum(scale * (side[i] / images.total) for side in totals) / len(totals) for i, scale in ((0, 100), (1, 1))
+        )
+        return SubnetScore(top1, loss)
+
+    return InPieces(len(parts), measure, combine)
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A way to score, cheaper than the next. share: of the best candidates of a generation, which go on to the next."""
+    """A way to score, cheaper than the next.
+
+    score: of an architecture and the rung's name, at once or in pieces.
+    share: of the best candidates of a generation, which go on to the next.
+    """
 
     name: str
-    score: Callable[[Architecture], SubnetScore]
+    score: Callable[[Key], SubnetScore] | InPieces[Key, SubnetScore]
     share: float = 1.0
 
 
@@ -197,14 +153,15 @@ class SupernetScorer:
         self._rungs = []
         if settings.race:
             part, _ = images.split(settings.race.images, stream_seed(config.seed, "race"))
-            self._rungs.append(Rung("race", lambda a: score_subnet(supernet, a, part, settings), settings.race.keep))
+            self._rungs.append(Rung("race", self._by_supernet(supernet, part), settings.race.keep))
         share = settings.adapt.keep if settings.adapt else 1.0
-        self._rungs.append(Rung("supernet", lambda a: score_subnet(supernet, a, images, settings), share))
-        self._score_last = lambda a, on: score_subnet(supernet, a, on, settings)
+        self._rungs.append(Rung("supernet", self._by_supernet(supernet, images), share))
+        self._score_last = partial(self._by_supernet, supernet)
         if settings.adapt:
             adaptation = Adaptation(config, supernet, world, report)
-            self._score_last = lambda a, on: score_logits(adaptation.adapt(a), on, settings)
-            self._rungs.append(Rung("adapted", lambda a: self._score_last(a, images)))
+            # Whole: every piece would have to adapt anew.
+            self._score_last = lambda on: lambda key: score_logits(adaptation.adapt(key[0]), on, settings)
+            self._rungs.append(Rung("adapted", self._score_last(images)))
         # Journals of earlier versions say nothing of these, and knew no other way.
         if settings.sides != "mean" and len(supernet.scheme.scoring_sides) > 1:
             origin["sides"] = settings.sides
@@ -225,6 +182,9 @@ class SupernetScorer:
         self.best_top1 = 0.0
         last = self._rungs[-1].name
         self._take({architecture: score for (architecture, rung), score in self._journal.known.items() if rung == last})
+
+    def _by_supernet(self, supernet: SuperNet, images: EvaluationSet) -> InPieces[Key, SubnetScore]:
+        return in_pieces(lambda key: sides_of(supernet, key[0]), images, self._config.sample)
 
     @property
     def known(self) -> Mapping[Architecture, SubnetScore]:
@@ -254,7 +214,7 @@ class SupernetScorer:
         self, architectures: list[Architecture]
     ) -> tuple[dict[Architecture, SubnetScore], dict[Architecture, SubnetScore]]:
         """The scores on the images that were kept for this, and those on all images, which rank better."""
-        unseen = self._score_on(Rung("unseen", lambda a: self._score_last(a, self._unseen)), architectures)
+        unseen = self._score_on(Rung("unseen", self._score_last(self._unseen)), architectures)
         seen, counts = self.known, (self._images.total, self._unseen.total)
 
         def pooled(a: Architecture, name: str) -> float:
@@ -264,10 +224,10 @@ class SupernetScorer:
 
     def _score_on(self, rung: Rung, architectures: list[Architecture]) -> dict[Architecture, SubnetScore]:
         model = self._config.model
-        # A wave takes as long as its slowest subnet, so subnets of similar cost should be in one wave.
-        by_cost = sorted(architectures, key=lambda a: a.macs(model.image_size, model.num_classes))
+        # The slowest first, so that the last units are short ones and the ranks end together.
+        by_cost = sorted(architectures, key=lambda a: -a.macs(model.image_size, model.num_classes))
         keys = [(architecture, rung.name) for architecture in by_cost]
-        values = self._journal.measure(keys, lambda key: rung.score(key[0]), self._world.size)
+        values = self._journal.measure(keys, rung.score, self._world.size)
         scores = dict(zip(by_cost, values, strict=True))
         if rung.name == self._rungs[-1].name:
             self._take(scores)

@@ -55,7 +55,8 @@ LAYERS = (
     ("slurm.supervisor",),
     ("slurm.submission",),
     ("distributed", "models"),
-    ("reduction", "compiled", "accumulation", "memory", "asvit.scores", "checkpoint", "provenance"),
+    ("reduction", "compiled", "accumulation", "memory", "work_queue"),
+    ("asvit.scores", "checkpoint", "provenance"),
     ("data",),
     ("evaluate", "timm", "pretrained", "importance"),
     ("pruning", "elastic", "supernet_folder"),
@@ -69,7 +70,7 @@ LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 WITH_TORCH = (
     "distributed", "models", "reduction", "compiled", "accumulation", "memory", "asvit.scores", "data", "checkpoint",
     "provenance", "evaluate", "teacher", "timm", "huggingface", "train", "resume", "step_watch", "validation",
-    "background_save", "pretrained", "importance", "pruning", "elastic", "supernet_folder",
+    "background_save", "pretrained", "importance", "pruning", "elastic", "supernet_folder", "work_queue",
 )  # fmt: skip
 FRAMEWORKS = ("torch", "torchvision", "timm")
 

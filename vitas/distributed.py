@@ -67,10 +67,25 @@ def init(port: int | None = None) -> World:
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        global _store
         # torchrun has its own store and watches its processes.
-        store = None if "TORCHELASTIC_RUN_ID" in os.environ else _rendezvous(rank, size)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        _store = next(dist.rendezvous("env://"))[0] if by_torchrun else _rendezvous(rank, size)
+        dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank, size, local_rank, device)
+
+
+# Where the ranks met.
+_store: dist.Store | None = None
+
+
+def connect_to_store() -> dist.Store:
+    """A connection of this rank's own to the store at which the ranks met, with keys of its own."""
+    if _store is None:
+        raise RuntimeError("there is no store: the process group was not made by vitas.distributed.init")
+    store = _store.clone()
+    store.set_timeout(TIMEOUT)
+    return dist.PrefixStore("vitas", store)
 
 
 def _rendezvous(rank: int, size: int) -> dist.Store:
@@ -132,6 +147,8 @@ def _first_line(error: Exception) -> str:
 
 def shutdown() -> None:
     """Leave the process group, if there is one."""
+    global _store
+    _store = None
     if dist.is_initialized():
         dist.destroy_process_group()
 

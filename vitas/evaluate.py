@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -50,14 +50,35 @@ def evaluate(
     given the logits [b, classes] and labels [b] of every batch, in order.
     """
     device = images.mean.device
-    # Top-1 hits, top-5 hits, summed loss; on the device, so that no batch waits for the one before it.
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
-    attempt = partial(_pass_one, forward, images)
-    with autocast(device, amp), measuring_what_fits(batch_size, attempt, device, partial(_too_large, batch_size)):
-        if warm_up and len(images.images):
+    if warm_up and len(images.labels):
+        with _passes(forward, images, batch_size, amp):
             forward(next(images.batches(batch_size))[0])
-        _synchronize(device)
-        start = time.perf_counter()
+    _synchronize(device)
+    start = time.perf_counter()
+    totals = sums(forward, images, batch_size, amp, each)
+    _synchronize(device)
+    seconds = time.perf_counter() - start
+    rate = torch.tensor([len(images.labels) / max(seconds, 1e-9)], dtype=torch.float64, device=device)
+    top1, top5, loss = (sum_(totals, world) / images.total).tolist()
+    return Score(100 * top1, 100 * top5, loss, sum_(rate, world).item())
+
+
+@torch.inference_mode()
+def sums(
+    forward: Callable[[Tensor], Tensor],
+    images: EvaluationSet,
+    batch_size: int,
+    amp: bool = False,
+    each: Callable[[Tensor, Tensor], object] | None = None,
+) -> Tensor:
+    """Top-1 hits, top-5 hits and summed cross-entropy over this rank's images: float64 [3], on the device.
+
+    Arguments are those of `evaluate`. Sums are taken batch by batch, in order.
+    """
+    device = images.mean.device
+    # On the device, so that no batch waits for the one before it.
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    with _passes(forward, images, batch_size, amp):
         for batch, labels in images.batches(batch_size):
             logits = forward(batch).float()
             if each:
@@ -70,11 +91,16 @@ def evaluate(
                     F.cross_entropy(logits, labels, reduction="sum").double(),
                 ]
             )
-    _synchronize(device)
-    seconds = time.perf_counter() - start
-    rate = torch.tensor([len(images.images) / max(seconds, 1e-9)], dtype=torch.float64, device=device)
-    top1, top5, loss = (sum_(totals, world) / images.total).tolist()
-    return Score(100 * top1, 100 * top5, loss, sum_(rate, world).item())
+    return totals
+
+
+@contextmanager
+def _passes(forward: Callable[[Tensor], Tensor], images: EvaluationSet, batch_size: int, amp: bool) -> Iterator[None]:
+    """Within it, passes are in the precision of a stage, and a batch that is too large for the memory is said so."""
+    device = images.mean.device
+    attempt = partial(_pass_one, forward, images)
+    with autocast(device, amp), measuring_what_fits(batch_size, attempt, device, partial(_too_large, batch_size)):
+        yield
 
 
 def _pass_one(forward: Callable[[Tensor], Tensor], images: EvaluationSet, count: int) -> None:

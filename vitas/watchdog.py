@@ -1,9 +1,10 @@
 """Notices within minutes that a rank has stopped, says which, and ends the job. Nothing here imports torch.
 
-In training and in scoring all ranks go step by step together, so when one stops, all do. A thread in each rank watches
-the steps of its own. When none has come for too long, it writes a file beside those of the other ranks: they tell a
-rank that waits from one that hangs, and a rank without a file is stopped, or cut off. Then the rank ends its process,
-and the launcher (srun, torchrun) ends the others.
+In training all ranks go step by step together, so when one stops, all do. In scoring each takes the next piece of work
+when it is free, and in the end all wait for the last one. A thread in each rank watches the steps of its own. When none
+has come for too long, it writes a file beside those of the other ranks: they tell a rank that waits from one that
+hangs, and a rank without a file is stopped, or cut off. Then the rank ends its process, and the launcher (srun,
+torchrun) ends the others.
 
 Watching is per process, so this module keeps its state in a global variable. A program `start`s it; without that, as
 in a world of one process, `watching`, `beat` and `patient` do nothing.
@@ -31,14 +32,18 @@ FRESH_SECONDS = 15.0
 # The thread of a process that was stopped itself, as by `scontrol suspend`, wakes so many seconds late.
 LATE_SECONDS = 5.0
 # The modules that a rank is in while it waits for others; some collectives run within the backward pass.
-_COLLECTIVES = ("torch.distributed", "torch.autograd", "vitas.distributed")
+_COLLECTIVES = ("torch.distributed", "torch.autograd", "vitas.distributed", "vitas.work_queue")
 
 
 class _Watch:
-    """What a rank is at. at: when its last step ended, by the monotonic clock; None before the first."""
+    """What a rank is at.
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    at: when its last step ended, by the monotonic clock; None before the first.
+    apart: whether other ranks may get on while one does not.
+    """
+
+    def __init__(self, what: str, apart: bool) -> None:
+        self.what, self.apart = what, apart
         self.at: float | None = None
         self.step: int | None = None
         self.slowest: float | None = None
@@ -94,13 +99,19 @@ class _Watchdog:
                 self._withdraw()
             return
         idle, limit = time.monotonic() - at, self._limit_of(watch)
-        if idle < min(limit / 2, SHORTEST / 2) or (idle < limit and not self._is_asked()):
+        if idle < min(limit / 2, SHORTEST / 2):
+            if watch.apart and self._is_asked():
+                self._answer(gets_on=True)
+            else:
+                self._withdraw()
+            return
+        if idle < limit and not self._is_asked():
             self._withdraw()
             return
         asked = time.monotonic()
         while self.watch is watch and watch.at == at and not self.patience:
             # Written again and again: it says that this rank lives, and makes a network file system look for others'.
-            self._answer(busy=False)
+            self._answer()
             if not self._sleeps_on_time():
                 return
             now = time.monotonic()
@@ -114,37 +125,39 @@ class _Watchdog:
             return self._limit
         return LONGEST if watch.slowest is None else min(LONGEST, max(SHORTEST, SLOW_STEPS * watch.slowest))
 
-    def _file(self, rank: int, busy: bool = False) -> Path:
-        """The file of a rank that waits, or of one that is busy, which asks no other for an answer."""
-        return self._folder / f"rank_{rank}{'.busy' if busy else ''}"
+    def _file(self, rank: int, asks: bool = True) -> Path:
+        """The file of a rank that waits; or of one that is busy or gets on, which asks no other for an answer."""
+        return self._folder / f"rank_{rank}{'' if asks else '.busy'}"
 
     def _is_asked(self) -> bool:
         """Whether another rank waits."""
         return any(path != self._file(self._rank) for path in self._folder.glob("rank_*[0-9]"))
 
-    def _answer(self, busy: bool) -> None:
+    def _answer(self, busy: bool = False, gets_on: bool = False) -> None:
         frame, watch = sys._current_frames().get(self._main), self.watch
         about = {
             "host": socket.gethostname(),
             "step": watch and watch.step,
             "what": watch and watch.what,
             "busy": (self.patience or "prepares") if busy else None,
+            "gets_on": gets_on,
             "waits": frame is not None and frame.f_globals.get("__name__", "").startswith(_COLLECTIVES),
             "at": frame and f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})",
         }
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._file(self._rank, busy)
+        asks = not (busy or gets_on)
+        path = self._file(self._rank, asks)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text(json.dumps(about) + "\n")
         os.replace(temporary, path)
-        self._file(self._rank, not busy).unlink(missing_ok=True)
+        self._file(self._rank, not asks).unlink(missing_ok=True)
         self._has_answered = True
 
     def _withdraw(self) -> None:
         if self._has_answered:
             self._has_answered = False
-            for busy in (False, True):
-                self._file(self._rank, busy).unlink(missing_ok=True)
+            for asks in (False, True):
+                self._file(self._rank, asks).unlink(missing_ok=True)
             with suppress(OSError):
                 self._folder.rmdir()
 
@@ -152,6 +165,9 @@ class _Watchdog:
         """End the job, with a message that names who keeps it, unless a rank says that it is busy."""
         answers = self._answers()
         if any(answer["busy"] for answer in answers.values()) and idle < LONGEST:
+            return
+        # Who waits for a rank that gets on has no reason to complain; who hangs beside it has.
+        if any(answer["gets_on"] for answer in answers.values()) and answers.get(self._rank, {}).get("waits"):
             return
         limit = "null" if self._limit is None else f"{self._limit:g}"
         verdict = _verdict(answers, self._hosts, watch)
@@ -171,8 +187,8 @@ class _Watchdog:
         """What each rank has written lately, by rank. Their clock is the file system's."""
         now = self._file(self._rank).stat().st_mtime
         found = {}
-        for rank, busy in itertools.product(range(len(self._hosts)), (False, True)):
-            with suppress(OSError, ValueError), open(self._file(rank, busy)) as file:
+        for rank, asks in itertools.product(range(len(self._hosts)), (True, False)):
+            with suppress(OSError, ValueError), open(self._file(rank, asks)) as file:
                 if now - os.fstat(file.fileno()).st_mtime < FRESH_SECONDS:
                     found[rank] = json.load(file)
         return found
@@ -237,13 +253,16 @@ def forget(folder: Path) -> None:
 
 
 @contextmanager
-def watching(what: str) -> Iterator[None]:
-    """Within it all ranks `beat` together, and are watched from the first beat on. what: for messages, e.g. a stage."""
+def watching(what: str, apart: bool = False) -> Iterator[None]:
+    """Within it all ranks `beat`, and are watched from the first beat on.
+
+    what: for messages, e.g. a stage. apart: whether ranks get on each by itself, not all together.
+    """
     dog = _watchdog
     if dog is None:
         yield
         return
-    outer, dog.watch = dog.watch, _Watch(what)
+    outer, dog.watch = dog.watch, _Watch(what, apart)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from search.scoring import MeasurementJournal
+from search.measurements import MeasurementJournal
 from vitas.asvit.genotype import Genotype
 from vitas.asvit.scores import Scores, mean_scores, score_once
 from vitas.config import RunConfig

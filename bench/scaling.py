@@ -1,0 +1,216 @@
+"""How well scoring fills its ranks: waves against the queue, measured here and simulated for 1 to 1,024 GPUs.
+
+    OMP_NUM_THREADS=1 python bench/scaling.py [--processes 1 2 4] [--children 50] [--images 10000]
+
+Efficiency is the sum of the single times of all subnets over (ranks x wall time). The goal is 0.90 at 64 ranks. With
+whole subnets 50 children cannot exceed 50/64 = 0.78 there, however they are handed out; with pieces of the images the
+bound is the last piece, and what each piece costs beside its forward passes.
+
+Measured: children sleep for their time, so that ranks do not share the cores of a small machine; what is measured is
+the queue. Memory is the proportional set size (PSS) of each rank, with a copy on each (before) and one a node (now).
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+
+from search.measurements import InPieces, MeasurementJournal
+from search.scoring import PIECES
+from vitas import distributed
+from vitas.data.shared_memory import node_identity, ranks_of_node, shared_bytes
+from vitas.distributed import World, barrier, gather
+from vitas.report import Report
+from vitas.run import RunFolder
+
+# Assumptions of the simulation.
+SUBNETS = 50  # of a generation
+GENERATIONS = 20
+IMAGES = 50_000
+GPU_IMAGES_PER_SECOND = 8_000  # of the mean subnet, forward passes alone
+SPREAD = 0.35  # standard deviation of the logarithm of a subnet's cost
+STORE_SECONDS = 2e-4  # a round trip to rank 0's store
+STORE_TRIPS = 3  # a piece: its ticket, its number, its result
+SERVER_SECONDS = 2e-5  # the store's own time for a request; it serves one at a time
+PIECE_SECONDS = 5e-4  # the GPU waits for the host at the end of a piece
+GATHER_SECONDS = 1e-3  # a collective over two ranks, and as much for each doubling of them
+DECODE_SECONDS = 6e-3  # an image, on one core
+CORES = 12  # of a GPU
+GPUS = 8  # of a node
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SLEEP = 0.2  # seconds of the mean child where it is measured
+IMAGE_SIZE = 64  # of the images whose memory is measured
+
+
+def costs(count: int, seed: int = 0) -> np.ndarray:
+    """Relative times of subnets, of mean 1, the slowest first."""
+    drawn = np.random.default_rng(seed).lognormal(0, SPREAD, count)
+    return np.sort(drawn / drawn.mean())[::-1]
+
+
+def simulate(subnets: int = SUBNETS, images: int = IMAGES) -> list[dict]:
+    """Efficiency of scoring alone, and seconds of a whole search with its decoding, by the number of GPUs."""
+    rows = []
+    of_generations = [costs(subnets, seed) * images / GPU_IMAGES_PER_SECOND for seed in range(GENERATIONS)]
+    single = sum(seconds.sum() for seconds in of_generations)
+    for ranks in SIZES:
+        gathering = GATHER_SECONDS * np.log2(max(ranks, 2)) * (ranks > 1)
+        waves = sum(_waves(seconds[::-1], ranks, gathering) for seconds in of_generations)
+        whole = sum(_queue(seconds, ranks, gathering, 1) for seconds in of_generations)
+        queue = sum(_queue(seconds, ranks, gathering, PIECES) for seconds in of_generations)
+        row = {"gpus": ranks}
+        row |= {
+            name: float(single / (ranks * wall))
+            for name, wall in (("waves", waves), ("whole", whole), ("queue", queue))
+        }
+        row["decode_seconds"] = images * DECODE_SECONDS / (CORES * min(ranks, GPUS))
+        row["search_seconds"] = float(queue) + row["decode_seconds"]
+        row["bottleneck"] = _bottleneck(of_generations[0], ranks)
+        rows.append(row)
+    return rows
+
+
+def _waves(seconds: np.ndarray, ranks: int, gathering: float) -> float:
+    return sum(seconds[start : start + ranks].max() + gathering for start in range(0, len(seconds), ranks))
+
+
+def _queue(seconds: np.ndarray, ranks: int, gathering: float, pieces: int) -> float:
+    # When each rank is free; the store is another server, which all ask.
+    free = [0.0] * ranks
+    store = 0.0
+    for unit in np.repeat(seconds / pieces, pieces):
+        asked = heapq.heappop(free)
+        store = max(store, asked) + STORE_TRIPS * SERVER_SECONDS
+        heapq.heappush(free, store + STORE_TRIPS * STORE_SECONDS + PIECE_SECONDS + unit)
+    return max(free) + gathering
+
+
+def _bottleneck(seconds: np.ndarray, ranks: int) -> str:
+    """What bounds the queue at so many ranks."""
+    per_rank = len(seconds) * PIECES / ranks
+    if per_rank < 1:
+        return f"only {len(seconds) * PIECES} pieces"
+    piece = seconds.mean() / PIECES
+    if (ranks * STORE_TRIPS * SERVER_SECONDS) > piece:
+        return "the store"
+    idle = 0.5 / per_rank
+    overhead = (STORE_TRIPS * STORE_SECONDS + PIECE_SECONDS) / piece
+    return "ranks that wait for the last pieces" if idle > overhead else "the overhead of a piece"
+
+
+def measure(processes: tuple[int, ...] = (1, 2, 4), children: int = SUBNETS, images: int = 10_000) -> dict:
+    """Measured and simulated numbers, as plain data. images: of IMAGE_SIZE, whose memory is measured."""
+    measured = []
+    for count in processes:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "measured.json")
+            words = ["--child", str(output), "--children", str(children), "--images", str(images)]
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+            subprocess.run([*launcher, __file__, *words], check=True)
+            measured.append(json.loads(output.read_text()))
+    return {"host": socket.gethostname(), "measured": measured, "simulated": simulate()}
+
+
+def _child(output: Path, children: int, images: int) -> None:
+    torch.set_num_threads(1)
+    world = distributed.init()
+    seconds = costs(children) * SLEEP
+    walls = {"waves": _time_waves(seconds[::-1], world)}
+    for name, pieces in (("whole", 1), ("queue", PIECES)):
+        walls[name] = _time_queue(seconds, pieces, output.with_name(f"{name}.jsonl"), world)
+    memory = _memory(images, world)
+    if world.is_main:
+        efficiency = {name: float(seconds.sum() / (world.size * wall)) for name, wall in walls.items()}
+        output.write_text(json.dumps({"processes": world.size, **efficiency, **memory}))
+    barrier(world)
+    distributed.settle()
+    distributed.shutdown()
+
+
+def _time_waves(seconds: np.ndarray, world: World) -> float:
+    """The wall time of waves: of each, a rank scores one subnet, and all wait for the slowest."""
+    barrier(world)
+    began = time.perf_counter()
+    for start in range(0, len(seconds), world.size):
+        wave = seconds[start : start + world.size]
+        if world.rank < len(wave):
+            time.sleep(wave[world.rank])
+        gather(world.rank, world)
+    return time.perf_counter() - began
+
+
+def _time_queue(seconds: np.ndarray, pieces: int, path: Path, world: World) -> float:
+    report = Report("sample", RunFolder(path.parent), world)
+    journal: MeasurementJournal[int, int] = MeasurementJournal(
+        path, {}, lambda line: (line["a"], line["b"]), lambda a, b: {"a": a, "b": b}, "scores", report, world
+    )
+    how = InPieces(pieces, lambda child, _: time.sleep(seconds[child] / pieces) or 0, sum)
+    barrier(world)
+    began = time.perf_counter()
+    journal.measure(range(len(seconds)), how, world.size)
+    return time.perf_counter() - began
+
+
+def _memory(images: int, world: World) -> dict:
+    """Mean megabytes (PSS) that images add to each rank: with a copy on each, and with one a node."""
+    size = 3 * IMAGE_SIZE**2 * images
+    empty = _pss()
+    own = torch.ones(size, dtype=torch.uint8)
+    before = gather(_pss() - empty, world)
+    del own
+    barrier(world)
+    mates = ranks_of_node(world, node_identity())
+    empty = _pss()
+    shared = shared_bytes(size, mates, world)
+    assert shared is not None
+    shared[World(mates.index(world.rank), len(mates)).share(size)] = 1
+    barrier(world)
+    # Every rank scores on all images.
+    assert int(shared.sum(dtype=torch.int64)) == size
+    after = gather(_pss() - empty, world)
+    barrier(world)
+    return {"megabytes_of_copies": mean(before), "megabytes_shared": mean(after)}
+
+
+def _pss() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--children", type=int, default=SUBNETS)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        _child(arguments.child, arguments.children, arguments.images)
+        return
+    found = measure(tuple(arguments.processes), arguments.children, arguments.images)
+    print("| processes | waves | queue of subnets | queue of pieces | MB a rank, copies | shared |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    for row in found["measured"]:
+        names = ("waves", "whole", "queue")
+        memory = f"{row['megabytes_of_copies']:.0f} | {row['megabytes_shared']:.0f}"
+        print(f"| {row['processes']} | " + " | ".join(f"{row[name]:.3f}" for name in names) + f" | {memory} |")
+    print("\n| GPUs, simulated | waves | queue of subnets | queue of pieces | decode, s | bounded by |")
+    print("|--:|--:|--:|--:|--:|---|")
+    for row in found["simulated"]:
+        rates = " | ".join(f"{row[name]:.3f}" for name in ("waves", "whole", "queue"))
+        print(f"| {row['gpus']} | {rates} | {row['decode_seconds']:.0f} | {row['bottleneck']} |")
+
+
+if __name__ == "__main__":
+    main()
