@@ -55,6 +55,8 @@ BENCHMARKS = {
     "retrain_step": Benchmark("timm's network of about the same MACs, per MAC", "<=", 0.85),
     "gradient_bytes": Benchmark("the gradients of the whole supernet", "<=", 0.30),
     "overlap": Benchmark("the step without reduction", "<=", 1.05),
+    "startup": Benchmark("importing torch alone", "<=", 2.0),
+    "checkpoints": Benchmark("a checkpoint that the training writes itself", "<=", 0.25),
 }  # fmt: skip
 
 

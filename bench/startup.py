@@ -1,26 +1,17 @@
 """How long programs take to start, beside importing torch alone.
 
-    python bench/startup.py [--rounds 5] [--stages search sample retrain test]
-
-A stage's program counts from its start to its first line, which needs the
-configuration, torch, the process group, the lock, and the first network or
-images. A configuration with a wrong key counts until it is refused. All of a
-round run in turn, each in a process of its own; a first round, which fills the
-cache of files, does not count.
+A stage's program counts from its start to its first line, which needs the configuration, torch, the process group, the
+lock, and the first network or images. A configuration with a wrong key counts until it is refused.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
@@ -30,40 +21,30 @@ from tests.processes import ENVIRONMENT, REPOSITORY, command
 from vitas.data.example_images import write_digits
 from vitas.run import STAGES
 
+from .rounds import in_turn, ratio
+
 NAMES = ("search", "sample", "retrain", "test")
-TORCH = "import torch"
+# What loads no torch.
+_WITHOUT = 0.5
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--stages", nargs="+", choices=NAMES, default=NAMES)
-    print(json.dumps(measure(**vars(parser.parse_args())), indent=2))
-
-
-def measure(rounds: int = 5, stages: Sequence[str] = NAMES) -> dict[str, Any]:
-    """By what is started: seconds, as [least, median, most] over the rounds, and as a share of importing torch."""
+def measure(rounds: int = 8, stages: Sequence[str] = NAMES) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         config = _prepared(Path(temporary), stages)
-        starts: dict[str, Callable[[], None]] = {TORCH: partial(_run, [sys.executable, "-c", "import torch"])}
-        starts["import vitas"] = partial(_run, [sys.executable, "-c", "import vitas"])
+        sides: dict[str, Callable[[], None]] = {
+            "torch": partial(_run, [sys.executable, "-c", "import torch"]),
+            "import vitas": partial(_run, [sys.executable, "-c", "import vitas"]),
+        }
         for name in stages:
-            starts[f"{name}, to its first line"] = partial(_run_to_first_line, _words(name, config))
-            # Rejected before anything is read but the YAML.
+            sides[f"{name}, to its first line"] = partial(_run_to_first_line, _words(name, config))
             wrong = [*_words(name, config), f"{name}.no_such_key=1"]
-            starts[f"{name}, with a wrong key"] = partial(_run, wrong, expected=2)
-        seconds: dict[str, list[float]] = {name: [] for name in starts}
-        for number in range(rounds + 1):
-            for name, start in starts.items():
-                began = time.perf_counter()
-                start()
-                if number:
-                    seconds[name].append(time.perf_counter() - began)
-    of_torch = median(seconds[TORCH])
-    return {
-        name: {"seconds": [min(took), median(took), max(took)], "of_torch": median(took) / of_torch}
-        for name, took in seconds.items()
-    }
+            sides[f"{name}, with a wrong key"] = partial(_run, wrong, expected=2)
+        took = in_turn(sides, rounds)
+    of_torch = took.pop("torch")
+    return [
+        {"what": what, **ratio(each, of_torch), **({} if what.endswith("line") else {"goal": _WITHOUT})}
+        for what, each in took.items()
+    ]
 
 
 def _prepared(folder: Path, stages: Sequence[str]) -> Path:
@@ -109,7 +90,3 @@ def _run_to_first_line(words: list[str]) -> None:
     process.wait()
     if not line or line.startswith("error"):
         raise RuntimeError(f"{words}: {line}")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,10 @@ from search.search import search
 from tests.conftest import largest
 from vitas import SearchSpace, SuperNet, distributed
 from vitas import config as configuration
+from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
+from vitas.errors import UserError
+from vitas.memory import measuring_what_fits
 from vitas.reduction import Reduction
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -97,3 +100,35 @@ def test_gradients_are_averaged_over_nccl(monkeypatch) -> None:
             torch.testing.assert_close(gradient, whole / 2)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_full_gpu_says_how_much_fits(world) -> None:
+    each = torch.cuda.get_device_properties(world.device).total_memory // 32
+
+    def attempt(count: int) -> None:
+        torch.empty(count * each, dtype=torch.uint8, device=world.device)
+
+    torch.cuda.set_per_process_memory_fraction(0.2)
+    try:
+        with pytest.raises(UserError, match=r"^4 in the memory of cuda:\d+ \(\d+ GB\)$"):  # noqa: SIM117
+            with measuring_what_fits(16, attempt, world.device, lambda fit, memory: f"{fit} in {memory}"):
+                attempt(16)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_training_in_parts_and_with_less_memory_goes_on_from_checkpoints_written_beside_it(
+    make_config, world
+) -> None:
+    given = {"accumulate": 2, "activation_checkpointing": True, "checkpoint_steps": 2, "epochs": 1, "warmup_epochs": 0}
+    config = configuration.load(
+        make_config({f"{stage}.{key}": value for stage in ("search", "retrain") for key, value in given.items()}),
+        ["retrain.architecture=p8-e32-token-h2q96m64x2"],
+    )
+    for stage, train in (("search", search), ("retrain", retrain)):
+        train(config, world)
+        folder = CheckpointFolder(config.folder.checkpoints(stage))
+        assert folder.epochs() == [1]
+        # It is what the training ended with: the second time there is nothing to do.
+        train(config, world)
+        assert "all 1 epochs are done" in config.folder.log(stage, None).read_text()

@@ -322,7 +322,7 @@ def test_the_panel_is_scored_every_so_many_epochs_and_ends_a_training_that_has_s
         path, ["search.epochs=9", "search.panel={size: 4, epochs: 2, stop_at: 0.5}", "search.warmup_epochs=0"]
     )
     # A ranking that never changes from the second score on.
-    monkeypatch.setattr("search.panel.kendalltau", lambda a, b: type("Result", (), {"statistic": 0.6}))
+    monkeypatch.setattr("scipy.stats.kendalltau", lambda a, b: type("Result", (), {"statistic": 0.6}))
     search(config, World())
     log = config.folder.log("search", None).read_text()
     assert "ends after epoch 6 of 9: the panel's ranking has settled: tau 0.60 and 0.60, stop_at is 0.5" in log
