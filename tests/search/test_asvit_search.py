@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from search.asvit import scoring, topology
 from search.asvit.search import larger, search
 from search.asvit.topology import Policy, best_of_ranks, reward
 from vitas import config as configuration
-from vitas import distributed
 from vitas.asvit.genotype import Genotype, GenotypeSpace
 from vitas.asvit.scores import Scores
 from vitas.catalog import read_found
@@ -23,6 +23,7 @@ from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.journal import Journal
 from vitas.report import Report
+from vitas.slurm import signals
 from vitas.slurm.signals import Interrupted
 
 TOPOLOGY = "8,2,3|4,1,2|4,1,4|4,1,6|32"
@@ -217,10 +218,10 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(asvit, formula,
     search(whole, World())
     count = len(formula)
     stopped = configuration.load(path, [f"save_path={tmp_path / 'stopped'}"])
-    asked = iter([None] * 4 + ["SIGTERM"] + [None] * 8 + ["SIGTERM"])
     with monkeypatch.context() as patched:
-        patched.setattr(distributed, "stop_requested", lambda world, at_once: next(asked))
-        for _ in range(2):
+        for scored in (5, 14):
+            asked = count + scored
+            patched.setattr(signals, "stop_code", lambda asked=asked: signal.SIGTERM * (len(formula) >= asked))
             with pytest.raises(Interrupted):
                 search(stopped, World())
     search(stopped, World())
