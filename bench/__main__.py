@@ -43,8 +43,10 @@ class Benchmark:
     def goal_on(self, device: str) -> float:
         return self.on_gpu if self.on_gpu is not None and device == "cuda" else self.goal
 
-    def is_met(self, row: dict[str, Any], device: str) -> bool:
-        return _HOLDS[self.sign](row["ratio"], row.get("goal", self.goal_on(device)))
+    def is_met(self, row: dict[str, Any], device: str) -> bool | None:
+        """Whether a row meets its own goal, or that of all rows; None where it says that it has none."""
+        goal = row.get("goal", self.goal_on(device))
+        return None if goal is None else bool(_HOLDS[self.sign](row["ratio"], goal))
 
 
 BENCHMARKS = {
@@ -53,8 +55,11 @@ BENCHMARKS = {
     "score": Benchmark("images per second of the dense network", ">=", 0.95),
     "score_folder": Benchmark("decoding the folder for each subnet and side", "<=", 0.15),
     "retrain_step": Benchmark("timm's network of about the same MACs, per MAC", "<=", 0.85),
+    "loader": Benchmark("images per second of timm's loader, the same files and recipe", ">=", 2.0),
+    "loader_packed": Benchmark("images per second of timm's loader on the files", ">=", 4.0),
     "gradient_bytes": Benchmark("the gradients of the whole supernet", "<=", 0.30),
     "overlap": Benchmark("the step without reduction", "<=", 1.05),
+    "scaling": Benchmark("ranks that are never idle", ">=", 0.90),
     "startup": Benchmark("importing torch alone", "<=", 2.0),
     "checkpoints": Benchmark("a checkpoint that the training writes itself", "<=", 0.25),
 }  # fmt: skip
@@ -98,9 +103,9 @@ def run(name: str) -> bool:
         table.add_column(column, justify="left" if column == "what" else "right")
     met = [benchmark.is_met(row, device) for row in rows]
     for row, holds in zip(rows, met, strict=True):
-        table.add_row(*(str(row.get(column, "")) for column in columns), "yes" if holds else "no")
+        table.add_row(*(str(row.get(column, "")) for column in columns), {None: "", True: "yes", False: "no"}[holds])
     Console().print(table, f"in {path}")
-    return all(met)
+    return False not in met
 
 
 def main() -> None:

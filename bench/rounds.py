@@ -44,3 +44,9 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
         "peer_ms": round(1e3 * float(np.median(theirs)), 3),
         "rounds": len(each),
     }
+
+
+def speed(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """As `ratio`, of our speed over theirs: above 1 we are the faster."""
+    found = ratio(theirs, ours)
+    return found | {"ms": found["peer_ms"], "peer_ms": found["ms"]}

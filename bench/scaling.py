@@ -1,7 +1,5 @@
 """How well scoring fills its ranks: waves against the queue, measured here and simulated for 1 to 1,024 GPUs.
 
-    OMP_NUM_THREADS=1 python bench/scaling.py [--processes 1 2 4] [--children 50] [--images 10000]
-
 Efficiency is the sum of the single times of all subnets over (ranks x wall time). The goal is 0.90 at 64 ranks. With
 whole subnets 50 children cannot exceed 50/64 = 0.78 there, however they are handed out; with pieces of the images the
 bound is the last piece, and what each piece costs beside its forward passes.
@@ -12,16 +10,16 @@ the queue. Memory is the proportional set size (PSS) of each rank, with a copy o
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import json
-import socket
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +31,8 @@ from vitas.data.shared_memory import node_identity, ranks_of_node, shared_bytes
 from vitas.distributed import World, barrier, gather
 from vitas.report import Report
 from vitas.run import RunFolder
+
+REPOSITORY = Path(__file__).parents[1]
 
 # Assumptions of the simulation.
 SUBNETS = 50  # of a generation
@@ -109,17 +109,33 @@ def _bottleneck(seconds: np.ndarray, ranks: int) -> str:
     return "ranks that wait for the last pieces" if idle > overhead else "the overhead of a piece"
 
 
-def measure(processes: tuple[int, ...] = (1, 2, 4), children: int = SUBNETS, images: int = 10_000) -> dict:
-    """Measured and simulated numbers, as plain data. images: of IMAGE_SIZE, whose memory is measured."""
-    measured = []
+def measure(
+    processes: tuple[int, ...] = (1, 2, 4), children: int = SUBNETS, images: int = 10_000
+) -> list[dict[str, Any]]:
+    """Efficiencies, measured and simulated. images: of IMAGE_SIZE, whose memory is measured."""
+    rows = []
     for count in processes:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "measured.json")
-            words = ["--child", str(output), "--children", str(children), "--images", str(images)]
             launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-            subprocess.run([*launcher, __file__, *words], check=True)
-            measured.append(json.loads(output.read_text()))
-    return {"host": socket.gethostname(), "measured": measured, "simulated": simulate()}
+            words = ["-m", "bench.scaling", str(output), str(children), str(images)]
+            environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(REPOSITORY)}
+            subprocess.run([*launcher, *words], check=True, env=environment)
+            found = json.loads(output.read_text())
+        rows.append({"what": f"scoring, {count} processes here", **_row(found)})
+    for row in simulate():
+        # The goal is meant up to 64.
+        beyond = {"goal": None} if row["gpus"] > 64 else {}
+        rows.append({"what": f"scoring, {row['gpus']} GPUs, simulated", **_row(row), **beyond})
+    return rows
+
+
+def _row(found: dict[str, Any]) -> dict[str, Any]:
+    efficiencies = {"ratio": "queue", "waves": "waves", "whole subnets": "whole"}
+    others = ("megabytes_of_copies", "megabytes_shared", "decode_seconds", "bottleneck")
+    return {name: round(found[key], 3) for name, key in efficiencies.items()} | {
+        name: value if isinstance(value, str) else round(value) for name, value in found.items() if name in others
+    }
 
 
 def _child(output: Path, children: int, images: int) -> None:
@@ -188,29 +204,5 @@ def _pss() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--children", type=int, default=SUBNETS)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        _child(arguments.child, arguments.children, arguments.images)
-        return
-    found = measure(tuple(arguments.processes), arguments.children, arguments.images)
-    print("| processes | waves | queue of subnets | queue of pieces | MB a rank, copies | shared |")
-    print("|--:|--:|--:|--:|--:|--:|")
-    for row in found["measured"]:
-        names = ("waves", "whole", "queue")
-        memory = f"{row['megabytes_of_copies']:.0f} | {row['megabytes_shared']:.0f}"
-        print(f"| {row['processes']} | " + " | ".join(f"{row[name]:.3f}" for name in names) + f" | {memory} |")
-    print("\n| GPUs, simulated | waves | queue of subnets | queue of pieces | decode, s | bounded by |")
-    print("|--:|--:|--:|--:|--:|---|")
-    for row in found["simulated"]:
-        rates = " | ".join(f"{row[name]:.3f}" for name in ("waves", "whole", "queue"))
-        print(f"| {row['gpus']} | {rates} | {row['decode_seconds']:.0f} | {row['bottleneck']} |")
-
-
 if __name__ == "__main__":
-    main()
+    _child(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

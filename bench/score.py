@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .networks import BATCH, autocast, batch, subnets, supernet
-from .rounds import in_turn, ratio
+from .rounds import in_turn, speed
 
 
 def measure(count: int = 4, rounds: int = 8) -> list[dict[str, Any]]:
@@ -35,8 +35,5 @@ def measure(count: int = 4, rounds: int = 8) -> list[dict[str, Any]]:
             seconds = in_turn({"ours": of_supernet, "theirs": of_dense}, rounds)
             ours += seconds["ours"]
             theirs += seconds["theirs"]
-        # Of speeds, so the other way round.
-        row = ratio(theirs, ours)
-        row["ms"], row["peer_ms"] = row["peer_ms"], row["ms"]
-        rows.append({"what": f"{sharing}, batch {BATCH}", **row})
+        rows.append({"what": f"{sharing}, batch {BATCH}", **speed(ours, theirs)})
     return rows

@@ -17,8 +17,8 @@ from vitas.data.evaluation import EvaluationSet
 from vitas.data.folders import EvaluationData
 from vitas.distributed import World
 
-from .loader import write_photos
 from .networks import IMAGE_SIZE, subnets, supernet
+from .photos import write_photos
 from .rounds import DEVICE, in_turn, ratio
 
 
@@ -27,7 +27,7 @@ def measure(count: int = 8, images: int = 200) -> list[dict[str, Any]]:
     shared = supernet("bilateral").eval()
     architectures = subnets(count)
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder), images, classes=4)
+        write_photos(Path(folder), images, 4)
         data = EvaluationData(data_dir=folder, workers=0)
         settings = Sample(data=data, budget={"minimum": 1, "maximum": 2})
         world = World(device=DEVICE)
