@@ -1,4 +1,4 @@
-"""How well scoring fills its ranks: waves against the queue, measured here and simulated for 1 to 1,024 GPUs.
+"""How well ranks are filled: scoring, measured here and simulated for 1 to 1,024 GPUs, and training, simulated.
 
 Efficiency is the sum of the single times of all subnets over (ranks x wall time). The goal is 0.90 at 64 ranks. With
 whole subnets 50 children cannot exceed 50/64 = 0.78 there, however they are handed out; with pieces of the images the
@@ -48,6 +48,14 @@ GATHER_SECONDS = 1e-3  # a collective over two ranks, and as much for each doubl
 DECODE_SECONDS = 6e-3  # an image, on one core
 CORES = 12  # of a GPU
 GPUS = 8  # of a node
+# Of training the supernet of 1G with bilateral sharing.
+TRAIN_IMAGES_PER_SECOND = 4_000  # a GPU, both sides, forward and backward
+LAUNCH_SECONDS = 9e-3  # a step of 16 blocks and two sides launches some 1,500 kernels, 6 microseconds each
+GRADIENT_BYTES = 33.9e6  # a step sends so many: `gradient_bytes`, ViTAS_1G_BCNet
+BYTES_PER_SECOND = 20e9  # of the slowest link of a ring, a network card for each GPU
+HOP_SECONDS = 1e-5  # of a collective, for each doubling of the ranks
+BUCKETS = 8
+BACKWARD = 2 / 3  # of a step, in which all buckets but the last leave unseen
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SLEEP = 0.2  # seconds of the mean child where it is measured
 IMAGE_SIZE = 64  # of the images whose memory is measured
@@ -78,6 +86,27 @@ def simulate(subnets: int = SUBNETS, images: int = IMAGES) -> list[dict]:
         row["search_seconds"] = float(queue) + row["decode_seconds"]
         row["bottleneck"] = _bottleneck(of_generations[0], ranks)
         rows.append(row)
+    return rows
+
+
+def simulate_training(of_rank: int | None, batch: int = 1024) -> list[dict]:
+    """Efficiency of training by the number of GPUs: with so many images on each, or a batch shared by all."""
+    rows = []
+    for ranks in SIZES:
+        images = of_rank or batch / ranks
+        # Shorter passes than their launches wait for these.
+        passes = max(images / TRAIN_IMAGES_PER_SECOND, LAUNCH_SECONDS)
+        bucket = 2 * (ranks - 1) / ranks * GRADIENT_BYTES / BUCKETS / BYTES_PER_SECOND + HOP_SECONDS * np.log2(ranks)
+        reduction = BUCKETS * bucket if ranks > 1 else 0.0
+        # What does not fit beside the backward pass, and at least the last bucket.
+        seen = max(reduction - BACKWARD * passes, bucket) if ranks > 1 else 0.0
+        ideal = images / TRAIN_IMAGES_PER_SECOND
+        launches, waits = passes - ideal, seen
+        bounds = {"kernel launches": launches, "the reduction": waits}
+        row = {"gpus": ranks, "ratio": round(float(ideal / (passes + seen)), 3)}
+        rows.append(
+            row | {"bottleneck": max(bounds, key=bounds.__getitem__) if max(bounds.values()) > 0 else "nothing"}
+        )
     return rows
 
 
@@ -127,6 +156,11 @@ def measure(
         # The goal is meant up to 64.
         beyond = {"goal": None} if row["gpus"] > 64 else {}
         rows.append({"what": f"scoring, {row['gpus']} GPUs, simulated", **_row(row), **beyond})
+    for how, of_rank in (("64 images a GPU", 64), ("1,024 images in all", None)):
+        for row in simulate_training(of_rank):
+            gpus = row.pop("gpus")
+            beyond = {"goal": None} if gpus > 64 else {}
+            rows.append({"what": f"training, {how}, {gpus} GPUs, simulated", **row, **beyond})
     return rows
 
 
