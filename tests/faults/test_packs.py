@@ -56,7 +56,7 @@ def read_all(folder: Path) -> int:
     good = 0
     for index in range(len(opened)):
         try:
-            opened[index]
+            opened.read(index)
         except BadImage:
             continue
         good += 1

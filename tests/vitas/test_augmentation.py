@@ -1,7 +1,6 @@
 """What becomes of a training image: the pixels that it always became, JPEGs that are decoded no larger than needed."""
 
 import hashlib
-import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -202,13 +201,13 @@ def test_bytes_are_read_as_the_file_that_holds_them_and_named_by_it(jpeg):
     content = path.read_bytes()
     for reduction in (None, lambda size: 2):
         assert (
-            pixels(read_image("a name", io.BytesIO(content), reduction)).tolist()
+            pixels(read_image("a name", content, reduction)).tolist()
             == pixels(read_image(path, reduction=reduction)).tolist()
         )
     with pytest.raises(BadImage, match="a name is a damaged image"):
-        read_image("a name", io.BytesIO(content[:-2000]), lambda size: 2)
-    with pytest.raises(BadImage, match="a name is not an image"):
-        read_image("a name", io.BytesIO(b""))
+        read_image("a name", content[:-2000], lambda size: 2)
+    with pytest.raises(BadImage, match="a name is empty"):
+        read_image("a name", b"")
 
 
 @pytest.mark.parametrize("cut", [10, 2000])
