@@ -18,7 +18,7 @@ from .rounds import DEVICE, in_turn, ratio
 from .supernet_step import optimizer_of, step
 
 
-def measure(rounds: int = 10) -> list[dict[str, Any]]:
+def measure(rounds: int = 6) -> list[dict[str, Any]]:
     images, labels = batch()
     peer = timm.create_model("deit_tiny_patch16_224", num_classes=1000).to(DEVICE).train()
     ours = create_model("vitas_c", 1000, IMAGE_SIZE).to(DEVICE).train()

@@ -10,7 +10,7 @@ from .networks import BATCH, autocast, batch, subnets, supernet
 from .rounds import in_turn, speed
 
 
-def measure(count: int = 4, rounds: int = 8) -> list[dict[str, Any]]:
+def measure(count: int = 2, rounds: int = 5) -> list[dict[str, Any]]:
     images, _ = batch()
     rows = []
     for sharing in ("ordinal", "bilateral"):

@@ -22,7 +22,7 @@ from .photos import write_photos
 from .rounds import DEVICE, in_turn, ratio
 
 
-def measure(count: int = 8, images: int = 200) -> list[dict[str, Any]]:
+def measure(count: int = 4, images: int = 64) -> list[dict[str, Any]]:
     """count: subnets that are scored on the same images; a search scores thousands."""
     shared = supernet("bilateral").eval()
     architectures = subnets(count)
@@ -33,7 +33,7 @@ def measure(count: int = 8, images: int = 200) -> list[dict[str, Any]]:
         world = World(device=DEVICE)
 
         def load() -> EvaluationSet:
-            return EvaluationSet.load(data, IMAGE_SIZE, [0.5] * 3, [0.25] * 3, world)
+            return EvaluationSet.load(data, IMAGE_SIZE, [0.5] * 3, [0.25] * 3, world, True)
 
         def ours() -> None:
             decoded = load()

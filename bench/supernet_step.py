@@ -17,7 +17,7 @@ from .networks import BATCH, autocast, batch, dense_logits, shared_logits, subne
 from .rounds import in_turn, ratio
 
 
-def measure(count: int = 4, rounds: int = 5) -> list[dict[str, Any]]:
+def measure(count: int = 2, rounds: int = 5) -> list[dict[str, Any]]:
     """A row for each sharing scheme: all rounds of `count` subnets."""
     images, labels = batch()
     rows = []
