@@ -38,13 +38,13 @@ setup(
         "torchvision>=0.26",
         "timm>=1.0.26",  # before, its checkpoint_path= ran code from files
         "safetensors>=0.4",
-        "pymoo>=0.6.1.5",
+        "pymoo>=0.6.1.6",  # before, its operators get no generator
         "numpy",
         "scipy",
         "pillow",
         "pyyaml>=6",
-        "pydantic>=2.7",
-        "tensorboard>=2.16",
+        "pydantic>=2.12",
+        "tensorboard>=2.18",  # before, it needs numpy 1
         "submitit>=1.5",
         "rich>=13",
         "click>=8.2",
