@@ -38,7 +38,7 @@ from vitas.teacher import load_teacher
 _MEASURED = 16
 # The first steps are slower: memory is allocated, workers start.
 _WARM_UP, _STEPS = 2, 6
-# A scored network comes with others of its wave; this many are measured.
+# So many networks of the budget are measured, whose mean stands for all that are scored.
 _SCORED = 4
 # Steps of a candidate's adaptation that are measured, of which there may be hundreds.
 _ADAPTED = 8

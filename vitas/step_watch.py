@@ -10,11 +10,12 @@ random draws, a bounded number of times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from vitas.checkpoint import tensors_in
 from vitas.config import Training
 from vitas.distributed import World, sum_
 from vitas.report import Report, shown_path
@@ -99,8 +100,9 @@ class StepWatch:
     def require_finite(self, state: object, done: int) -> None:
         """Raise `Diverged`, on every rank, if a tensor in a checkpoint's state is not finite on any."""
         wrong = torch.zeros((), device=self._world.device)
-        for tensor in _floats_in(state):
-            wrong += torch.isfinite(tensor).all().logical_not().to(wrong)
+        for tensor in tensors_in(state):
+            if tensor.is_floating_point():
+                wrong += torch.isfinite(tensor).all().logical_not().to(wrong)
         if sum_(wrong, self._world).item():
             raise Diverged(f"after step {done:,} not all weights are finite")
 
@@ -120,12 +122,3 @@ class StepWatch:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._in_a_row, self._total = state["in_a_row"], state["total"]
-
-
-def _floats_in(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _floats_in(part)

@@ -16,7 +16,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from vitas.data import pictures
 from vitas.data.augmentation import training_transform
-from vitas.data.cropping import RESAMPLING, Box, RandomResizedCrop
+from vitas.data.cropping import RESAMPLING, RandomResizedCrop, Rectangle
 from vitas.data.folders import Augmentation, TrainingData
 from vitas.data.pictures import BadImage, read_image
 from vitas.data.training import TrainingLoader
@@ -122,7 +122,7 @@ def test_the_crop_is_drawn_from_the_size_as_timm_draws_it_from_the_image(width, 
      ((0, 0, 9000, 9000), 8), ((0, 0, 5, 5), 1)],
 )  # fmt: skip
 def test_an_image_is_reduced_as_far_as_its_crop_stays_as_large_as_the_output(box, expected):
-    assert CROP.reduction(Box(*box)) == expected
+    assert CROP.reduction(Rectangle(*box)) == expected
 
 
 @pytest.mark.parametrize("by", [2, 4, 8])

@@ -104,7 +104,9 @@ def test_a_part_has_the_images_of_the_part(folder):
     (folder / f"c{ODD}" / "2.png").touch()
     part = Part(0.5)
     classes, samples = torchvisions(folder)
-    assert list(open_image_folder(str(folder), part).samples) == part.of(classes, samples)
+    assert list(open_image_folder(str(folder), part).samples) == [
+        samples[index] for index in part.indices(classes, samples)
+    ]
 
 
 def test_a_list_has_no_object_for_each_file():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
-from vitas.data.cropping import RESAMPLING, Box, RandomResizedCrop
+from vitas.data.cropping import RESAMPLING, RandomResizedCrop, Rectangle
 from vitas.data.erasing import Erased, draw_erased
 from vitas.data.folders import Augmentation
 from vitas.data.pictures import Reduction
@@ -48,7 +48,7 @@ class Transform:
 
         read: an image, of what says by how much it may be reduced (see `read_image`).
         """
-        drawn: list[Box] = []
+        drawn: list[Rectangle] = []
 
         def draw(size: tuple[int, int]) -> int:
             # Here, because a file that cannot be read for a moment is asked for its crop again.

@@ -18,7 +18,7 @@ RESAMPLING = {
 _ATTEMPTS = 10
 
 
-class Box(NamedTuple):
+class Rectangle(NamedTuple):
     """A rectangle of an image, in pixels."""
 
     left: int
@@ -39,7 +39,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float]
     resampling: Image.Resampling
 
-    def draw(self, size: tuple[int, int]) -> Box:
+    def draw(self, size: tuple[int, int]) -> Rectangle:
         """A random crop of an image of this width and height: the draws of timm and torchvision, from `random`."""
         width, height = size
         for _ in range(_ATTEMPTS):
@@ -49,20 +49,25 @@ class RandomResizedCrop:
             if w <= width and h <= height:
                 # In this order: the rows are drawn first.
                 top = random.randint(0, height - h)
-                return Box(random.randint(0, width - w), top, w, h)
+                return Rectangle(random.randint(0, width - w), top, w, h)
         narrowest, widest = self.ratio
         w = round(height * widest) if width / height > widest else width
         h = round(width / narrowest) if width / height < narrowest else height
-        return Box((width - w) // 2, (height - h) // 2, w, h)
+        return Rectangle((width - w) // 2, (height - h) // 2, w, h)
 
-    def reduction(self, box: Box) -> int:
-        """By how much, of 1, 2, 4 and 8, an image may be reduced whose crop shall be as large as the square still."""
-        return max(by for by in (1, 2, 4, 8) if by == 1 or min(box.width, box.height) >= by * self.side)
+    def reduction(self, crop: Rectangle) -> int:
+        """By how much, of 1, 2, 4 and 8, an image may be reduced whose crop is to be as large as the square still."""
+        return max(by for by in (1, 2, 4, 8) if by == 1 or min(crop.width, crop.height) >= by * self.side)
 
-    def resized(self, image: Image.Image, box: Box, reduction: int = 1) -> Image.Image:
-        """The square [side x side], of an image that was reduced; the box is of the whole one."""
+    def resized(self, image: Image.Image, crop: Rectangle, reduction: int = 1) -> Image.Image:
+        """The square [side x side], of an image that was reduced; the crop is of the whole one."""
         square = (self.side, self.side)
-        left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
+        left, top, right, bottom = (
+            crop.left,
+            crop.top,
+            crop.left + crop.width,
+            crop.top + crop.height,
+        )
         if reduction == 1:
             # Cropped first: resizing by a box alone would mix in pixels from beyond its edges.
             return image.crop((left, top, right, bottom)).resize(square, self.resampling)

@@ -106,10 +106,6 @@ class Part:
     holdout: float | None = None
     held_out: bool = False
 
-    def of(self, classes: Sequence[str], samples: Sequence[PathAndLabel]) -> list[PathAndLabel]:
-        """The samples of this part, in their order. classes: by label. Raises the same as `indices`."""
-        return [samples[index] for index in self.indices(classes, samples)]
-
     def indices(self, classes: Sequence[str], samples: Sequence[PathAndLabel]) -> Sequence[int]:
         """Which of the samples are of this part, in order. classes: by label.
 
