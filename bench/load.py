@@ -1,6 +1,6 @@
 """What large numbers cost: many evaluations, many files, many checkpoints.
 
-    OMP_NUM_THREADS=1 python bench/load.py FOLDER [--generations 5000] [--children 100]
+    OMP_NUM_THREADS=1 python -m bench.load FOLDER [--generations 5000] [--children 100]
 
 The limits: `sample` with a scorer that returns at once takes less than 2 ms of CPU time for an evaluation, and its
 memory does not grow with their number but for what it has to know of each; a folder of 100,000 files in 1,000 classes
@@ -21,6 +21,7 @@ import torch
 
 from search import sample as stage
 from search import scoring
+from search.measurements import InPieces
 from search.scoring import SubnetScore
 from vitas.checkpoint import CheckpointFolder, write
 from vitas.config import RunConfig
@@ -61,17 +62,17 @@ def evaluations(folder: Path, generations: int, children: int) -> None:
     )  # fmt: skip
     calls = 0
 
-    def score(*arguments: object) -> SubnetScore:
+    def score(candidate: object, piece: int) -> SubnetScore:
         nonlocal calls
         calls += 1
         if calls in (1, 1000) or calls % 10_000 == 0:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             milliseconds = 1e3 * (time.process_time() - began) / calls
             print(f"  {calls:,} evaluations: {milliseconds:.2f} ms each, {peak:,.0f} MB", file=sys.stderr)
-        value = hash(arguments[1]) % 10_007 / 10_007
+        value = hash(candidate) % 10_007 / 10_007
         return SubnetScore(100 * value, 1 - value)
 
-    scoring.score_subnet = score
+    scoring.in_pieces = lambda network, images, settings: InPieces(1, score, lambda found: found[0])
     stage.EvaluationSet.load = classmethod(lambda *_, **__: images)
     began = time.process_time()
     # Its log is long.
