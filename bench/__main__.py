@@ -52,6 +52,7 @@ class Benchmark:
 BENCHMARKS = {
     "supernet_step": Benchmark("passes of the dense network of the same shape", "<=", 1.05, 1.10),
     "supernet_memory": Benchmark("what the dense network's passes keep for the backward pass", "<=", 1.15),
+    "kernels": Benchmark("passes of the dense network, in bfloat16", "<=", 1.5),
     "score": Benchmark("images per second of the dense network", ">=", 0.95),
     "score_folder": Benchmark("decoding the folder for each subnet and side", "<=", 0.15),
     "retrain_step": Benchmark("timm's network of about the same MACs, per MAC", "<=", 0.85),

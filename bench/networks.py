@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from vitas import Architecture, SuperNet
 from vitas.budget import Budget, MacsModel
 from vitas.catalog import SPACE_ABE
+from vitas.evaluate import autocast_dtype
 from vitas.in_budget import InBudget
+from vitas.models.step_weights import StepWeights
 
 from .rounds import DEVICE
 
@@ -40,9 +42,20 @@ def batch(size: int = BATCH) -> tuple[Tensor, Tensor]:
     return images, torch.randint(1000, (size,), device=DEVICE)
 
 
-def shared_logits(network: SuperNet, architecture: Architecture, images: Tensor) -> Callable[[], Tensor]:
-    """The logits of a subnet, as training has them: the sum over the sides."""
-    return lambda: sum(network(images, architecture, side) for side in network.scheme.scoring_sides)
+def shared_logits(
+    network: SuperNet,
+    architecture: Architecture,
+    images: Tensor,
+    dtype: torch.dtype | None = autocast_dtype(DEVICE, amp=True),
+) -> Callable[[], Tensor]:
+    """The logits of a subnet, as training has them: the sum over the sides. dtype: that of autocast."""
+    weights, sides = StepWeights(network, dtype), network.scheme.scoring_sides
+
+    def logits() -> Tensor:
+        weights.begin((architecture, side) for side in sides)
+        return sum(network(images, architecture, side, weights.of(architecture, side)) for side in sides)
+
+    return logits
 
 
 def dense_logits(network: nn.Module, passes: int, images: Tensor) -> Callable[[], Tensor]:

@@ -39,27 +39,31 @@ def measure(rounds: int = 8, batch_size: int = 4) -> list[dict[str, Any]]:
 def measure_rank(path: Path, rounds: int, batch_size: int) -> None:
     """On one rank of several; rank 0 writes the rows."""
     from vitas import distributed
+    from vitas.evaluate import autocast_dtype
+    from vitas.models.step_weights import StepWeights
     from vitas.reduction import Reduction
 
     from .networks import autocast, batch, subnets, supernet
-    from .rounds import in_turn, ratio
+    from .rounds import DEVICE, in_turn, ratio
 
     world = distributed.init()
     images, labels = batch(batch_size)
-    # A reduction of its own for each way, hence a network of its own: hooks stay.
+    # Each way has a network of its own.
     architecture, sides = subnets(1)[0], ("left", "right")
 
     def way(bucket_bytes: int | None) -> Callable[[], None]:
         network = supernet("bilateral").train()
-        reduction = None if bucket_bytes is None else Reduction(network.parameters(), world, bucket_bytes)
+        reduction = None if bucket_bytes is None else Reduction(world, bucket_bytes)
+        weights = StepWeights(network, autocast_dtype(DEVICE, amp=True), reduction.arrived if reduction else len)
 
         def step() -> None:
             network.zero_grad()
             if reduction:
                 slices = network.slices_in_use([architecture], sides)
-                reduction.begin(slices, [network.parameters_in_use(architecture, sides)])
+                reduction.begin(slices, [network.parameters_in_use(architecture, side) for side in sides])
+            weights.begin((architecture, side) for side in sides)
             with autocast():
-                logits = sum(network(images, architecture, side) for side in sides)
+                logits = sum(network(images, architecture, side, weights.of(architecture, side)) for side in sides)
             F.cross_entropy(logits.float(), labels).backward()
             if reduction:
                 reduction.finish([])

@@ -50,7 +50,7 @@ CORES = 12  # of a GPU
 GPUS = 8  # of a node
 # Of training the supernet of 1G with bilateral sharing.
 TRAIN_IMAGES_PER_SECOND = 4_000  # a GPU, both sides, forward and backward
-LAUNCH_SECONDS = 9e-3  # a step of 16 blocks and two sides launches some 1,500 kernels, 6 microseconds each
+LAUNCH_SECONDS = 2_100 * 6e-6  # of 16 blocks and two sides: `kernels`, each of 6 microseconds
 GRADIENT_BYTES = 33.9e6  # a step sends so many: `gradient_bytes`, ViTAS_1G_BCNet
 BYTES_PER_SECOND = 20e9  # of the slowest link of a ring, a network card for each GPU
 HOP_SECONDS = 1e-5  # of a collective, for each doubling of the ranks

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 
+from vitas.evaluate import autocast_dtype
+from vitas.models.step_weights import weights_of
+
 from .networks import BATCH, autocast, batch, subnets, supernet
-from .rounds import in_turn, speed
+from .rounds import DEVICE, in_turn, speed
 
 
 def measure(count: int = 2, rounds: int = 5) -> list[dict[str, Any]]:
     images, _ = batch()
+    dtype = autocast_dtype(DEVICE, amp=True)
     rows = []
     for sharing in ("ordinal", "bilateral"):
         shared = supernet(sharing).eval()
@@ -24,7 +28,7 @@ def measure(count: int = 2, rounds: int = 5) -> list[dict[str, Any]]:
             def of_supernet(shared=shared, sides=sides, architecture=architecture) -> None:
                 with autocast():
                     for side in sides:
-                        shared(images, architecture, side)
+                        shared(images, architecture, side, weights_of(shared, architecture, side, dtype))
 
             @torch.inference_mode()
             def of_dense(dense=dense) -> None:

@@ -63,9 +63,10 @@ class Panel:
         """Score the panel with the weights after an epoch, if it is due; why the training should end, if it should."""
         if epoch % self._settings.epochs:
             return None
+        sample = self._config.sample
         self._journal.measure(
             [(epoch, subnet) for subnet in self._subnets],
-            in_pieces(lambda key: sides_of(network, key[1]), self._images, self._config.sample),
+            in_pieces(lambda key: sides_of(network, key[1], sample.amp), self._images, sample),
             self._world.size,
         )
         scores = [self._journal.known[epoch, subnet] for subnet in self._subnets]

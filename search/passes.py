@@ -12,11 +12,14 @@ from torch import Tensor
 from search.predictor import ChoiceLosses
 from search.subnets import TrainingPlan
 from vitas.accumulation import parts_of
+from vitas.architecture import Architecture
 from vitas.config import Search
 from vitas.distributed import World
-from vitas.evaluate import autocast
+from vitas.evaluate import autocast, autocast_dtype
 from vitas.models import SuperNet
+from vitas.models.step_weights import StepWeights
 from vitas.reduction import Reduction
+from vitas.sharing import Side
 from vitas.teacher import LARGEST
 from vitas.train import Criterion
 
@@ -42,7 +45,9 @@ class Passes:
         self._from_largest = settings.distillation is not None and settings.distillation.teacher == LARGEST
         self._parts = _parts_of_rank(settings.batch_size, settings.subnets.parts, world)
         self._choice_losses, self._accumulate = choice_losses, settings.accumulate
-        self._reduction = Reduction(supernet.parameters(), world) if world.size > 1 else None
+        self._reduction = Reduction(world) if world.size > 1 else None
+        arrived = self._reduction.arrived if self._reduction else lambda parameters: None
+        self._weights = StepWeights(supernet, autocast_dtype(world.device, settings.amp), arrived)
         # Of the last step: this rank's share of each subnet's mean loss [parts][subnets].
         self._losses: list[Tensor] = []
 
@@ -51,16 +56,18 @@ class Passes:
         sides = self._supernet.scheme.training_sides(step)
         groups = self._plan.at(step)
         self._losses = [torch.zeros(len(subnets), device=images.device) for subnets in groups]
+        uses = [
+            (subnet, side)
+            for part, subnets in zip(self._parts, groups, strict=True)
+            for _ in range(min(self._accumulate, part.stop - part.start))
+            for subnet in subnets
+            for side in sides
+        ]
+        self._weights.begin(dict.fromkeys(uses))
         if self._reduction:
-            of_rank = [
-                subnet
-                for part, subnets in zip(self._parts, groups, strict=True)
-                for _ in range(min(self._accumulate, part.stop - part.start))
-                for subnet in subnets
-            ]
             self._reduction.begin(
                 self._supernet.slices_in_use([subnet for subnets in groups for subnet in subnets], sides),
-                (self._supernet.parameters_in_use(subnet, sides) for subnet in of_rank),
+                (self._supernet.parameters_in_use(*use) for use in uses),
             )
         for kept, part, subnets in zip(self._losses, self._parts, groups, strict=True):
             for own_images, own_targets, *_ in parts_of(images[part], targets[part], self._accumulate):
@@ -70,12 +77,15 @@ class Passes:
                 for i, subnet in enumerate(subnets):
                     with autocast(self._world.device, self._amp):
                         # One loss on the sum of all sides' logits, as in BCNet.
-                        logits = sum(self._supernet(own_images, subnet, side) for side in sides)
+                        logits = sum(self._logits(own_images, subnet, side) for side in sides)
                     loss = self._criterion(logits, own_targets, taught)
                     kept[i] += share * loss.detach()
                     yield share / len(subnets) * loss
                     if i == 0 and self._from_largest:
                         taught = logits.detach()
+
+    def _logits(self, images: Tensor, subnet: Architecture, side: Side) -> Tensor:
+        return self._supernet(images, subnet, side, self._weights.of(subnet, side))
 
     @contextmanager
     def alone(self) -> Iterator[None]:

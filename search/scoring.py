@@ -20,8 +20,9 @@ from vitas.config import RunConfig, Sample
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
 from vitas.errors import UserError, require_number, require_text
-from vitas.evaluate import sums
+from vitas.evaluate import autocast_dtype, sums
 from vitas.models import SuperNet
+from vitas.models.step_weights import weights_of
 from vitas.report import Report
 from vitas.seeds import stream_seed
 
@@ -71,12 +72,16 @@ def score_subnet(
     supernet: SuperNet, architecture: Architecture, images: EvaluationSet, settings: Sample
 ) -> SubnetScore:
     """The score of an architecture with the supernet's weights."""
-    return score_logits(sides_of(supernet, architecture), images, settings)
+    return score_logits(sides_of(supernet, architecture, settings.amp), images, settings)
 
 
-def sides_of(supernet: SuperNet, architecture: Architecture) -> list[Callable[[Tensor], Tensor]]:
+def sides_of(supernet: SuperNet, architecture: Architecture, amp: bool) -> list[Callable[[Tensor], Tensor]]:
     """An architecture with the supernet's weights, once a side that is scored: images -> logits."""
-    return [partial(supernet, architecture=architecture, side=side) for side in supernet.scheme.scoring_sides]
+    dtype = autocast_dtype(supernet.head.weight.device, amp)
+    return [
+        partial(supernet, architecture=architecture, side=side, weights=weights_of(supernet, architecture, side, dtype))
+        for side in supernet.scheme.scoring_sides
+    ]
 
 
 def in_pieces(
@@ -184,7 +189,8 @@ class SupernetScorer:
         self._take({architecture: score for (architecture, rung), score in self._journal.known.items() if rung == last})
 
     def _by_supernet(self, supernet: SuperNet, images: EvaluationSet) -> InPieces[Key, SubnetScore]:
-        return in_pieces(lambda key: sides_of(supernet, key[0]), images, self._config.sample)
+        settings = self._config.sample
+        return in_pieces(lambda key: sides_of(supernet, key[0], settings.amp), images, settings)
 
     @property
     def known(self) -> Mapping[Architecture, SubnetScore]:

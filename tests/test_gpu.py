@@ -17,6 +17,7 @@ from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
 from vitas.errors import UserError
 from vitas.memory import measuring_what_fits
+from vitas.models.step_weights import StepWeights
 from vitas.reduction import Reduction
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -85,14 +86,20 @@ def test_gradients_are_averaged_over_nccl(monkeypatch) -> None:
         subnet, sides = space.decode([0, 0, 0, 1, 0, 1, 0, 1]), ("left", "right")
         images = torch.randn(2, 3, 16, 16, device="cuda")
 
+        averaged = Reduction(world, 1)
+        weights = StepWeights(supernet, arrived=averaged.arrived)
+
         def train() -> list[torch.Tensor]:
             supernet.zero_grad()
-            sum(supernet(images, subnet, side) for side in sides).square().sum().backward()
+            weights.begin((subnet, side) for side in sides)
+            logits = sum(supernet(images, subnet, side, weights.of(subnet, side)) for side in sides)
+            logits.square().sum().backward()
             return [p.grad.clone() for p in supernet.parameters() if p.grad is not None]
 
         expected = train()
-        averaged = Reduction(supernet.parameters(), world, 1)
-        averaged.begin(supernet.slices_in_use([subnet], sides), [supernet.parameters_in_use(subnet, sides)])
+        averaged.begin(
+            supernet.slices_in_use([subnet], sides), [supernet.parameters_in_use(subnet, side) for side in sides]
+        )
         train()
         averaged.finish([])
         found = [p.grad for p in supernet.parameters() if p.grad is not None]

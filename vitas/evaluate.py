@@ -161,9 +161,13 @@ def seconds_per_pass(module: nn.Module, inputs: Tensor, seconds: float) -> float
 
 def autocast(device: torch.device, amp: bool) -> AbstractContextManager[object]:
     """The context for forward passes: bfloat16 on a GPU with `amp`, otherwise nothing."""
-    if amp and device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()
+    dtype = autocast_dtype(device, amp)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def autocast_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
+    """What `autocast` computes matrix products in; None is the weights' own."""
+    return torch.bfloat16 if amp and device.type == "cuda" else None
 
 
 def _synchronize(device: torch.device) -> None:

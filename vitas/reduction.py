@@ -24,29 +24,26 @@ BUCKET_BYTES = 4 * 2**20
 class Reduction:
     """The average of a step's gradients over all ranks of a world of several.
 
-    parameters: all that may ever have gradients.
     bucket_bytes: what is sent at once, at least.
 
     Every rank must begin with the same slices: buckets leave in the order of these, on all ranks alike.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(self, world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
         self._world, self._bucket_bytes = world, bucket_bytes
         self._buckets: list[_Bucket] = []
         self._next = 0
-        # Backward passes of this rank that a parameter still waits for, and where its slices are.
+        # How often this rank's passes will still add to a parameter's gradient, and where its slices are.
         self._awaited: Counter[nn.Parameter] = Counter()
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._arrived)
 
-    def begin(self, slices: Sequence[Slice], passes: Iterable[Collection[nn.Parameter]]) -> None:
+    def begin(self, slices: Sequence[Slice], uses: Iterable[Collection[nn.Parameter]]) -> None:
         """To call before the first backward pass of a step.
 
         slices: without overlap, those of a parameter next to each other; the first that are complete come first.
-        passes: the backward passes of this rank, each with the parameters that get gradients in it.
+        uses: the parameters that `arrived` will be told of, once for each time.
         """
-        self._awaited = Counter(parameter for used in passes for parameter in used)
+        self._awaited = Counter(parameter for used in uses for parameter in used)
         self._buckets = list(self._in_buckets(slices))
         self._bucket_of = {each.parameter: bucket for bucket in self._buckets for each in bucket.slices}
         self._next = 0
@@ -83,17 +80,18 @@ class Reduction:
         if held:
             yield _Bucket(held)
 
-    def _arrived(self, parameter: nn.Parameter) -> None:
-        """A backward pass has added to a parameter's gradient."""
-        bucket = self._bucket_of.get(parameter)
-        if bucket is None:
-            return
-        self._awaited[parameter] -= 1
-        if self._awaited[parameter] < 0:
-            raise RuntimeError("a gradient came after it was sent: a backward pass that `begin` was not told of")
-        if not self._awaited[parameter]:
-            bucket.missing.discard(parameter)
-            self._send()
+    def arrived(self, parameters: Collection[nn.Parameter]) -> None:
+        """To call when a backward pass has added to the gradients of parameters; outside of a step it does nothing."""
+        for parameter in parameters:
+            bucket = self._bucket_of.get(parameter)
+            if bucket is None:
+                continue
+            self._awaited[parameter] -= 1
+            if self._awaited[parameter] < 0:
+                raise RuntimeError("a gradient came after it was sent: a use that `begin` was not told of")
+            if not self._awaited[parameter]:
+                bucket.missing.discard(parameter)
+        self._send()
 
     def _send(self, all_of_them: bool = False) -> None:
         """Send the buckets that are complete, as far as all before them have left."""

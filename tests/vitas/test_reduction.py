@@ -8,6 +8,7 @@ from tests.conftest import largest
 from tests.vitas.conftest import random_images, randomise
 from vitas import SuperNet, reduction
 from vitas.distributed import World
+from vitas.models.step_weights import StepWeights
 from vitas.reduction import Reduction
 
 SIDES = ("left", "right")
@@ -39,14 +40,20 @@ def supernet(supernet_space):
     return randomise(SuperNet(supernet_space, 10, 16, "bilateral"))
 
 
+def uses(supernet, subnets) -> list:
+    return [supernet.parameters_in_use(subnet, side) for subnet in subnets for side in SIDES]
+
+
 def gradients(supernet) -> list:
     return [None if p.grad is None else p.grad.clone() for p in supernet.parameters()]
 
 
-def train(supernet, subnets, told=None) -> None:
+def train(supernet, subnets, averaged=None, told=None) -> None:
+    weights = StepWeights(supernet, arrived=averaged.arrived if averaged else lambda parameters: None)
+    weights.begin((subnet, side) for subnet in subnets for side in SIDES)
     for subnet in subnets:
-        loss = sum(supernet(random_images(2, 16), subnet, side) for side in SIDES).square().sum()
-        loss.backward()
+        logits = sum(supernet(random_images(2, 16), subnet, side, weights.of(subnet, side)) for side in SIDES)
+        logits.square().sum().backward()
         if told is not None:
             told.append("backward")
 
@@ -57,15 +64,15 @@ def test_each_gradient_is_averaged_once_whatever_the_buckets(supernet, supernet_
     train(supernet, subnets)
     expected = gradients(supernet)
     supernet.zero_grad()
-    averaged = Reduction(supernet.parameters(), world, bucket_bytes)
+    averaged = Reduction(world, bucket_bytes)
     losses = [torch.tensor([3.0, 5.0])]
     slices = supernet.slices_in_use(subnets, SIDES)
     # Twice: a step leaves nothing behind for the next.
     for _ in range(2):
         supernet.zero_grad()
         sent.clear()
-        averaged.begin(slices, [supernet.parameters_in_use(subnet, SIDES) for subnet in subnets])
-        train(supernet, subnets)
+        averaged.begin(slices, uses(supernet, subnets))
+        train(supernet, subnets, averaged)
         averaged.finish(losses)
         for found, whole in zip(gradients(supernet), expected, strict=True):
             assert (found is None and whole is None) or torch.equal(found, whole / 2)
@@ -77,11 +84,9 @@ def test_each_gradient_is_averaged_once_whatever_the_buckets(supernet, supernet_
 
 def test_what_is_complete_leaves_during_the_last_backward_pass_that_adds_to_it(supernet, supernet_space, world, sent):
     subnets = [supernet_space.decode([1, 1, 2, 0, 0, 1, 0, 0]), largest(supernet_space)]
-    averaged = Reduction(supernet.parameters(), world, 1)
-    averaged.begin(
-        supernet.slices_in_use(subnets, SIDES), [supernet.parameters_in_use(each, SIDES) for each in subnets]
-    )
-    train(supernet, subnets, sent)
+    averaged = Reduction(world, 1)
+    averaged.begin(supernet.slices_in_use(subnets, SIDES), uses(supernet, subnets))
+    train(supernet, subnets, averaged, sent)
     before_the_end = list(sent)
     averaged.finish([])
     first, last = (i for i, each in enumerate(before_the_end) if each == "backward")
@@ -91,7 +96,7 @@ def test_what_is_complete_leaves_during_the_last_backward_pass_that_adds_to_it(s
 
 
 def test_a_rank_without_images_sends_zeros(supernet, supernet_space, world, sent):
-    averaged = Reduction(supernet.parameters(), world)
+    averaged = Reduction(world)
     slices = supernet.slices_in_use([largest(supernet_space)], SIDES)
     averaged.begin(slices, [])
     averaged.finish([])
@@ -100,15 +105,14 @@ def test_a_rank_without_images_sends_zeros(supernet, supernet_space, world, sent
 
 
 def test_a_backward_pass_that_was_not_announced_is_an_error(supernet, supernet_space, world):
-    averaged = Reduction(supernet.parameters(), world, 1)
+    averaged = Reduction(world, 1)
     subnet = largest(supernet_space)
-    averaged.begin(supernet.slices_in_use([subnet], SIDES), [supernet.parameters_in_use(subnet, SIDES)])
-    train(supernet, [subnet])
+    averaged.begin(supernet.slices_in_use([subnet], SIDES), uses(supernet, [subnet]))
+    train(supernet, [subnet], averaged)
     with pytest.raises(RuntimeError, match="not told of"):
-        train(supernet, [subnet])
+        train(supernet, [subnet], averaged)
 
 
 def test_outside_of_a_step_gradients_are_left_alone(supernet, supernet_space, world, sent):
-    Reduction(supernet.parameters(), world)
-    train(supernet, [largest(supernet_space)])
+    train(supernet, [largest(supernet_space)], Reduction(world))
     assert not sent

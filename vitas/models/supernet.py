@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import product
+from functools import lru_cache, partial
+from itertools import accumulate, pairwise, product
 from typing import NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -41,6 +41,8 @@ from vitas.space import SearchSpace
 # Whether each head count has its own (q and k, v).
 QKV_MODES = {0: (False, False), 1: (False, True), 2: (True, False)}
 _SHARED = "shared"
+# Indices of a tensor along its first dimensions, and those of the same numbers in another.
+Places: TypeAlias = tuple[tuple[tuple[slice, ...], tuple[slice, ...]], ...]
 # (width, maximum) -> the channels that the width uses.
 Cut: TypeAlias = Callable[[int, int], Channels]
 
@@ -54,7 +56,10 @@ class Part(NamedTuple):
     @property
     def weights(self) -> Tensor:
         """The part as one tensor: a view, or a copy if the channels are several ranges."""
-        tensor: Tensor = self.parameter
+        return self.cut(self.parameter)
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor that is shaped like the parameter."""
         for dim, ranges in enumerate(self.channels):
             if ranges is not None:
                 pieces = [tensor.narrow(dim, start, stop - start) for start, stop in ranges]
@@ -71,6 +76,23 @@ class Part(NamedTuple):
                 for ranges, size in zip(self.channels, self.parameter.shape, strict=False)
             )
         )
+
+    @property
+    def places(self) -> Places:
+        """Of each box, the indices of its place in the parameter, and in `weights`."""
+        return _places(self.channels, self.parameter.shape)
+
+
+# The same few, in every step.
+@lru_cache(maxsize=4096)
+def _places(channels: tuple[Channels | None, ...], shape: tuple[int, ...]) -> Places:
+    there, within = [], []
+    for ranges, size in zip(channels, shape, strict=False):
+        ranges = ranges or ((0, size),)
+        there.append([slice(*ends) for ends in ranges])
+        ends = accumulate(stop - start for start, stop in ranges)
+        within.append([slice(*pair) for pair in pairwise((0, *ends))])
+    return tuple(zip(product(*there), product(*within), strict=True))
 
 
 class SuperNet(nn.Module):
@@ -132,12 +154,20 @@ class SuperNet(nn.Module):
         """Parameters of two or more dimensions without weight decay (timm's convention)."""
         return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
 
-    def forward(self, images: Tensor, architecture: Architecture, side: Side | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        architecture: Architecture,
+        side: Side | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Logits [B, num_classes] of a subnet for images [B, 3, image_size, image_size].
 
         side: of the sharing scheme; None is its first scoring side.
+        weights: of the subnet, by their names in the dense network; by default they are views of the supernet's.
         """
-        weights = {name: part.weights for name, part in self.parts(architecture, side).items()}
+        if weights is None:
+            weights = {name: part.weights for name, part in self.parts(architecture, side).items()}
         dim = architecture.embed_dim
 
         def layer_norm(x: Tensor, name: str, eps: float) -> Tensor:
@@ -202,9 +232,9 @@ class SuperNet(nn.Module):
         yield from _layer_parts("norm", self.norm, embed)
         yield from _layer_parts("head", self.head, None, embed)
 
-    def parameters_in_use(self, architecture: Architecture, sides: Iterable[Side]) -> set[nn.Parameter]:
-        """The parameters that get gradients from a subnet's passes with `sides`."""
-        return {part.parameter for side in sides for part in self.parts(architecture, side).values()}
+    def parameters_in_use(self, architecture: Architecture, side: Side | None = None) -> list[nn.Parameter]:
+        """The parameters that get gradients from a subnet's pass."""
+        return [part.parameter for part in self.parts(architecture, side).values()]
 
     def slices_in_use(self, architectures: Iterable[Architecture], sides: Iterable[Side]) -> list[Slice]:
         """The slices that get gradients from the passes of subnets with `sides`, each place of a parameter once.
