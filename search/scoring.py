@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from search.adaptation import Adaptation
@@ -98,8 +97,8 @@ def in_pieces(
         if settings.sides == "sum":
             together = tuple(sides)
             sides = [lambda batch: sum(side(batch) for side in together)]
-        totals = [sums(side, parts[piece], settings.batch_size, settings.amp) for side in sides]
-        return [(top1, loss) for top1, _, loss in torch.stack(totals).tolist()]
+        totals = sums(sides, parts[piece], settings.batch_size, settings.amp)
+        return [(top1, loss) for top1, _, loss in totals.tolist()]
 
     def combine(pieces: list[list[tuple[float, float]]]) -> SubnetScore:
         # Means of each side, then of the sides.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -51,11 +51,11 @@ def evaluate(
     """
     device = images.mean.device
     if warm_up and len(images.labels):
-        with _passes(forward, images, batch_size, amp):
+        with _passes([forward], images, batch_size, amp):
             forward(next(images.batches(batch_size))[0])
     _synchronize(device)
     start = time.perf_counter()
-    totals = sums(forward, images, batch_size, amp, each)
+    [totals] = sums([forward], images, batch_size, amp, each)
     _synchronize(device)
     seconds = time.perf_counter() - start
     rate = torch.tensor([len(images.labels) / max(seconds, 1e-9)], dtype=torch.float64, device=device)
@@ -65,46 +65,52 @@ def evaluate(
 
 @torch.inference_mode()
 def sums(
-    forward: Callable[[Tensor], Tensor],
+    networks: Sequence[Callable[[Tensor], Tensor]],
     images: EvaluationSet,
     batch_size: int,
     amp: bool = False,
     each: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Tensor:
-    """Top-1 hits, top-5 hits and summed cross-entropy over this rank's images: float64 [3], on the device.
+    """Top-1 hits, top-5 hits and summed cross-entropy over this rank's images: float64 [networks, 3], on the device.
 
-    Arguments are those of `evaluate`. Sums are taken batch by batch, in order.
+    Arguments are those of `evaluate`. Sums are taken batch by batch, in order; a batch is normalised once for all of
+    the networks.
     """
     device = images.mean.device
     # On the device, so that no batch waits for the one before it.
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
-    with _passes(forward, images, batch_size, amp):
+    totals = torch.zeros(len(networks), 3, dtype=torch.float64, device=device)
+    with _passes(networks, images, batch_size, amp):
         for batch, labels in images.batches(batch_size):
-            logits = forward(batch).float()
-            if each:
-                each(logits, labels)
-            best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            totals += torch.stack(
-                [
-                    best[:, 0].sum().double(),
-                    best.sum().double(),
-                    F.cross_entropy(logits, labels, reduction="sum").double(),
-                ]
-            )
+            for network, total in zip(networks, totals, strict=True):
+                logits = network(batch).float()
+                if each:
+                    each(logits, labels)
+                best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+                total += torch.stack(
+                    [
+                        best[:, 0].sum().double(),
+                        best.sum().double(),
+                        F.cross_entropy(logits, labels, reduction="sum").double(),
+                    ]
+                )
     return totals
 
 
 @contextmanager
-def _passes(forward: Callable[[Tensor], Tensor], images: EvaluationSet, batch_size: int, amp: bool) -> Iterator[None]:
+def _passes(
+    networks: Sequence[Callable[[Tensor], Tensor]], images: EvaluationSet, batch_size: int, amp: bool
+) -> Iterator[None]:
     """Within it, passes are in the precision of a stage, and a batch that is too large for the memory is said so."""
     device = images.mean.device
-    attempt = partial(_pass_one, forward, images)
+    attempt = partial(_pass_one, networks, images)
     with autocast(device, amp), measuring_what_fits(batch_size, attempt, device, partial(_too_large, batch_size)):
         yield
 
 
-def _pass_one(forward: Callable[[Tensor], Tensor], images: EvaluationSet, count: int) -> None:
-    forward(next(images.batches(count))[0])
+def _pass_one(networks: Sequence[Callable[[Tensor], Tensor]], images: EvaluationSet, count: int) -> None:
+    batch, _ = next(images.batches(count))
+    for network in networks:
+        network(batch)
 
 
 def _too_large(tried: int, fit: int, memory: str) -> str:
