@@ -31,7 +31,8 @@ SECONDS = 0.1
 CHECKED = 8
 
 # What a network is made of: ("ends", patch size, embedding dim); on so many tokens ("attention", tokens, embedding dim,
-# heads, attention dim) and ("mlp", tokens, embedding dim, MLP dim).
+# heads, attention dim) and ("mlp", tokens, embedding dim, MLP dim). "class attention" is that of the class token alone,
+# to all tokens: the last block's, where the classifier reads nothing else.
 Part = tuple[str | int, ...]
 
 
@@ -39,13 +40,15 @@ def parts_of(architecture: Architecture, image_size: int) -> list[Part]:
     """The parts of an architecture; their times add up to its own."""
     tokens, dim = (image_size // architecture.patch_size) ** 2 + architecture.prefix_tokens, architecture.embed_dim
     parts: list[Part] = [("ends", architecture.patch_size, dim)]
-    for block in architecture.active_blocks:
-        parts += [("attention", tokens, dim, block.heads, block.attention_dim), ("mlp", tokens, dim, block.mlp_dim)]
+    for i, block in enumerate(architecture.active_blocks, start=1):
+        alone = architecture.classifier == "token" and i == architecture.depth
+        kind, queries = ("class attention", 1) if alone else ("attention", tokens)
+        parts += [(kind, tokens, dim, block.heads, block.attention_dim), ("mlp", queries, dim, block.mlp_dim)]
     return parts
 
 
 # The kinds of parts, and how many numbers each has.
-_NUMBERS = {"ends": 2, "attention": 4, "mlp": 3}
+_NUMBERS = {"ends": 2, "attention": 4, "class attention": 4, "mlp": 3}
 
 
 def read_record(line: Mapping) -> tuple[Part, float]:
@@ -136,8 +139,17 @@ class _Half(nn.Module):
         return x_BND + self.layer(self.norm(x_BND))
 
 
+class _HalfOfClassToken(_Half):
+    """The attention of a last block of which the class token alone is read."""
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return x_BND[:, :1] + self.layer(self.norm(x_BND), queries=1)
+
+
 def _half(kind: str, dim: int, *dims: int) -> nn.Module:
-    heads, attention_dim, mlp_dim = (*dims, 1) if kind == "attention" else (1, 1, *dims)
+    heads, attention_dim, mlp_dim = (1, 1, *dims) if kind == "mlp" else (*dims, 1)
     # The scale of attention takes no time.
     block = TransformerBlock(dim, Block(heads, 3 * attention_dim, mlp_dim), 1.0, 0.0)
-    return _Half(block.norm1, block.attn) if kind == "attention" else _Half(block.norm2, block.mlp)
+    if kind == "mlp":
+        return _Half(block.norm2, block.mlp)
+    return (_HalfOfClassToken if kind == "class attention" else _Half)(block.norm1, block.attn)

@@ -18,7 +18,7 @@ Array: TypeAlias = NDArray[Any]
 # Of one architecture, or of several [population].
 Amount = TypeVar("Amount", int, NDArray[np.int64])
 
-# How MACs are counted: as computed, or as in ViTAS's budgets and tables.
+# How MACs are counted: of all tokens, or as in ViTAS's budgets and tables.
 CONVENTIONS = ("true", "released")
 
 
@@ -34,10 +34,14 @@ def count_macs(
 ) -> Amount:
     """MACs (multiply-adds) of the forward pass of one image.
 
-    `true` counts what is computed: the class token takes part in every block
-    and the classifier runs once. `released` is the count of ViTAS's budgets
-    and published table: no class token in the blocks, and the classifier once
-    per patch token. prefix_tokens: 1 with a class token, 0 without.
+    `true` counts all tokens in all blocks, the class token too, and the
+    classifier once. `released` is the count of ViTAS's budgets and published
+    table: no class token in the blocks, and the classifier once per patch
+    token. prefix_tokens: 1 with a class token, 0 without.
+
+    As in published counts, the last block counts as the others do. Where the
+    class token alone is read, a network computes less of that block
+    (`VisionTransformer.forward_features`), so a profiler shows less.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitas.errors import UserError
 from vitas.models import VisionTransformer
-from vitas.models.vision_transformer import read_out
+from vitas.models.vision_transformer import read_out, tokens_read
 
 _BATCH = 64
 # A classifier that is fitted needs so many images of each class.
@@ -92,18 +92,22 @@ def _over_batches(
     of_inputs: the inputs of a layer [b, N, dims] -> what each is worth; heads and units sum it up.
     of_channels: the inputs of all layers by name -> the scores of the channels of the embedding [D].
     """
-    blocks, device = network.architecture.active_blocks, network.pos_embed.device
+    architecture, device = network.architecture, network.pos_embed.device
+    blocks = architecture.active_blocks
 
     def zeros(count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.float64, device=device)
 
     sums = Importances(
-        zeros(network.architecture.embed_dim), [zeros(b.heads) for b in blocks], [zeros(b.mlp_dim) for b in blocks]
+        zeros(architecture.embed_dim), [zeros(b.heads) for b in blocks], [zeros(b.mlp_dim) for b in blocks]
     )
     for batch, targets in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
         network.zero_grad(set_to_none=True)
         with _inputs_of(network) as inputs:
-            F.cross_entropy(network(batch.to(device)).float(), targets.to(device), reduction="sum").backward()
+            # All tokens through all blocks: those of the last block count as those of the others, read or not.
+            tokens = network.forward_features(batch.to(device))
+            logits = network.head(read_out(tokens, architecture.classifier, architecture.prefix_tokens))
+            F.cross_entropy(logits.float(), targets.to(device), reduction="sum").backward()
         with torch.no_grad():
             for i in range(len(blocks)):
                 for layer, out in (("attn.proj", sums.heads[i]), ("mlp.fc2", sums.mlp[i])):
@@ -271,7 +275,7 @@ def fit_classifier(network: VisionTransformer, batches: Iterable[tuple[Tensor, T
     targets: list[Tensor] = []
     with torch.no_grad():
         for images, of_images in batches:
-            tokens = network.forward_features(images.to(device))
+            tokens = network.forward_features(images.to(device), tokens_read(architecture.classifier))
             found.append(read_out(tokens, architecture.classifier, architecture.prefix_tokens).float())
             targets.append(of_images.to(device))
     network.train(was_training)

@@ -97,14 +97,8 @@ class TimmVisionTransformer(VisionTransformer):
         self._architecture = architecture
 
     def forward(self, images: Tensor) -> Tensor:
+        # All tokens through all blocks: users of timm hook the last block, or the norm, and expect every token there.
         return self.forward_head(self.forward_features(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images [B, in_chans, image_size, image_size] -> normalised tokens [B, N, D], the class token first."""
-        x_BND = self.embed(images)
-        for block in self.blocks:
-            x_BND = run(block, x_BND, self.grad_checkpointing)
-        return self.norm(x_BND)
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
         """Normalised tokens [B, N, D] -> logits [B, C], or with `pre_logits` what the classifier reads [B, D].

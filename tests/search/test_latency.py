@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from search import latency
 from search.latency import LatencyTable, parts_of
@@ -20,7 +22,7 @@ from vitas.evaluate import seconds_per_pass
 from vitas.models import VisionTransformer
 from vitas.report import Report
 
-TEXT = "p8-e32-token-h2q96m64-h4q48m32-h2q96m64"
+TEXT = "p8-e32-token-h2q96m64-h4q48m32-h2q96m64-h4q48m32"
 
 
 def table_of(config) -> LatencyTable:
@@ -54,17 +56,36 @@ def test_the_parts_of_a_network_make_up_all_of_it(make_config, clock):
     assert table_of(config).predict(architectures) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("classifier", ["token", "mean"])
+def test_the_parts_compute_all_that_a_network_computes_and_no_more(make_config, monkeypatch, classifier):
+    """By multiply-adds, which this clock counts."""
+
+    def products(module: torch.nn.Module, inputs: torch.Tensor, _: float) -> float:
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            module(inputs)
+        return 1e-3 * counter.get_total_flops()
+
+    monkeypatch.setattr(latency, "seconds_per_pass", products)
+    monkeypatch.setattr(latency, "SECONDS", 0.01)
+    config = configuration.load(make_config(), [f"model.space.classifier={classifier}", "sample.budget.batch_size=1"])
+    architectures = [Architecture.parse(TEXT.replace("token", classifier)), largest(config.space)]
+    whole = [products(VisionTransformer(a, 10, 32), torch.zeros(1, 3, 32, 32), 0) for a in architectures]
+    assert table_of(config).predict(architectures) == pytest.approx([1e3 * each for each in whole])
+
+
 def test_every_kind_of_part_is_measured_once_also_over_restarts(make_config, clock):
     config = configuration.load(make_config())
     architecture = Architecture.parse(TEXT)
-    assert len(parts_of(architecture, 32)) == 7
+    assert len(parts_of(architecture, 32)) == 9
     first = table_of(config).predict([architecture])
-    assert len(clock) == 5
+    # The last block's are kinds of their own: there the class token alone is read.
+    assert len(clock) == 7
     assert np.array_equal(table_of(config).predict([architecture]), first)
-    assert len(clock) == 5
+    assert len(clock) == 7
     lines = [json.loads(line) for line in config.folder.latency.read_text().splitlines()]
     assert lines[0]["device"] == "cpu"
     assert [line["part"] for line in lines[1:]].count(["attention", 17, 32, 2, 32]) == 1
+    assert [line["part"] for line in lines[1:]].count(["class attention", 17, 32, 4, 16]) == 1
 
 
 def test_the_table_is_checked_against_whole_networks_and_the_log_says_so(make_config, clock):

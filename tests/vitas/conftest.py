@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.retrain.conftest import write_few_digits
-from vitas import Genotype, StagedTransformer
+from vitas import Genotype, StagedTransformer, VisionTransformer
 from vitas.data import evaluation
 from vitas.distributed import World
+from vitas.models.vision_transformer import read_out
 
 # The network of the reference file, of the released As-ViT.
 REFERENCE = "4,2,2,1|2,1,2,2|3,1,3,1|2,1,2,1|16,16"
@@ -39,6 +40,12 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
     return network.eval()
+
+
+def logits_of_all_tokens(network: VisionTransformer, images: Tensor) -> Tensor:
+    """All tokens through all blocks, then the classifier: what the logits are defined as, and MACs are counted of."""
+    classifier, prefix = network.architecture.classifier, network.architecture.prefix_tokens
+    return network.head(read_out(network.forward_features(images), classifier, prefix))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Architectures: their forms, what one costs, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import largest
-from vitas import Architecture, Block, VisionTransformer, create_model, zoo
+from tests.vitas.conftest import logits_of_all_tokens
+from vitas import Architecture, Block, StagedTransformer, VisionTransformer, create_model, zoo
 from vitas.architecture import IDENTITY
 from vitas.errors import UserError
 
@@ -117,11 +120,12 @@ def test_deit_has_the_parameters_and_macs_it_is_known_by():
     assert (round(tiny.macs() / 1e9, 1), round(small.macs() / 1e9, 1)) == (1.3, 4.6)
 
 
-def counted_macs(network: VisionTransformer) -> float:
+def counted_macs(network: VisionTransformer | StagedTransformer) -> float:
+    forward = partial(logits_of_all_tokens, network) if isinstance(network, VisionTransformer) else network
     images = torch.zeros(1, 3, network.image_size, network.image_size)
     # The mathematical form of attention is two matrix products, which the counter knows on every device.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(images)
+        forward(images)
     counts = counter.get_flop_counts()["Global"]
     assert counts[torch.ops.aten.bmm] > 0, "attention was not counted"
     return counter.get_total_flops() / 2

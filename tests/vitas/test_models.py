@@ -65,15 +65,16 @@ def test_a_key_that_no_released_file_has_is_refused_by_name():
 def test_the_classifier_reads_the_class_token_or_the_mean_of_the_patches(classifier, num_classes, image_size):
     architecture = Architecture.parse(f"p8-e20-{classifier}-h2q18m30-id-h3q36m10")
     network = randomise(VisionTransformer(architecture, num_classes, image_size))
-    seen = []
-    network.norm.register_forward_hook(lambda module, inputs, tokens: seen.append(tokens))
+    images = random_images(3, image_size)
     with torch.inference_mode():
-        logits = network(random_images(3, image_size))
-        tokens = seen[0]
+        logits = network(images)
+        tokens = network.forward_features(images)
         assert tokens.shape == (3, 1 + (image_size // 8) ** 2, 20)
         expected = network.head(tokens[:, 0] if classifier == "token" else tokens[:, 1:].mean(dim=1))
     assert logits.shape == (3, num_classes)
-    torch.testing.assert_close(logits, expected, atol=0, rtol=0)
+    # Of the class token alone the last block multiplies other shapes, which rounds otherwise.
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if classifier == "token" else {"atol": 0, "rtol": 0}
+    torch.testing.assert_close(logits, expected, **tolerance)
 
 
 def test_an_architecture_without_blocks_is_a_network():

@@ -277,6 +277,16 @@ def test_taylor_says_what_the_loss_would_change_to_first_order(network):
     assert torch.allclose(scores.mlp[2].float(), units.grad.abs(), rtol=1e-4, atol=1e-7)
 
 
+def test_activations_are_of_all_tokens_in_the_last_block_too(network, labelled):
+    """Not of the class token alone, though nothing else is read: heads and units are compared over all blocks."""
+    seen = []
+    handle = network.blocks[2].mlp.fc2.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network.forward_features(labelled[0])
+    handle.remove()
+    scores = score_parts(network, *labelled, "activation")
+    torch.testing.assert_close(scores.mlp[2].float(), seen[0].abs().sum(dim=(0, 1)))
+
+
 def test_every_score_that_the_configuration_offers_has_its_rule():
     assert set(SCORES) == set(_RULES)
 

@@ -131,7 +131,8 @@ def test_a_name_in_timm_is_the_network_of_that_name(name, monkeypatch):
     ours.load_state_dict(network.state_dict())
     images = random_images(3, 32)
     with torch.inference_mode():
-        assert torch.equal(network.eval()(images), ours.eval()(images))
+        # To rounding: ours computes the class token alone in the last block, timm's users see all tokens there.
+        torch.testing.assert_close(network.eval()(images), ours.eval()(images))
 
 
 def test_a_network_says_of_itself_what_timms_do():
@@ -227,7 +228,7 @@ def test_a_plain_network_has_a_class_token_only_where_it_is_read(classifier):
     prefix = 1 if classifier == "token" else 0
     again = VisionTransformer(Architecture.parse(text), 10, 32).eval()
     again.load_state_dict(network.state_dict())
-    assert torch.equal(network(images), again(images))
+    torch.testing.assert_close(network(images), again(images), atol=1e-5, rtol=1e-5)
     assert network.num_prefix_tokens == prefix
     assert network.forward_features(images).shape == (3, 16 + prefix, 20)
     patches, class_token = network.forward_intermediates(images, 1, return_prefix_tokens=True)[1][0]
@@ -354,7 +355,7 @@ def test_a_pruned_network_is_that_of_its_architecture():
     assert str(network.architecture) == "p8-e20-token-id-h2q18m30-id-h3q36m10"
     again = VisionTransformer(network.architecture, 10, 32).eval()
     again.load_state_dict(network.state_dict())
-    assert torch.equal(again(images), network(images))
+    torch.testing.assert_close(again(images), network(images), atol=1e-5, rtol=1e-5)
     assert torch.equal(network(images), network.head(network.norm(tokens)[:, 0]))
     network.prune_intermediate_layers(prune_norm=True, prune_head=False)
     assert network.architecture is None

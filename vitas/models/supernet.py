@@ -5,8 +5,8 @@ scheme (`vitas.sharing`, which decides the channels of a width) wraps round.
 Identities are skipped: all subnets of one depth use the same blocks, the first
 ones, or of a pretrained network the most important ones.
 
-Shape suffixes: B images, N tokens, D embedding dim in use, H heads, d dims of a
-head.
+Shape suffixes: B images, N tokens, Q queries (the tokens that something is
+computed for), D embedding dim in use, H heads, d dims of a head.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from vitas.models.vision_transformer import (
     VisionTransformer,
     init_weights,
     read_out,
+    tokens_read,
 )
 from vitas.sharing import SCHEMES, Channels, Side
 from vitas.space import SearchSpace
@@ -176,15 +177,16 @@ class SuperNet(nn.Module):
         def linear(x: Tensor, name: str) -> Tensor:
             return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
-        def transform(x_BND: Tensor, name: str, block: Block) -> Tensor:
+        def transform(x_BND: Tensor, name: str, block: Block, queries: int | None) -> Tensor:
             y_BND = layer_norm(x_BND, f"{name}.norm1", BLOCK_NORM_EPS)
             q, k, v = (
-                linear(y_BND, f"{name}.attn.{part}").unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in "qkv"
+                linear(y, f"{name}.attn.{part}").unflatten(-1, (block.heads, -1)).transpose(1, 2)
+                for part, y in (("q", y_BND[:, :queries]), ("k", y_BND), ("v", y_BND))
             )
-            out_BHNd = F.scaled_dot_product_attention(q, k, v, scale=architecture.attention_scale(block))
-            x_BND = x_BND + linear(out_BHNd.transpose(1, 2).flatten(2), f"{name}.attn.proj")
-            y_BND = layer_norm(x_BND, f"{name}.norm2", BLOCK_NORM_EPS)
-            return x_BND + linear(F.gelu(linear(y_BND, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+            out_BHQd = F.scaled_dot_product_attention(q, k, v, scale=architecture.attention_scale(block))
+            x_BQD = x_BND[:, :queries] + linear(out_BHQd.transpose(1, 2).flatten(2), f"{name}.attn.proj")
+            y_BQD = layer_norm(x_BQD, f"{name}.norm2", BLOCK_NORM_EPS)
+            return x_BQD + linear(F.gelu(linear(y_BQD, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
 
         patches = F.conv2d(
             images,
@@ -196,10 +198,14 @@ class SuperNet(nn.Module):
         if architecture.prefix_tokens:
             x_BND = torch.cat([weights["cls_token"].expand(images.shape[0], -1, -1), x_BND], dim=1)
         x_BND = x_BND + weights["pos_embed"]
+        read = tokens_read(architecture.classifier)
         for i, block in enumerate(architecture.active_blocks):
-            x_BND = run(partial(transform, name=f"blocks.{i}", block=block), x_BND, self.grad_checkpointing)
-        x_BND = layer_norm(x_BND, "norm", LAST_NORM_EPS[architecture.family])
-        return linear(read_out(x_BND, architecture.classifier, architecture.prefix_tokens), "head")
+            queries = read if i == architecture.depth - 1 else None
+            block_i = partial(transform, name=f"blocks.{i}", block=block, queries=queries)
+            x_BND = run(block_i, x_BND, self.grad_checkpointing)
+        # A network without blocks has all tokens still.
+        x_BQD = layer_norm(x_BND[:, :read], "norm", LAST_NORM_EPS[architecture.family])
+        return linear(read_out(x_BQD, architecture.classifier, architecture.prefix_tokens), "head")
 
     def parts(self, architecture: Architecture, side: Side | None = None) -> Mapping[str, Part]:
         """The parts of the weights that a subnet uses, by their names in the dense network.

@@ -1,10 +1,13 @@
 """The dense vision transformer of an `Architecture`, as ViTAS retrains it.
 
 Shape suffixes: B images, N tokens (patches, and the class token if there is
-one), D embedding dim, H heads, d dims of a head.
+one), Q queries (the tokens that something is computed for), D embedding dim,
+H heads, d dims of a head.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +34,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * attention_dim)
         self.proj = nn.Linear(attention_dim, embed_dim)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, queries: int | None = None) -> Tensor:
+        # q of all tokens: `qkv` stays one layer, which tools hook or replace, and of a network that takes 0.5% more.
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x_BND).chunk(3, dim=-1))
-        out_BHNd = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return self.proj(out_BHNd.transpose(1, 2).flatten(2))
+        out_BHQd = F.scaled_dot_product_attention(q[:, :, :queries], k, v, scale=self.scale)
+        return self.proj(out_BHQd.transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP, each on the residual stream with stochastic depth."""
+    """Pre-norm attention and MLP, each on the residual stream with stochastic depth.
+
+    Tokens [B, N, D] -> [B, Q, D], the first `queries` of them; None is all.
+    """
 
     def __init__(self, embed_dim: int, block: Block, scale: float, drop_path_rate: float) -> None:
         super().__init__()
@@ -48,9 +55,9 @@ class TransformerBlock(nn.Module):
         self.mlp = Mlp(embed_dim, block.mlp_dim)
         self.drop_path = StochasticDepth(drop_path_rate)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
-        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+    def forward(self, x_BND: Tensor, queries: int | None = None) -> Tensor:
+        x_BQD = x_BND[:, :queries] + self.drop_path(self.attn(self.norm1(x_BND), queries))
+        return x_BQD + self.drop_path(self.mlp(self.norm2(x_BQD)))
 
 
 class VisionTransformer(nn.Module):
@@ -98,14 +105,20 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         architecture = self.architecture
-        return self.head(read_out(self.forward_features(images), architecture.classifier, architecture.prefix_tokens))
+        x_BQD = self.forward_features(images, tokens_read(architecture.classifier))
+        return self.head(read_out(x_BQD, architecture.classifier, architecture.prefix_tokens))
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, image_size, image_size] -> normalised tokens [B, N, D], a class token first."""
+    def forward_features(self, images: Tensor, queries: int | None = None) -> Tensor:
+        """Images [B, 3, image_size, image_size] -> normalised tokens [B, N, D], a class token first.
+
+        queries: only the first so many, [B, Q, D]. Of the last block, the others then take keys and values alone.
+        """
         x_BND = self.embed(images)
-        for block in self.blocks:
-            x_BND = run(block, x_BND, self.grad_checkpointing)
-        return self.norm(x_BND)
+        for i, block in enumerate(self.blocks, start=1):
+            asked = queries if i == len(self.blocks) else None
+            x_BND = run(partial(block, queries=asked), x_BND, self.grad_checkpointing)
+        # A network without blocks has all tokens still.
+        return self.norm(x_BND[:, :queries])
 
     def embed(self, images: Tensor) -> Tensor:
         """Images -> tokens [B, N, D] with position embeddings, the input of the first block."""
@@ -141,6 +154,11 @@ class VisionTransformer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions without weight decay (timm's convention)."""
         return {"cls_token", "pos_embed"}
+
+
+def tokens_read(classifier: str) -> int | None:
+    """How many tokens, from the first one on, the classifier reads: the class token alone, or None, which is all."""
+    return 1 if classifier == "token" else None
 
 
 def read_out(x_BND: Tensor, classifier: str, prefix_tokens: int = 1) -> Tensor:
