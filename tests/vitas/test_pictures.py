@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from tests.vitas.conftest import write_bad_images
+from tests.vitas.conftest import cmyk_profile, write_bad_images
 from vitas.data import pictures
 from vitas.data.pictures import BadImage, read_image
 
@@ -139,18 +140,6 @@ def test_cmyk_is_converted_by_its_profile(tmp_path):
     assert white.min() >= 252
 
 
-def cmyk_profile() -> bytes:
-    """A profile in which paper is white, full cyan is grey of L* 50, and every other full ink, or mixture, is black."""
-    grey = [255] + [0] * 7 + [128] + [0] * 7
-    lab = b"".join(bytes([lightness, 128, 128]) for lightness in grey)
-    ramp = bytes(range(256))
-    identity = b"".join(struct.pack(">i", 65536 * (i % 4 == 0)) for i in range(9))
-    lut = b"mft1" + bytes([0, 0, 0, 0, 4, 3, 2, 0]) + identity + ramp * 4 + lab + ramp * 3
-    head = struct.pack(">I4sI4s4s4s", 128 + 16 + len(lut), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
-    head += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
-    return head.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut
-
-
 def test_a_jpeg_in_ycck_has_its_colours(tmp_path):
     """Photoshop's CMYK: inverted, and as luminance and chroma. Pillow writes none, but the bytes of one are known."""
     ink = (30, 200, 90, 60)
@@ -188,6 +177,22 @@ def test_all_that_can_be_wrong_with_a_file_is_one_exception_that_names_it(tmp_pa
         assert reasons[name].startswith("is too large ("), name
     for name in ("float", "deep"):
         assert "32-bit pixels" in reasons[name], name
+
+
+def test_a_length_that_a_file_states_sets_no_memory_aside(tmp_path):
+    path = tmp_path / "image.png"
+    COLOURS.save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT") - 4
+    content[at : at + 4] = (2**31 - 1).to_bytes(4, "big")
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        # Of the pixels, which are whole, nothing is missing.
+        assert read_image(path).tobytes() == COLOURS.tobytes()
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_wrong_with_the_process_is_not_the_files_fault(tmp_path, monkeypatch):

@@ -109,8 +109,20 @@ def _decode(path: str | Path, content: bytes | None, reduction: Reduction | None
         raise BadImage(path, "is not a regular file")
     if not status.st_size:
         raise BadImage(path, "is empty")
-    with open(path, "rb") as file:
+    with _File(path, status.st_size) as file:
         return _decode_stream(file, path, reduction)
+
+
+class _File(io.BufferedReader):
+    """A file that is never asked for more than it holds: Pillow asks for lengths that stand in the file, for which
+    memory would be set aside first."""
+
+    def __init__(self, path: str | Path, size: int) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None else min(size, self._size))
 
 
 def _decode_stream(file: IO[bytes], path: str | Path, reduction: Reduction | None) -> Image.Image:
