@@ -25,8 +25,8 @@ from vitas.data.pictures import BadImage, read_image
 
 # Of the images that networks get here.
 SIDE = 16
-# Three copies of the largest image that Pillow holds for safe, of four bytes a pixel, and what is small beside them.
-BYTES = 3 * 4 * Image.MAX_IMAGE_PIXELS + 2**28
+# The largest image that Pillow holds for safe, of four bytes a pixel, what becomes of it, and what is small beside them.
+BYTES = 2 * 4 * Image.MAX_IMAGE_PIXELS + 2**28
 
 
 def _colours(width: int = 40, height: int = 24) -> Image.Image:

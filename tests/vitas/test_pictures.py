@@ -92,6 +92,33 @@ def test_what_is_transparent_is_laid_over_white(tmp_path):
     assert pixels(tmp_path / "key.png").tolist() == [[[255, 255, 255]]]
 
 
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGB", "I;16", "I;16B", "I"])
+def test_a_large_image_that_is_converted_in_bands_is_that_of_one_piece(tmp_path, monkeypatch, kind):
+    path, grey = tmp_path / "image.png", np.asarray(COLOURS.convert("L")).astype(np.uint16) * 257
+    alpha = COLOURS.copy()
+    alpha.putalpha(COLOURS.convert("L").rotate(180))
+    if kind == "I;16B":
+        path.write_bytes(big_endian_tiff(grey))
+    elif kind == "I":
+        path.write_bytes(b"P5 40 24 65535\n" + grey.astype(">u2").tobytes())
+    elif kind == "I;16":
+        Image.fromarray(grey).save(path)
+    elif kind == "P":
+        COLOURS.quantize(16).save(path, transparency=bytes(range(0, 256, 16)))
+    elif kind == "RGB":
+        COLOURS.save(path, transparency=COLOURS.getpixel((3, 3)))
+    else:
+        alpha.convert(kind).save(path)
+    assert Image.open(path).mode == kind
+    whole = read_image(path)
+    # Of which the last is smaller.
+    monkeypatch.setattr(pictures, "_BAND", 5 * 40)
+    assert read_image(path).tobytes() == whole.tobytes()
+    if kind == "RGBA":
+        expected = Image.alpha_composite(Image.new("RGBA", alpha.size, "white"), alpha).convert("RGB")
+        assert whole.tobytes() == expected.tobytes()
+
+
 def test_what_is_opaque_keeps_its_colours(tmp_path):
     opaque = COLOURS.convert("RGBA")
     opaque.save(tmp_path / "image.png")

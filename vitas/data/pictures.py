@@ -20,7 +20,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -46,6 +46,9 @@ _TURNS: dict[object, Image.Transpose] = {
 }
 # Those that exchange width and height.
 _SWAPPING = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+
+# Pixels that are converted at once.
+_BAND = 2**20
 
 # Width and height of an image as it is shown -> by how much it may be reduced along each side: 1, 2, 4 or 8.
 Reduction: TypeAlias = Callable[[tuple[int, int]], int]
@@ -157,9 +160,9 @@ def _as_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     # PNG may say of transparency and orientation after the pixels.
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        rgb = _from_deep_grey(image, path)
+        rgb = _in_bands(image, partial(_from_deep_grey, path=path))
     elif image.has_transparency_data:
-        rgb = _over_white(image.convert("RGBA"))
+        rgb = _in_bands(image, _over_white)
     elif image.mode == "CMYK":
         rgb = _from_cmyk(image)
     else:
@@ -177,6 +180,18 @@ def _orientation(image: Image.Image) -> object:
         return None
 
 
+def _in_bands(image: Image.Image, converted: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image as RGB, some rows after the other: what becomes of a large one on the way takes no memory then."""
+    rows = max(1, _BAND // image.width)
+    if image.height <= rows:
+        return converted(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(converted(image.crop(box)), box)
+    return rgb
+
+
 def _from_deep_grey(image: Image.Image, path: str | Path) -> Image.Image:
     """16-bit grey (I;16, and I as Pillow reads PGM) as RGB. What has more bits says nowhere which value is white."""
     values = np.asarray(image)
@@ -186,10 +201,11 @@ def _from_deep_grey(image: Image.Image, path: str | Path) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """RGBA over white."""
-    if image.getchannel("A").getextrema() == (255, 255):
-        return image.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    """An image with transparency over white."""
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (255, 255):
+        return rgba.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
