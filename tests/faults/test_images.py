@@ -21,11 +21,11 @@ from tests.vitas.conftest import cmyk_profile
 from vitas.data.augmentation import training_transform
 from vitas.data.folders import Augmentation
 from vitas.data.images import decode
-from vitas.data.pictures import BadImage, read_image
+from vitas.data.pictures import FORMATS, BadImage, read_image
 
 # Of the images that networks get here.
 SIDE = 16
-# The largest image that Pillow holds for safe, of four bytes a pixel, what becomes of it, and what is small beside them.
+# The largest image that Pillow holds for safe, of four bytes a pixel, what becomes of it, and what is small beside.
 BYTES = 2 * 4 * Image.MAX_IMAGE_PIXELS + 2**28
 
 
@@ -120,6 +120,9 @@ def _seeds() -> dict[str, bytes]:
         "webp": _saved(rgb, "WEBP"),
         "webp_lossless": _saved(alpha, "WEBP", lossless=True, exif=_exif()),
         "webp_animated": _saved(rgb, "WEBP", save_all=True, append_images=[other]),
+        "jpeg_2000": _saved(rgb, "JPEG2000"),
+        "jpeg_2000_alpha": _saved(alpha, "JPEG2000", irreversible=True, tile_size=(16, 16)),
+        "jpeg_2000_stream": _saved(deep, "JPEG2000", no_jp2=True),
         "ppm": _saved(rgb, "PPM"),
         "pgm": _saved(grey, "PPM"),
         "pgm_deep": _saved(deep, "PPM"),
@@ -127,6 +130,9 @@ def _seeds() -> dict[str, bytes]:
         "pfm": _saved(grey.convert("F"), "PPM"),
         "ppm_plain": b"P3 # as words\n4 2 255\n" + b" ".join(b"%d" % value for value in range(24)),
     }
+    if "AVIF" in FORMATS:
+        seeds["avif"] = _saved(rgb, "AVIF", exif=_exif())
+        seeds["avif_animated"] = _saved(alpha, "AVIF", save_all=True, append_images=[other.convert("RGBA")])
     for compression in ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "zstd", "lzma"):
         seeds[f"tiff_{compression}"] = _saved(rgb, "TIFF", compression=compression)
     for compression in ("group3", "group4", "tiff_ccitt"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.datasets.folder import pil_loader
 
 from tests.vitas.conftest import cmyk_profile, write_bad_images
@@ -204,6 +204,27 @@ def test_all_that_can_be_wrong_with_a_file_is_one_exception_that_names_it(tmp_pa
         assert reasons[name].startswith("is too large ("), name
     for name in ("float", "deep"):
         assert "32-bit pixels" in reasons[name], name
+
+
+def test_no_file_is_a_program_that_is_run(tmp_path, monkeypatch):
+    """Pillow has Ghostscript draw what is PostScript, whatever the file is called."""
+    path, ran = tmp_path / "image.jpg", tmp_path / "ran"
+    COLOURS.save(path, "EPS")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(BadImage, match="is not an image"):
+        read_image(path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "WEBP", "AVIF"])
+def test_newer_formats_are_read(tmp_path, kind):
+    if kind not in pictures.FORMATS:
+        pytest.skip("Pillow is too old")
+    Image.new("RGB", (24, 16), (200, 100, 50)).save(tmp_path / "image", kind)
+    assert np.abs(pixels(tmp_path / "image") - (200, 100, 50)).max() < 6
 
 
 def test_a_length_that_a_file_states_sets_no_memory_aside(tmp_path):

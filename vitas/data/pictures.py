@@ -8,6 +8,8 @@ A decoded image is what an image viewer shows. Ordinary RGB, grey and palette im
 - 16-bit grey becomes its high byte, as Pillow reads 16-bit colour; `convert` would clip it at 255, to white.
 - CMYK with an embedded ICC profile is converted by it to sRGB. (Profiles of RGB and grey images are not applied.)
 
+The formats are `FORMATS`; of several images in a file it is the first.
+
 Who needs a smaller image may have a JPEG reduced while it is decoded, which takes a fraction of the time: each pixel is
 then the mean of a square of 2, 4 or 8 pixels along a side, to rounding, taken before the colours are computed.
 """
@@ -21,11 +23,19 @@ import stat
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+# By Pillow's names, the most frequent first; JPEG has several in one file, too. It knows others, which images for
+# training seldom are in, and would have Ghostscript run what is PostScript.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
+if find_spec("PIL.AvifImagePlugin"):
+    # Since Pillow 11.3.
+    FORMATS += ("AVIF",)
 
 # What is wrong with this process or its machine, not with the file.
 _NOT_THE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -129,7 +139,7 @@ class _File(io.BufferedReader):
 
 
 def _decode_stream(file: IO[bytes], path: str | Path, reduction: Reduction | None) -> Image.Image:
-    image = Image.open(file)
+    image = Image.open(file, formats=FORMATS)
     _check_size(image, path)
     # A file of several JPEGs has another format, and stays as it is.
     if reduction is not None and image.format == "JPEG":
