@@ -32,7 +32,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 # By Pillow's names, the most frequent first; JPEG has several in one file, too. It knows others, which images for
 # training seldom are in, and would have Ghostscript run what is PostScript.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
 if find_spec("PIL.AvifImagePlugin"):
     # Since Pillow 11.3.
     FORMATS += ("AVIF",)
