@@ -9,8 +9,6 @@ from vitas.accumulation import parts_of
 from vitas.compiled import compiled
 from vitas.errors import UserError
 
-GRAPHS = "aot_eager"
-
 
 @pytest.fixture
 def network():
@@ -42,8 +40,13 @@ def test_a_compiled_network_whose_batches_pass_in_parts_has_the_same_loss_and_gr
 ):
     """Of 2, 3, 2 and 3 images: those of the first one's shape pass compiled, each with the draws of its own images."""
     # What is captured, and when it holds, is the same without generating code, which takes most of the time.
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module, dynamic, **_: compile(module, dynamic=dynamic, backend=GRAPHS))
+    compile, eager, graphs = torch.compile, torch._dynamo.lookup_backend("aot_eager"), []
+
+    def captured(graph, inputs):
+        graphs.append(graph)
+        return eager(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compile(module, dynamic=False, backend=captured))
     images, labels = random_images(10, 16), torch.arange(10) % 5
     expected = loss_and_gradients_of_parts(network, network, images, labels)
     forward = compiled(network, "retrain.compile")
@@ -52,6 +55,7 @@ def test_a_compiled_network_whose_batches_pass_in_parts_has_the_same_loss_and_gr
         torch.testing.assert_close(found, expected)
     whole = loss_and_gradients_of_parts(network, network, images, labels, count=1)
     torch.testing.assert_close(found, whole)
+    assert len(graphs) == 1, "one for the shape, and not for each part"
 
 
 def loss_and_gradients_of_parts(forward, network, images, labels, count=4) -> tuple[torch.Tensor, list[torch.Tensor]]:
