@@ -62,6 +62,7 @@ BENCHMARKS = {
     "overlap": Benchmark("the step without reduction", "<=", 1.05),
     "scaling": Benchmark("ranks that are never idle", ">=", 0.90),
     "startup": Benchmark("importing torch alone", "<=", 2.0),
+    "asvit": Benchmark("the seconds that are stated for the released As-ViT, speed", ">=", 10),
     "checkpoints": Benchmark("a checkpoint that the training writes itself", "<=", 0.25),
 }  # fmt: skip
 

@@ -56,13 +56,11 @@ def main() -> None:
 
 def measure(table: Table, arguments: argparse.Namespace, image_size: int, with_peer: bool) -> None:
     """Add a row for each score."""
-    torch.manual_seed(0)
-    network = StagedTransformer(Genotype.parse(arguments.genotype), 1, image_size).to(arguments.device)
-    images = torch.randn(arguments.batch_size, 3, image_size, image_size, device=arguments.device)
-    basis = circle_basis(image_size, 0).to(arguments.device)
-    thetas = torch.linspace(0, 2 * math.pi, arguments.points, device=arguments.device)
+    network, images, circle = at_initialisation(
+        arguments.genotype, image_size, arguments.batch_size, arguments.points, arguments.device
+    )
     for name, ours, peer, inputs in (
-        ("length distortion", length_distortion, plain_length_distortion, (basis, thetas)),
+        ("length distortion", length_distortion, plain_length_distortion, circle),
         ("NTK condition", ntk_condition_number, plain_ntk_condition_number, (images,)),
     ):
         value, wall, processor = least(lambda: ours(network, *inputs), arguments.repeats)  # noqa: B023
@@ -71,6 +69,18 @@ def measure(table: Table, arguments: argparse.Namespace, image_size: int, with_p
             expected, peer_wall, _ = least(lambda: peer(network, *inputs), 1)  # noqa: B023
             row[-2:] = [f"{peer_wall:.2f}", f"{abs(value / expected - 1):.1e}"]
         table.add_row(*row)
+
+
+def at_initialisation(
+    genotype: str = SEED_TOPOLOGY, image_size: int = 224, batch_size: int = 16, points: int = 10, device: str = "cpu"
+) -> tuple[StagedTransformer, Tensor, tuple[Tensor, Tensor]]:
+    """A network at one initialisation; images for the NTK; and for the length distortion the basis and the points of
+    the circle. By default the published settings."""
+    torch.manual_seed(0)
+    network = StagedTransformer(Genotype.parse(genotype), 1, image_size).to(device)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    thetas = torch.linspace(0, 2 * math.pi, points, device=device)
+    return network, images, (circle_basis(image_size, 0).to(device), thetas)
 
 
 def least(function: Callable[[], float], repeats: int) -> tuple[float, float, float]:

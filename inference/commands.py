@@ -86,7 +86,7 @@ def export(
 @click.option("--csv", "csv_file", metavar="FILE.csv", help="Write a CSV file too; - prints it in place of the table.")
 @click.option("--top", type=POSITIVE, default=5, metavar="K", help="Classes of a picture (5).")
 def predict(config: str, words: tuple[str, ...], csv_file: str | None, top: int) -> int:
-    """Show the most probable classes of pictures, and of those in folders with all below.
+    """Show the most probable classes of pictures, and of those in folders with all below, packed or not.
 
     The test section of CONFIG says which network, as for the stage: test.load_name=FILE, test.weights=ema, ...
     """

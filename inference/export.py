@@ -15,7 +15,7 @@ from torch import Tensor
 from inference.card import measured_of
 from inference.network import TrainedNetwork, trained_network
 from inference.supernet import name_of_subnet
-from vitas import checkpoint, released
+from vitas import checkpoint, loading, released
 from vitas.architecture import Architecture
 from vitas.config import RunConfig
 from vitas.data.images import channels, normalize, spread_images
@@ -115,7 +115,7 @@ def _write_released(trained: TrainedNetwork, file: IO[bytes]) -> None:
 
 def _run_weights(path: Path, trained: TrainedNetwork) -> Forward:
     network = create_model(trained.network.architecture, trained.network.num_classes, trained.network.image_size)
-    checkpoint.load_weights(network, path)
+    loading.load_weights(network, path)
     return network.eval()
 
 

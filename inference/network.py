@@ -12,7 +12,7 @@ from torch import nn
 import vitas
 from inference.card import trained_of
 from inference.supernet import inherited_network, supernet_checkpoint
-from vitas import checkpoint
+from vitas import checkpoint, loading
 from vitas.catalog import AnyArchitecture, parse_architecture
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
@@ -63,7 +63,7 @@ def load_network(path: Path, config: RunConfig) -> nn.Module:
 
 def _network_of(state: Mapping, path: Path, config: RunConfig) -> nn.Module:
     network = create_model(_architecture(state, path, config), config.model.num_classes, config.model.image_size)
-    checkpoint.load_state(network, state, path, config.test.weights)
+    loading.load_state(network, state, path, config.test.weights)
     return network.eval()
 
 

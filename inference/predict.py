@@ -17,7 +17,7 @@ from rich.text import Text
 
 from inference.network import TrainedNetwork, trained_network
 from vitas.config import RunConfig
-from vitas.data.images import channels, decode, find_pictures, normalize
+from vitas.data.images import Pictures, channels, decode, find_pictures, normalize
 from vitas.errors import UserError, printable
 from vitas.evaluate import autocast
 from vitas.files import make_folder, write_text
@@ -37,7 +37,8 @@ class Prediction:
 
 
 def predict(config: RunConfig, places: Sequence[str], top: int = 5, csv_file: str | None = None) -> bool:
-    """Show the `top` most probable classes of pictures and of those below folders; whether all could be read.
+    """Show the `top` most probable classes of pictures and of those below folders or in packs; whether all could be
+    read.
 
     csv_file: where they are written as CSV; `-` prints that, and no table.
 
@@ -46,9 +47,9 @@ def predict(config: RunConfig, places: Sequence[str], top: int = 5, csv_file: st
     `UserError` as `trained_network` does, if there is no picture at all, and
     for a `csv_file` that cannot be one.
     """
-    pictures, missing = find_pictures(places)
-    if not pictures:
-        raise UserError("\n".join(missing))
+    pictures = find_pictures(places)
+    if not pictures.paths:
+        raise UserError("\n".join(pictures.missing))
     if csv_file not in (None, STDOUT):
         _check_csv(Path(csv_file))
     trained = trained_network(config)
@@ -57,7 +58,7 @@ def predict(config: RunConfig, places: Sequence[str], top: int = 5, csv_file: st
         _print_to_stderr(
             f"{config.test.data.data_dir} is not there, so class names are not known and classes are numbers"
         )
-    for line in missing:
+    for line in pictures.missing:
         _print_to_stderr(f"error: {line}")
     predictions = list(predictions_of(trained, pictures, top))
     if csv_file == STDOUT:
@@ -66,16 +67,19 @@ def predict(config: RunConfig, places: Sequence[str], top: int = 5, csv_file: st
         _print_table(predictions, trained.class_names)
         if csv_file is not None:
             write_text(Path(csv_file), as_csv(predictions, trained.class_names))
-    return len(predictions) == len(pictures) and not missing
+    return len(predictions) == len(pictures.paths) and not pictures.missing
 
 
-def predictions_of(trained: TrainedNetwork, pictures: Sequence[Path], top: int) -> Iterator[Prediction]:
-    """Predictions of picture files, on the GPU where there is one; a line on stderr for each that is no image."""
+def predictions_of(trained: TrainedNetwork, pictures: Pictures, top: int) -> Iterator[Prediction]:
+    """Predictions of pictures, on the GPU where there is one; a line on stderr for each that is no image."""
     test, model = trained.config.test, trained.config.model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = trained.network.to(device)
     mean, std = channels(model.mean, device), channels(model.std, device)
-    decoded = decode(pictures, model.image_size, test.data.crop_fraction, test.batch_size, test.data.workers)
+    data = test.data
+    decoded = decode(
+        pictures.paths, model.image_size, data.crop_fraction, test.batch_size, data.workers, load=pictures.load
+    )
     for batch in decoded:
         for path, reason in batch.refused.items():
             _print_to_stderr(f"error: {printable(str(path))} {printable(reason)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitas import __version__, checkpoint
+from vitas import __version__, loading
 from vitas.architecture import Architecture
 from vitas.catalog import BEST
 from vitas.checkpoint import CheckpointFolder
@@ -35,7 +35,7 @@ def trained_supernet(config: RunConfig, weights: str) -> tuple[SuperNet, dict]:
     path, state = CheckpointFolder(config.folder.checkpoints("search")).read(_load_name(config))
     supernet = SuperNet.of(config)
     require_one_network(supernet)
-    checkpoint.load_state(supernet, state, path, weights)
+    loading.load_state(supernet, state, path, weights)
     return supernet.eval(), state
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retrain.token_schedule import TokenSchedule
-from vitas import checkpoint
+from vitas import checkpoint, loading
 from vitas.accumulation import parts_of
 from vitas.catalog import AnyArchitecture
 from vitas.checkpoint import BEST, CheckpointFolder
@@ -44,7 +44,7 @@ def retrain(config: RunConfig, world: World) -> None:
     if settings.from_supernet and checkpoints.newest() is None:
         inherit(network, config, report)
     if settings.from_checkpoint is not None and checkpoints.newest() is None:
-        changes = checkpoint.start_from(network, settings.from_checkpoint)
+        changes = loading.start_from(network, settings.from_checkpoint)
         report.line("; ".join([f"starts from the weights of {settings.from_checkpoint}", *changes]))
     network.to(world.device)
     loader = TrainingLoader.for_stage(settings, config, world, report)
@@ -161,7 +161,7 @@ def _inherited(network: VisionTransformer, config: RunConfig) -> tuple[VisionTra
     """The network with the supernet's weights, and the checkpoint that they are from."""
     path, state = CheckpointFolder(config.folder.checkpoints("search")).read()
     supernet = SuperNet.of(config)
-    checkpoint.load_state(supernet, state, path)
+    loading.load_state(supernet, state, path)
     return supernet.extract(network.architecture), path
 
 

@@ -22,7 +22,7 @@ from search.operators import BlockCrossover, BlockMutation, MoveIntoBudget
 from search.predictor import ChoiceLosses, Predictor
 from search.scoring import SubnetScore, SupernetScorer, describe_candidate
 from search.search import build_supernet
-from vitas import checkpoint
+from vitas import loading
 from vitas.architecture import Architecture
 from vitas.budget import Budget, CostModel
 from vitas.catalog import Found, as_markdown, write_found
@@ -53,7 +53,7 @@ def sample(config: RunConfig, world: World) -> None:
     if settings.load_name is None:
         report.line(*checkpoints.passed_over())
     supernet = build_supernet(config, world).eval()
-    checkpoint.load_state(supernet, state, path, settings.weights)
+    loading.load_state(supernet, state, path, settings.weights)
     model = config.model
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, world, True, report)
     left_out = f" ({images.left_out:,} bad ones are left out)" if images.left_out else ""

@@ -57,7 +57,7 @@ LAYERS = (
     ("distributed", "models"),
     ("reduction", "compiled", "accumulation", "memory", "work_queue"),
     ("asvit.scores", "checkpoint", "provenance"),
-    ("data",),
+    ("data", "loading"),
     ("evaluate", "timm", "pretrained", "importance"),
     ("pruning", "elastic", "supernet_folder"),
     ("teacher", "resume", "step_watch", "validation", "background_save"),
@@ -69,8 +69,8 @@ LEVELS = {room: level for level, row in enumerate(LAYERS) for room in row}
 # All other rooms answer before torch could be loaded, which takes seconds: a wrong YAML, --help, `vitas describe`.
 WITH_TORCH = (
     "distributed", "models", "reduction", "compiled", "accumulation", "memory", "asvit.scores", "data", "checkpoint",
-    "provenance", "evaluate", "teacher", "timm", "huggingface", "train", "resume", "step_watch", "validation",
-    "background_save", "pretrained", "importance", "pruning", "elastic", "supernet_folder", "work_queue",
+    "loading", "provenance", "evaluate", "teacher", "timm", "huggingface", "train", "resume", "step_watch",
+    "validation", "background_save", "pretrained", "importance", "pruning", "elastic", "supernet_folder", "work_queue",
 )  # fmt: skip
 FRAMEWORKS = ("torch", "torchvision", "timm")
 

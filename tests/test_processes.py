@@ -25,10 +25,11 @@ from tests.search.test_asvit_search import small_asvit
 from tests.test_resume import assert_equal
 from vitas import config as configuration
 from vitas import create_model
-from vitas.checkpoint import CheckpointFolder, load_weights, read
+from vitas.checkpoint import CheckpointFolder, read
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
 from vitas.distributed import World
+from vitas.loading import load_weights
 from vitas.plain_data import apply_override
 from vitas.predictions import Predictions
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vitas.architecture import Architecture, Block
     from vitas.asvit.genotype import Genotype, GenotypeSpace
     from vitas.catalog import zoo
-    from vitas.checkpoint import load_weights
+    from vitas.loading import load_weights
     from vitas.models import StagedTransformer, SuperNet, VisionTransformer, create_model
     from vitas.space import SearchSpace
     from vitas.supernet_folder import load_supernet
@@ -41,7 +41,7 @@ _HOMES = {
     "vitas.architecture": ("Architecture", "Block"),
     "vitas.asvit.genotype": ("Genotype", "GenotypeSpace"),
     "vitas.catalog": ("zoo",),
-    "vitas.checkpoint": ("load_weights",),
+    "vitas.loading": ("load_weights",),
     "vitas.models": ("StagedTransformer", "SuperNet", "VisionTransformer", "create_model"),
     "vitas.space": ("SearchSpace",),
     "vitas.supernet_folder": ("load_supernet",),

@@ -36,7 +36,7 @@ def parts_of(images: Tensor, targets: Tensor, count: int) -> Iterator[BatchPart]
     states = _random_states(images.device)
     for first, end in places:
         _set_random_states(states, images.device)
-        with part_of_batch(first, len(images)):
+        with part_of_batch(first, end, len(images), images.device):
             share = (end - first) / len(images)
             yield BatchPart(images[first:end], targets[first:end], share, end == len(images))
 

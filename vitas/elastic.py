@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vitas import checkpoint
+from vitas import checkpoint, loading
 from vitas.architecture import Architecture
 from vitas.config import RunConfig, Search
 from vitas.data.evaluation import EvaluationSet
@@ -129,5 +129,5 @@ def pretrained_network(config: RunConfig) -> VisionTransformer:
     network = VisionTransformer(
         Architecture.parse(state["architecture"]), config.model.num_classes, config.model.image_size
     )
-    checkpoint.load_state(network, state, path)
+    loading.load_state(network, state, path)
     return network

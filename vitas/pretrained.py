@@ -24,7 +24,7 @@ from timm.models.vision_transformer import VisionTransformer as PlainTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vitas import checkpoint
+from vitas import checkpoint, loading
 from vitas.architecture import Architecture, Block
 from vitas.catalog import parse_architecture
 from vitas.errors import UserError
@@ -131,7 +131,7 @@ def _of_checkpoint(path: str, images: Images) -> Pretrained:
         raise UserError(f"{path} holds the genotype {text}; the network must be a plain vision transformer")
     architecture.check_image_size(images.size)
     found = VisionTransformer(architecture.compact(), images.num_classes, images.size)
-    changes = checkpoint.start_from(found, path)
+    changes = loading.start_from(found, path)
     has_classifier = not any("classifier" in change for change in changes)
     network = VisionTransformer(replace(architecture.compact(), family="vit"), images.num_classes, images.size)
     if architecture.family != "vit" and network.architecture.prefix_tokens != architecture.prefix_tokens:

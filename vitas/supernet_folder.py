@@ -18,7 +18,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from vitas import checkpoint
+from vitas import checkpoint, loading
 from vitas.architecture import Architecture
 from vitas.elastic_space import AnySpace, ElasticSpace
 from vitas.errors import UserError, require_integer, require_number, require_text
@@ -179,7 +179,7 @@ def load_supernet(folder: str | Path) -> ReleasedSupernet:
         crop_fraction = require_number(about["crop_fraction"], "crop_fraction", 0, 1)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: {ABOUT} or {FRONT} is not what `export --supernet` writes ({error!r})") from None
-    checkpoint.load_weights(supernet, folder / WEIGHTS)
+    loading.load_weights(supernet, folder / WEIGHTS)
     return ReleasedSupernet(supernet.eval(), tuple(front), mean, std, class_names, crop_fraction)
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitas import checkpoint
+from vitas import checkpoint, loading
 from vitas.catalog import parse_architecture
 from vitas.config import Model, RunConfig
 from vitas.data.images import channels
@@ -88,7 +88,7 @@ def _from_checkpoint(path: Path, model: Model) -> nn.Module:
     if [*state.get("mean", model.mean), *state.get("std", model.std)] != [*model.mean, *model.std]:
         raise UserError(f"{path} was trained on images of another mean or std than model.mean and model.std")
     network = create_model(parse_architecture(text), model.num_classes, model.image_size)
-    checkpoint.load_state(network, state, path)
+    loading.load_state(network, state, path)
     return network
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from vitas import released
 from vitas.architecture import Architecture, coarser_side
 from vitas.catalog import find_architecture, zoo
-from vitas.checkpoint import interpolate_positions
 from vitas.errors import UserError
+from vitas.loading import interpolate_positions
 from vitas.models.recomputation import run
 from vitas.models.vision_transformer import VisionTransformer, init_weights, read_out
 

@@ -18,7 +18,7 @@ from setting import Setting, argument_parser
 from supernets import DEFAULT, config_of
 
 from search.search import build_supernet, search
-from vitas import Architecture, SuperNet, checkpoint
+from vitas import Architecture, SuperNet, loading
 from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.folders import EvaluationData
@@ -57,7 +57,7 @@ def main() -> None:
         search(config, World())
         supernet = build_supernet(config, World())
         path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
-        checkpoint.load_weights(supernet, path, "model")
+        loading.load_weights(supernet, path, "model")
         model, space = config.model, config.space
         data = EvaluationData.model_validate(setting.data("train"))
         images = EvaluationSet.load(data, model.image_size, model.mean, model.std, World(), everything=True)

@@ -26,7 +26,7 @@ from search.operators import BlockMutation
 from search.sample import sample
 from search.scoring import SupernetScorer
 from search.search import build_supernet, search
-from vitas import checkpoint
+from vitas import loading
 from vitas.catalog import read_found
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
@@ -52,7 +52,7 @@ def scorer_of(config: RunConfig) -> SupernetScorer:
     """The scorer of the `sample` stage, with the supernet that `sample.load_name` chooses."""
     supernet = build_supernet(config, World()).eval()
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve(config.sample.load_name)
-    checkpoint.load_weights(supernet, path, config.sample.weights)
+    loading.load_weights(supernet, path, config.sample.weights)
     model = config.model
     images = EvaluationSet.load(config.sample.data, model.image_size, model.mean, model.std, World(), everything=True)
     return SupernetScorer(config, supernet, images, Report("sample", config.folder, World()), World())

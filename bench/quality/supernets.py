@@ -26,7 +26,7 @@ from search.predictor import ChoiceLosses
 from search.scoring import score_logits, score_subnet
 from search.search import build_supernet, search
 from search.subnets import DRAWS
-from vitas import Architecture, checkpoint
+from vitas import Architecture, checkpoint, loading
 from vitas.checkpoint import CheckpointFolder
 from vitas.config import RunConfig
 from vitas.data.evaluation import EvaluationSet
@@ -125,7 +125,7 @@ def train_and_score(setting: Setting, variant: str, seed: int, architectures: li
     supernet = build_supernet(config, World()).eval()
     path = CheckpointFolder(config.folder.checkpoints("search")).resolve()
     state = checkpoint.read(path)
-    checkpoint.load_state(supernet, state, path, "ema" if config.search.ema_decay else "model")
+    loading.load_state(supernet, state, path, "ema" if config.search.ema_decay else "model")
     prior = ChoiceLosses.recorded(config.space, state["choice_losses"])
     model, space, settings = config.model, config.space, config.sample
     images = EvaluationSet.load(settings.data, model.image_size, model.mean, model.std, World(), everything=True)

@@ -46,8 +46,8 @@ class TooSlow(BaseException):
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """Let what is within take `SECONDS` and `BYTES` at most; more is an `AssertionError`, or a `MemoryError`."""
+def bounded(most: int = BYTES) -> Iterator[None]:
+    """Let what is within take `SECONDS` and `most` bytes; more is an `AssertionError`, or a `MemoryError`."""
 
     def stop(*_) -> None:
         raise TooSlow
@@ -56,7 +56,7 @@ def bounded() -> Iterator[None]:
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
     before = signal.signal(signal.SIGVTALRM, stop)
-    resource.setrlimit(resource.RLIMIT_AS, (held + BYTES, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (held + most, hard))
     # The process's own time, so that a busy machine changes nothing.
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
@@ -207,6 +207,32 @@ def changed_text(draw, seeds: Sequence[str]) -> str:
         elif change == "end":
             text = text[:start]
     return text
+
+
+_ENDS = (0, 1, -1, 2**15, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**40, 8, 64, 4096)
+
+
+@st.composite
+def changed_bytes(draw, content: bytes) -> bytes:
+    """A file with some bits flipped, numbers replaced, or parts left out, doubled or moved."""
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        # What describes the data lies at the beginning and the end.
+        near = st.integers(0, 1500) | st.integers(max(0, len(changed) - 1500), len(changed))
+        at = min(draw(near | st.integers(0, len(changed))), max(0, len(changed) - 8))
+        kind = draw(st.sampled_from(("flip", "flip", "number", "number", "number", "cut", "double")))
+        if kind == "flip" and len(changed):
+            changed[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "number" and len(changed) >= 8:
+            size = draw(st.sampled_from((2, 4, 4, 8)))
+            number = draw(st.sampled_from(_ENDS)) % 256**size
+            at -= at % size
+            changed[at : at + size] = number.to_bytes(size, draw(st.sampled_from(("little", "little", "big"))))
+        elif kind == "cut":
+            del changed[at : at + draw(st.sampled_from((1, 8, 64, 10_000)))]
+        elif kind == "double":
+            changed[at:at] = changed[at : at + draw(st.sampled_from((1, 8, 64, 512)))]
+    return bytes(changed)
 
 
 def _node(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:

@@ -14,7 +14,8 @@ from safetensors.torch import save
 from torch import nn
 
 from tests.faults.fuzz import fuzzed, read_or_refused
-from vitas.checkpoint import load_weights, read, safetensors_bytes, write
+from vitas.checkpoint import read, safetensors_bytes, write
+from vitas.loading import load_weights
 
 MARK = "VITAS_WAS_HERE"
 

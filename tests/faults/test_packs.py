@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.faults.disk import Disk
-from tests.faults.fuzz import bounded, changed_data, changed_text, fuzzed, read_or_refused, values
+from tests.faults.fuzz import bounded, changed_bytes, changed_data, changed_text, fuzzed, read_or_refused, values
 from vitas.data.folders import check_image_folder, class_names, count_images
 from vitas.data.images import open_image_folder
 from vitas.data.pack_index import INDEX, _digest, read_index
@@ -82,33 +81,6 @@ def test_any_index_is_read_or_refused(copied):
         read_or_refused(lambda: read_all(copied))
 
     check()
-
-
-_ENDS = (0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**40, 8, 64, 4096)
-
-
-@st.composite
-def changed_bytes(draw, content: bytes) -> bytes:
-    """A file with some bits flipped, numbers replaced, or parts left out, doubled or moved."""
-    changed = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        # What describes the data lies at the beginning and the end.
-        near = st.integers(0, 1500) | st.integers(max(0, len(changed) - 1500), len(changed))
-        at = min(draw(near | st.integers(0, len(changed))), max(0, len(changed) - 8))
-        kind = draw(st.sampled_from(("flip", "flip", "int", "int", "long", "cut", "double")))
-        if kind == "flip" and len(changed):
-            changed[at] ^= 1 << draw(st.integers(0, 7))
-        elif kind in ("int", "long") and len(changed) >= 8:
-            form = "<i" if kind == "int" else "<q"
-            number = draw(st.sampled_from(_ENDS))
-            number = max(-(2**31), min(2**31 - 1, number)) if kind == "int" else number
-            at -= at % struct.calcsize(form)
-            struct.pack_into(form, changed, at, number)
-        elif kind == "cut":
-            del changed[at : at + draw(st.sampled_from((1, 8, 64, 10_000)))]
-        elif kind == "double":
-            changed[at:at] = changed[at : at + draw(st.sampled_from((1, 8, 64, 512)))]
-    return bytes(changed)
 
 
 def test_any_shard_is_read_or_refused(copied):

@@ -27,6 +27,7 @@ from tests.processes import REPOSITORY, command
 from vitas import Architecture, VisionTransformer, load_weights
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
+from vitas.data.images import find_pictures
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.released import rename_keys
@@ -240,7 +241,9 @@ def test_the_pages_example_classifies_as_predict_does(exported, learnt, digits, 
     Image.open(picture).resize((75, 51)).save(tmp_path / "picture.jpg")
     exec(compile(code, "docs/export.md", "exec"), {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    (expected,) = predictions_of(trained_network(configuration.load(learnt)), [tmp_path / "picture.jpg"], top=5)
+    (expected,) = predictions_of(
+        trained_network(configuration.load(learnt)), find_pictures([tmp_path / "picture.jpg"]), top=5
+    )
     assert [name for name, _ in lines] == [str(label) for label in expected.labels]
     assert [float(share) for _, share in lines] == pytest.approx(expected.probabilities, abs=1e-3)
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from vitas import VisionTransformer
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
+from vitas.data.packing import PackOptions, pack
 from vitas.distributed import World
 
 
@@ -179,6 +181,48 @@ def test_workers_and_batches_change_nothing(predict, digits):
     assert [row["image"] for row in shared] == [row["image"] for row in alone]
     for one, other in zip(alone, shared, strict=True):
         assert np.allclose(float(one["probability_1"]), float(other["probability_1"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_images_of_a_pack_are_predicted_as_those_of_its_folder_by_the_names_in_it(
+    predict, digits, tmp_path, workers
+):
+    images, packed = tmp_path / "some", tmp_path / "some.pack"
+    for name in ("3", "7"):
+        shutil.copytree(digits / "test" / name, images / name)
+    pack(images, packed, PackOptions(shard_bytes=5_000), 1)
+    words = ("--csv", "-", "test.batch_size=20", f"test.data.workers={workers}")
+    code, out, err = predict(packed, *words)
+    assert (code, "error" in err) == (0, False)
+    assert out == predict(images, *words)[1].replace(str(images), str(packed))
+    # With what is no pack, and below a folder.
+    (tmp_path / "other.png").write_bytes(next((images / "3").iterdir()).read_bytes())
+    shutil.rmtree(images)
+    assert rows_of(predict(tmp_path, *words)[1])[1:] == rows_of(out)
+
+
+def test_an_image_of_a_pack_that_is_damaged_is_named_and_the_others_are_done(predict, digits, tmp_path):
+    packed = tmp_path / "pack"
+    pack(digits / "test", packed, PackOptions(), 1)
+    shard = packed / "00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"IDAT") + 10] ^= 1
+    shard.write_bytes(content)
+    code, out, err = predict(packed, "--csv", "-")
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    first = min((digits / "test" / "0").iterdir()).name
+    assert line == f"error: {packed / '0' / first} is not what was packed, by its checksum"
+    assert len(rows_of(out)) == len(list((digits / "test").rglob("*.png"))) - 1
+
+
+def test_a_pack_that_is_not_whole_is_named_and_the_others_are_done(predict, digits, picture, tmp_path):
+    pack(digits / "test", tmp_path / "pack", PackOptions(), 1)
+    (tmp_path / "pack" / "00000.arrow").unlink()
+    code, out, err = predict(tmp_path / "pack", picture, "--csv", "-")
+    assert code == 1
+    assert [row["image"] for row in rows_of(out)] == [str(picture)]
+    assert f"error: {tmp_path / 'pack' / '00000.arrow'}: No such file or directory; it is a part of the pack" in err
 
 
 @pytest.mark.parametrize(

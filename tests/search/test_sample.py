@@ -15,8 +15,8 @@ from search.scoring import SupernetScorer
 from search.search import build_supernet, search
 from tests.conftest import largest
 from tests.processes import run_here
-from vitas import checkpoint, create_model, zoo
 from vitas import config as configuration
+from vitas import create_model, loading, zoo
 from vitas.architecture import Architecture
 from vitas.budget import Budget, MacsModel
 from vitas.catalog import read_found
@@ -207,7 +207,7 @@ def test_a_trained_supernet_ranks_a_wide_subnet_above_a_random_weight_one(make_c
     report = Report("sample", config.folder, World())
     wide = largest(config.space)
     trained = build_supernet(config, World()).eval()
-    checkpoint.load_weights(trained, CheckpointFolder(config.folder.checkpoints("search")).resolve())
+    loading.load_weights(trained, CheckpointFolder(config.folder.checkpoints("search")).resolve())
     [score] = SupernetScorer(config, trained, images, report, World()).score([wide], 0)
     config.folder.population.unlink()
     random_weights = build_supernet(config, World()).eval()

@@ -15,7 +15,7 @@ from search.predictor import ChoiceLosses
 from search.sample import sample
 from search.scoring import SupernetScorer, score_subnet
 from search.search import build_supernet
-from vitas import Architecture, checkpoint, watchdog
+from vitas import Architecture, checkpoint, loading, watchdog
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
@@ -38,7 +38,7 @@ def found(config) -> list[dict]:
 
 def supernet_and_images(config):
     supernet = build_supernet(config, World()).eval()
-    checkpoint.load_weights(supernet, CheckpointFolder(config.folder.checkpoints("search")).resolve())
+    loading.load_weights(supernet, CheckpointFolder(config.folder.checkpoints("search")).resolve())
     model = config.model
     return supernet, EvaluationSet.load(config.sample.data, model.image_size, model.mean, model.std, World(), True)
 

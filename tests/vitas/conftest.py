@@ -123,6 +123,18 @@ def png_header(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
+def cmyk_profile() -> bytes:
+    """A profile in which paper is white, full cyan is grey of L* 50, and every other full ink, or mixture, is black."""
+    grey = [255] + [0] * 7 + [128] + [0] * 7
+    lab = b"".join(bytes([lightness, 128, 128]) for lightness in grey)
+    ramp = bytes(range(256))
+    identity = b"".join(struct.pack(">i", 65536 * (i % 4 == 0)) for i in range(9))
+    lut = b"mft1" + bytes([0, 0, 0, 0, 4, 3, 2, 0]) + identity + ramp * 4 + lab + ramp * 3
+    head = struct.pack(">I4sI4s4s4s", 128 + 16 + len(lut), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
+    return head.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut
+
+
 @pytest.fixture
 def as_ranks(monkeypatch) -> Callable[[int, Callable[[World], object]], list]:
     """(size, job) -> what job(World) returns, or raises, on each rank; ranks are threads, which gather as processes."""

@@ -15,9 +15,10 @@ from tests.test_resume import assert_equal
 from vitas import SuperNet, create_model
 from vitas import config as configuration
 from vitas.accumulation import parts_of
-from vitas.checkpoint import CheckpointFolder, load_weights, read
+from vitas.checkpoint import CheckpointFolder, read
 from vitas.config import RunConfig
 from vitas.distributed import World
+from vitas.loading import load_weights
 from vitas.models.stochastic_depth import StochasticDepth
 
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from tests.conftest import largest
 from vitas import Architecture, Block, VisionTransformer, create_model, load_weights
-from vitas.checkpoint import RECENT, CheckpointFolder, read, start_from
+from vitas.checkpoint import RECENT, CheckpointFolder, read
 from vitas.errors import UserError
+from vitas.loading import start_from
 from vitas.released import released_keys, rename_keys
 
 # Files of a run

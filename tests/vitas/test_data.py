@@ -19,7 +19,7 @@ from vitas.data.augmentation import posterize, training_transform
 from vitas.data.evaluation import EvaluationSet
 from vitas.data.example_images import write_digits
 from vitas.data.folders import Augmentation, EvaluationData, TrainingData, WeakAugmentation, check_image_folder
-from vitas.data.images import decode, find_pictures, open_image_folder
+from vitas.data.images import Pictures, decode, find_pictures, open_image_folder
 from vitas.data.training import AugmentedImages, TrainingLoader
 from vitas.data.workers import number_of_workers
 from vitas.distributed import World
@@ -253,10 +253,10 @@ def test_pictures_are_found_below_folders_by_extension_sorted_and_once(tmp_path)
         (tmp_path / name).touch()
     (tmp_path / "linked").symlink_to(tmp_path / "a")
     below = ["0.jpeg", "a/deep/er/3.webp", "b/1.png", "b/2.JPG", "linked/deep/er/3.webp"]
-    assert find_pictures([tmp_path]) == ([tmp_path / name for name in below], [])
+    assert find_pictures([tmp_path]) == Pictures([tmp_path / name for name in below], [], {})
     # A file is taken at its word, whatever its name.
     places = [tmp_path / "b" / "2.JPG", tmp_path / "c" / "picture.data", tmp_path / "b"]
-    assert find_pictures(places) == ([*places[:2], tmp_path / "b" / "1.png"], [])
+    assert find_pictures(places) == Pictures([*places[:2], tmp_path / "b" / "1.png"], [], {})
 
 
 def test_a_place_without_pictures_is_named_and_the_others_are_found(tmp_path):
@@ -264,11 +264,11 @@ def test_a_place_without_pictures_is_named_and_the_others_are_found(tmp_path):
     (tmp_path / "1.png").touch()
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     places = [tmp_path / name for name in ("gone.png", "1.png", "empty", "loop.png", "x" * 300, "1.png/2.png")]
-    found, missing = find_pictures(places)
-    assert found == [tmp_path / "1.png"]
+    found = find_pictures(places)
+    assert found.paths == [tmp_path / "1.png"]
     told = ["does not exist", "holds no image", "does not exist", "does not exist", "does not exist"]
     others = [place for place in places if place.name != "1.png"]
-    for place, what, line in zip(others, told, missing, strict=True):
+    for place, what, line in zip(others, told, found.missing, strict=True):
         assert line.startswith(f"found {str(place)!r}, which {what}")
 
 
@@ -276,7 +276,7 @@ def test_a_place_without_pictures_is_named_and_the_others_are_found(tmp_path):
 def test_pictures_are_decoded_as_the_evaluation_set_decodes_its_own(few_images, tmp_path, workers):
     settings = EvaluationData(data_dir=str(few_images), workers=0, crop_fraction=0.8)
     expected = EvaluationSet.load(settings, 16, MEAN, STD, World(), everything=True).images
-    paths = find_pictures([few_images])[0]
+    paths = find_pictures([few_images]).paths
     broken = tmp_path / "broken.png"
     broken.write_bytes(paths[0].read_bytes()[:200])
     batches = list(decode([*paths[:7], broken, *paths[7:]], 16, 0.8, 4, workers))
@@ -288,7 +288,7 @@ def test_pictures_are_decoded_as_the_evaluation_set_decodes_its_own(few_images, 
 
 def test_workers_that_decode_end_when_they_are_told_to(few_images):
     before = multiprocessing.active_children()
-    batches = decode(find_pictures([few_images])[0], 16, 1.0, 2, workers=1)
+    batches = decode(find_pictures([few_images]).paths, 16, 1.0, 2, workers=1)
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - set(before)
     ignored, ours = signals_ignored_by(worker.pid), signals_ignored_by(os.getpid())

@@ -5,14 +5,15 @@ import os
 import pickle
 import signal
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.datasets.folder import pil_loader
 
-from tests.vitas.conftest import write_bad_images
+from tests.vitas.conftest import cmyk_profile, write_bad_images
 from vitas.data import pictures
 from vitas.data.pictures import BadImage, read_image
 
@@ -91,6 +92,33 @@ def test_what_is_transparent_is_laid_over_white(tmp_path):
     assert pixels(tmp_path / "key.png").tolist() == [[[255, 255, 255]]]
 
 
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGB", "I;16", "I;16B", "I"])
+def test_a_large_image_that_is_converted_in_bands_is_that_of_one_piece(tmp_path, monkeypatch, kind):
+    path, grey = tmp_path / "image.png", np.asarray(COLOURS.convert("L")).astype(np.uint16) * 257
+    alpha = COLOURS.copy()
+    alpha.putalpha(COLOURS.convert("L").rotate(180))
+    if kind == "I;16B":
+        path.write_bytes(big_endian_tiff(grey))
+    elif kind == "I":
+        path.write_bytes(b"P5 40 24 65535\n" + grey.astype(">u2").tobytes())
+    elif kind == "I;16":
+        Image.fromarray(grey).save(path)
+    elif kind == "P":
+        COLOURS.quantize(16).save(path, transparency=bytes(range(0, 256, 16)))
+    elif kind == "RGB":
+        COLOURS.save(path, transparency=COLOURS.getpixel((3, 3)))
+    else:
+        alpha.convert(kind).save(path)
+    assert Image.open(path).mode == kind
+    whole = read_image(path)
+    # Of which the last is smaller.
+    monkeypatch.setattr(pictures, "_BAND", 5 * 40)
+    assert read_image(path).tobytes() == whole.tobytes()
+    if kind == "RGBA":
+        expected = Image.alpha_composite(Image.new("RGBA", alpha.size, "white"), alpha).convert("RGB")
+        assert whole.tobytes() == expected.tobytes()
+
+
 def test_what_is_opaque_keeps_its_colours(tmp_path):
     opaque = COLOURS.convert("RGBA")
     opaque.save(tmp_path / "image.png")
@@ -139,18 +167,6 @@ def test_cmyk_is_converted_by_its_profile(tmp_path):
     assert white.min() >= 252
 
 
-def cmyk_profile() -> bytes:
-    """A profile in which paper is white, full cyan is grey of L* 50, and every other full ink, or mixture, is black."""
-    grey = [255] + [0] * 7 + [128] + [0] * 7
-    lab = b"".join(bytes([lightness, 128, 128]) for lightness in grey)
-    ramp = bytes(range(256))
-    identity = b"".join(struct.pack(">i", 65536 * (i % 4 == 0)) for i in range(9))
-    lut = b"mft1" + bytes([0, 0, 0, 0, 4, 3, 2, 0]) + identity + ramp * 4 + lab + ramp * 3
-    head = struct.pack(">I4sI4s4s4s", 128 + 16 + len(lut), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
-    head += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
-    return head.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut
-
-
 def test_a_jpeg_in_ycck_has_its_colours(tmp_path):
     """Photoshop's CMYK: inverted, and as luminance and chroma. Pillow writes none, but the bytes of one are known."""
     ink = (30, 200, 90, 60)
@@ -188,6 +204,43 @@ def test_all_that_can_be_wrong_with_a_file_is_one_exception_that_names_it(tmp_pa
         assert reasons[name].startswith("is too large ("), name
     for name in ("float", "deep"):
         assert "32-bit pixels" in reasons[name], name
+
+
+def test_no_file_is_a_program_that_is_run(tmp_path, monkeypatch):
+    """Pillow has Ghostscript draw what is PostScript, whatever the file is called."""
+    path, ran = tmp_path / "image.jpg", tmp_path / "ran"
+    COLOURS.save(path, "EPS")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(BadImage, match="is not an image"):
+        read_image(path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "WEBP", "AVIF"])
+def test_newer_formats_are_read(tmp_path, kind):
+    if kind not in pictures.FORMATS:
+        pytest.skip("Pillow is too old")
+    Image.new("RGB", (24, 16), (200, 100, 50)).save(tmp_path / "image", kind)
+    assert np.abs(pixels(tmp_path / "image") - (200, 100, 50)).max() < 6
+
+
+def test_a_length_that_a_file_states_sets_no_memory_aside(tmp_path):
+    path = tmp_path / "image.png"
+    COLOURS.save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT") - 4
+    content[at : at + 4] = (2**31 - 1).to_bytes(4, "big")
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        # Of the pixels, which are whole, nothing is missing.
+        assert read_image(path).tobytes() == COLOURS.tobytes()
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_wrong_with_the_process_is_not_the_files_fault(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -21,7 +21,7 @@ from vitas.data.bad_images import BadImages
 from vitas.data.folders import BAD_IMAGES, IMAGE_ENDINGS, Listing, Part, listing
 from vitas.data.image_list import ImageFolder
 from vitas.data.listings import open_listing
-from vitas.data.pack_index import read_index
+from vitas.data.pack_index import INDEX, read_index
 from vitas.data.packed import PackedFolder
 from vitas.data.pictures import BadImage, read_image
 from vitas.data.workers import batches_of, number_of_workers
@@ -79,36 +79,68 @@ class Decoded:
     refused: dict[Path, str]
 
 
-def find_pictures(places: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """The files in `places`, and the image files (by extension, sorted) below its folders, each once.
+@dataclass(frozen=True)
+class Pictures:
+    """What `find_pictures` found.
 
-    Also a message for each place that does not exist, for each folder without images, and for each that cannot be read.
+    paths: of images, each once. missing: a message for each place, or folder below one, that gave none.
+    packed: the pack of each path that is of one, where no file lies.
+    """
+
+    paths: list[Path]
+    missing: list[str]
+    packed: Mapping[Path, PackedFolder]
+
+    def load(self, path: Path) -> Image.Image:
+        """The image of one of the paths. Raises `BadImage`."""
+        pack = self.packed.get(path)
+        return read_image(path) if pack is None else pack.loader(path)
+
+
+def find_pictures(places: Sequence[str | Path]) -> Pictures:
+    """The files in `places`, and the image files (by extension, sorted) below its folders, also in packs.
+
+    There is a message for each place that does not exist, for each folder without images, and for each folder or pack
+    that cannot be read.
     """
     found: dict[Path, None] = {}
     missing: list[str] = []
+    packed: dict[Path, PackedFolder] = {}
     for place in map(Path, places):
         # Unlike Path.exists, it is False for what may not be looked at, too.
         if not os.path.exists(place):
             missing.append(f"found {str(place)!r}, which does not exist; give image files, or folders of them")
             continue
         unread: list[str] = []
-        pictures = _below(place, unread) if place.is_dir() else [place]
+        pictures = _below(place, packed, unread) if place.is_dir() else [place]
         if not pictures and not unread:
             unread = [f"found {str(place)!r}, which holds no image ({', '.join(IMAGE_ENDINGS)})"]
         found |= dict.fromkeys(pictures)
         missing += unread
-    return list(found), missing
+    return Pictures(list(found), missing, packed)
 
 
-def _below(folder: Path, unread: list[str]) -> list[Path]:
-    """The image files below a folder. A message about each folder that cannot be read is added to `unread`."""
+def _below(folder: Path, packed: dict[Path, PackedFolder], unread: list[str]) -> list[Path]:
+    """The images below a folder, sorted. Those of packs are added to `packed`, and to `unread` a message about each
+    folder or pack that cannot be read."""
 
     def tell(error: OSError) -> None:
         unread.append(f"found {error.filename!r}, which cannot be read: {error.strerror}")
 
-    walked = os.walk(folder, onerror=tell, followlinks=True)
-    names = (Path(parent, name) for parent, _, files in walked for name in files)
-    return sorted(path for path in names if path.name.lower().endswith(IMAGE_ENDINGS))
+    found: list[Path] = []
+    for parent, _, files in os.walk(folder, onerror=tell, followlinks=True):
+        if INDEX in files:
+            try:
+                pack = PackedFolder(parent)
+                named = [Path(parent, name) for name in pack.names()]
+            except UserError as error:
+                unread.append(str(error))
+                continue
+            packed |= dict.fromkeys(named, pack)
+            found += named
+        else:
+            found += (Path(parent, name) for name in files if name.lower().endswith(IMAGE_ENDINGS))
+    return sorted(found)
 
 
 def decode(
@@ -123,7 +155,7 @@ def decode(
     """Decode files in batches of `batch_size`, in order, in `workers` processes (see `number_of_workers`).
 
     stage: whether this is a stage, which ends when it chooses to: then workers ignore signals, as the stage does.
-    load: reads the image of a path: the `loader` of the folder that the paths are of.
+    load: reads the image of a path: the `loader` of the folder that the paths are of, or `Pictures.load`.
 
     A single batch is decoded in this process, which is faster than starting workers.
     """

@@ -8,6 +8,8 @@ A decoded image is what an image viewer shows. Ordinary RGB, grey and palette im
 - 16-bit grey becomes its high byte, as Pillow reads 16-bit colour; `convert` would clip it at 255, to white.
 - CMYK with an embedded ICC profile is converted by it to sRGB. (Profiles of RGB and grey images are not applied.)
 
+The formats are `FORMATS`; of several images in a file it is the first.
+
 Who needs a smaller image may have a JPEG reduced while it is decoded, which takes a fraction of the time: each pixel is
 then the mean of a square of 2, 4 or 8 pixels along a side, to rounding, taken before the colours are computed.
 """
@@ -20,12 +22,20 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+# By Pillow's names, the most frequent first; JPEG has several in one file, too. It knows others, which images for
+# training seldom are in, and would have Ghostscript run what is PostScript.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
+if find_spec("PIL.AvifImagePlugin"):
+    # Since Pillow 11.3.
+    FORMATS += ("AVIF",)
 
 # What is wrong with this process or its machine, not with the file.
 _NOT_THE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -46,6 +56,9 @@ _TURNS: dict[object, Image.Transpose] = {
 }
 # Those that exchange width and height.
 _SWAPPING = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+
+# Pixels that are converted at once.
+_BAND = 2**20
 
 # Width and height of an image as it is shown -> by how much it may be reduced along each side: 1, 2, 4 or 8.
 Reduction: TypeAlias = Callable[[tuple[int, int]], int]
@@ -109,12 +122,24 @@ def _decode(path: str | Path, content: bytes | None, reduction: Reduction | None
         raise BadImage(path, "is not a regular file")
     if not status.st_size:
         raise BadImage(path, "is empty")
-    with open(path, "rb") as file:
+    with _File(path, status.st_size) as file:
         return _decode_stream(file, path, reduction)
 
 
+class _File(io.BufferedReader):
+    """A file that is never asked for more than it holds: Pillow asks for lengths that stand in the file, for which
+    memory would be set aside first."""
+
+    def __init__(self, path: str | Path, size: int) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None else min(size, self._size))
+
+
 def _decode_stream(file: IO[bytes], path: str | Path, reduction: Reduction | None) -> Image.Image:
-    image = Image.open(file)
+    image = Image.open(file, formats=FORMATS)
     _check_size(image, path)
     # A file of several JPEGs has another format, and stays as it is.
     if reduction is not None and image.format == "JPEG":
@@ -145,9 +170,9 @@ def _as_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     # PNG may say of transparency and orientation after the pixels.
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        rgb = _from_deep_grey(image, path)
+        rgb = _in_bands(image, partial(_from_deep_grey, path=path))
     elif image.has_transparency_data:
-        rgb = _over_white(image.convert("RGBA"))
+        rgb = _in_bands(image, _over_white)
     elif image.mode == "CMYK":
         rgb = _from_cmyk(image)
     else:
@@ -165,6 +190,18 @@ def _orientation(image: Image.Image) -> object:
         return None
 
 
+def _in_bands(image: Image.Image, converted: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image as RGB, some rows after the other: what becomes of a large one on the way takes no memory then."""
+    rows = max(1, _BAND // image.width)
+    if image.height <= rows:
+        return converted(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(converted(image.crop(box)), box)
+    return rgb
+
+
 def _from_deep_grey(image: Image.Image, path: str | Path) -> Image.Image:
     """16-bit grey (I;16, and I as Pillow reads PGM) as RGB. What has more bits says nowhere which value is white."""
     values = np.asarray(image)
@@ -174,10 +211,11 @@ def _from_deep_grey(image: Image.Image, path: str | Path) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """RGBA over white."""
-    if image.getchannel("A").getextrema() == (255, 255):
-        return image.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    """An image with transparency over white."""
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (255, 255):
+        return rgba.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

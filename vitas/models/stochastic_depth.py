@@ -8,20 +8,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# Where the images that pass are in their batch: the first of them, and how many the batch has; None is all of it.
+# Where the images that pass are in their batch, int64 [B], and how many the batch has; None is all of it.
 # Of the process, and not of the thread: the backward pass may compute a block again in a thread of autograd's.
-_place: tuple[int, int] | None = None
+# A tensor, as torch compiles a network anew for every number that it meets, and so for every part.
+_places: tuple[Tensor, int] | None = None
 
 
 @contextmanager
-def part_of_batch(first: int, total: int) -> Iterator[None]:
-    """Within it, the images that pass are those from `first` on of a batch of `total`."""
-    global _place
-    outer, _place = _place, (first, total)
+def part_of_batch(first: int, end: int, total: int, device: torch.device) -> Iterator[None]:
+    """Within it, the images that pass are those from `first` to `end` - 1 of a batch of `total`."""
+    global _places
+    outer, _places = _places, (torch.arange(first, end, device=device), total)
     try:
         yield
     finally:
-        _place = outer
+        _places = outer
 
 
 class StochasticDepth(nn.Module):
@@ -37,11 +38,13 @@ class StochasticDepth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.drop_prob == 0:
             return x
-        first, total = _place or (0, len(x))
         keep_prob = 1 - self.drop_prob
         # Drawn for all of the batch, so that an image has the same draw in any part.
+        total = len(x) if _places is None else _places[1]
         kept = torch.empty((total,) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(keep_prob)
-        return x * kept[first : first + len(x)].div_(keep_prob)
+        if _places is not None:
+            kept = kept.index_select(0, _places[0])
+        return x * kept.div_(keep_prob)
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob:.3g}"
