@@ -331,17 +331,20 @@ def _speed_features(space: AnySpace, image_size: int, genomes: Array) -> Array:
     depth = columns.active.sum(axis=1)
     patches = (image_size // patch) ** 2
     tokens = patches + space.prefix_tokens
+    # Of the last block only keys, values and queries are computed for all tokens, where the class token alone is read.
+    # Which block that is, sums do not say: it is taken for an average one.
+    whole = 1 - 1 / np.maximum(depth, 1) if space.classifier == "token" else np.ones_like(patch)
     return np.stack(
         [
             np.ones_like(patch),
             3 * patch**2 * embed * patches,
             depth,
             depth * tokens * embed,
-            4 * embed * tokens * attention,
-            2 * tokens**2 * attention,
-            tokens**2 * heads,
-            2 * embed * tokens * mlp,
-            tokens * mlp,
+            (3 + whole) * embed * tokens * attention,
+            2 * tokens**2 * attention * whole,
+            tokens**2 * heads * whole,
+            2 * embed * tokens * mlp * whole,
+            tokens * mlp * whole,
         ],
         axis=1,
     )

@@ -160,27 +160,31 @@ def _cells(model: CostModel) -> _Cells:
         for embed in range(len(space.embed_dims)):
             first = np.zeros((len(depths), space.depth), dtype=np.int64)
             fixed = model.additive(space.with_blocks(patch, embed, depths, first))
-            costs = _costs_of_kinds(model, patch, embed)
-            rows += [(patch, depth, embed, fixed[i], blocks[i], costs, chances) for i, depth in enumerate(depths)]
+            rows += [
+                (patch, depth, embed, fixed[i], blocks[i], _costs_of_kinds(model, patch, embed, depth), chances)
+                for i, depth in enumerate(depths)
+            ]
     return _Cells(*map(np.array, zip(*rows, strict=True)))
 
 
-def _costs_of_kinds(model: CostModel, patch: int, embed: int) -> Array:
-    """What a block of each kind costs more than one of the first kind [rows, kinds]; 0 for kinds that there are not."""
+def _costs_of_kinds(model: CostModel, patch: int, embed: int, depth: int) -> Array:
+    """What a block of each kind costs more than one of the first kind [rows, kinds], in a network of `depth` blocks.
+
+    It is 0 for kinds that there are not.
+    """
     space, exists = model.space, model.space.block_kinds
     if len(exists) == 1:
         # All blocks of one network have the kind, so that this holds where blocks are equal too.
-        depth = space.depths[0]
         kinds: Array = np.arange(exists.shape[1])
         totals = model.additive(space.with_blocks(patch, embed, depth, np.tile(kinds[:, None], space.depth)))
         return np.atleast_2d((totals - totals[0]) / depth)
     costs = np.zeros(exists.shape)
-    positions = space.block_positions(space.depths[-1])
+    positions = space.block_positions(depth)
     for place, row in enumerate(positions):
         kinds = np.flatnonzero(exists[row])
         genomes = np.zeros((len(kinds), space.depth), dtype=np.int64)
         genomes[:, place] = kinds
-        totals = model.additive(space.with_blocks(patch, embed, space.depths[-1], genomes))
+        totals = model.additive(space.with_blocks(patch, embed, depth, genomes))
         costs[row, kinds] = totals - totals[0]
     return costs
 
