@@ -34,6 +34,9 @@ _NOT_THE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 _WAITS = (0.1, 1, 5)
 
+# Bytes of a file that is read at once.
+_SMALL = 2**20
+
 # How viewers turn an image, by its EXIF orientation; 1 is as it is.
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -110,7 +113,9 @@ def _decode(path: str | Path, content: bytes | None, reduction: Reduction | None
     if not status.st_size:
         raise BadImage(path, "is empty")
     with open(path, "rb") as file:
-        return _decode_stream(file, path, reduction)
+        # Pillow reads heads in many small pieces.
+        stream = file if status.st_size > _SMALL else io.BytesIO(file.read(status.st_size))
+        return _decode_stream(stream, path, reduction)
 
 
 def _decode_stream(file: IO[bytes], path: str | Path, reduction: Reduction | None) -> Image.Image:
