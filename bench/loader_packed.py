@@ -28,11 +28,12 @@ def measure(images: int = 300, rounds: int = 5) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     recipe = RECIPES["DeiT's recipe"]
     with tempfile.TemporaryDirectory() as folder:
-        files, as_is, smaller = (Path(folder, name) for name in ("files", "pack", "pack256"))
+        files, as_is, smaller, raw = (Path(folder, name) for name in ("files", "pack", "pack256", "raw256"))
         write_photos(files, images)
         pack(files, as_is, PackOptions(), 1)
         pack(files, smaller, PackOptions(size=256), 1)
-        places = {"pack": as_is, "pack of --size 256": smaller}
+        pack(files, raw, PackOptions(size=256, uncompressed=True), 1)
+        places = {"pack": as_is, "pack of --size 256": smaller, "pack of --size 256 --uncompressed": raw}
         sides = {name: epochs_of_ours(str(place), recipe) for name, place in places.items()}
         seconds = in_turn({**sides, "timm": epochs_of_timm(str(files), recipe)}, rounds)
         rows = [{"what": f"{name}, {images} photos", **speed(seconds[name], seconds["timm"])} for name in places]

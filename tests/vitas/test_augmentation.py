@@ -77,12 +77,33 @@ def test_batches_are_bit_for_bit_what_results_were_published_with(digits, recipe
     assert digest.hexdigest()[:32] == expected
 
 
-@pytest.mark.parametrize("settings", [PLAIN, {"random_erasing": 0.0}], ids=["weak", "strong"])
-def test_a_jpeg_that_is_not_reduced_becomes_what_timm_makes_of_it(jpeg, settings):
+WHOLE = PLAIN | {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]}
+JITTER = PLAIN | {"color_jitter": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "mode", "shape"),
+    [
+        # Crops of the JPEGs are smaller than twice the output.
+        (PLAIN, "jpg", "RGB", (90, 110)),
+        ({"random_erasing": 0.0}, "jpg", "RGB", (90, 110)),
+        ({"random_erasing": 0.0}, "png", "RGB", (200, 150)),
+        # The image whole: as large as the output, of another size, of another shape.
+        (WHOLE, "png", "RGB", (64, 64)),
+        (WHOLE, "png", "L", (64, 64)),
+        (WHOLE, "bmp", "RGB", (28, 28)),
+        (WHOLE, "gif", "P", (70, 50)),
+        (WHOLE | {"ratio": [1.4, 1.4]}, "ppm", "RGB", (70, 50)),
+        (WHOLE | {"color_jitter": 0.4, "flip": 0.3}, "png", "RGB", (64, 64)),
+        (WHOLE | {"auto_augment": "rand-m9-n4", "flip": 1.0}, "png", "L", (64, 64)),
+        (JITTER | {"flip": 0.0, "interpolation": "nearest"}, "webp", "RGB", (64, 40)),
+    ],
+)
+def test_an_image_that_is_not_reduced_becomes_what_timm_makes_of_it(tmp_path, settings, kind, mode, shape):
     """In floats, normalised: so that both steps on the device are the ones that timm's workers make."""
     augmentation = Augmentation(**settings)
-    # Its crops are smaller than twice the output.
-    path, size = jpeg(90, 110), 64
+    path, size = tmp_path / f"image.{kind}", 64
+    photo(*shape).convert(mode).save(path, quality=90)
     recipe = augmentation.model_dump() | {"hflip": augmentation.flip, "mean": tuple(MEAN), "std": tuple(STD)}
     recipe = {key: value for key, value in recipe.items() if key not in ("flip", "random_erasing")}
     recipe["color_jitter"] = recipe["color_jitter"] or None

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_an_image_is_augmented_anew_each_epoch_and_under_each_seed(few_images):
     assert torch.equal(augmented(0, 0), augmented(0, 0))
     assert not torch.equal(augmented(0, 0), augmented(0, 1))
     assert not torch.equal(augmented(0, 0), augmented(1, 0))
+
+
+def test_what_an_image_takes_does_not_grow_with_the_folder(few_images):
+    few = open_image_folder(str(few_images))
+    # 200,000 entries, of few files.
+    many = few.part([index % len(few) for index in range(200_000)])
+    images = AugmentedImages(many, training_transform(PLAIN, 16, MEAN), seed=0)
+    images.__getitems__([(0, 7, 0)])
+    tracemalloc.start()
+    try:
+        images.__getitems__([(0, 8, 0)])
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held < 500_000
 
 
 def test_the_seed_decides_the_order(few_images):

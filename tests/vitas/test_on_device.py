@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.random_erasing import RandomErasing
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.vitas.conftest import assert_equal_batches
 from vitas.data.erasing import Erased, draw_erased, erase
@@ -130,6 +131,31 @@ def test_what_the_workers_give_is_bytes(white):
     assert batch.images.shape == (10, 3, 16, 16)
     assert batch.images.is_contiguous()
     assert len(batch.erased) > 0
+
+
+@pytest.mark.parametrize("side", [16, 240])
+def test_a_batch_crosses_from_a_worker_as_it_is_and_can_be_written_to(side):
+    """Small batches and large ones cross in two ways."""
+    images = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
+    sent = ByteBatch(images, torch.arange(8), [(3, Erased(1, 2, 3, 4, 5))])
+    (received,) = DataLoader(_Sent(sent), batch_size=None, num_workers=1)
+    assert torch.equal(received.images, images)
+    assert received.labels.tolist() == list(range(8))
+    assert (received.images.dtype, received.labels.dtype) == (torch.uint8, torch.int64)
+    assert received.images.is_contiguous()
+    assert received.erased == sent.erased
+    # Memory of its own: another batch is not changed by it.
+    received.images.zero_()
+    received.labels.zero_()
+    assert torch.equal(sent.labels, torch.arange(8))
+
+
+class _Sent(IterableDataset):
+    def __init__(self, batch: ByteBatch) -> None:
+        self.batch = batch
+
+    def __iter__(self):
+        yield self.batch
 
 
 def test_kept_bytes_become_the_same_batches_each_time(white):

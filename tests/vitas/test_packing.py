@@ -20,6 +20,7 @@ from tests.processes import ENVIRONMENT, REPOSITORY
 from vitas.data.pack_index import INDEX, read_index
 from vitas.data.packed import PackedFolder
 from vitas.data.packing import LEFT_OUT, PackOptions, pack
+from vitas.data.pictures import read_image
 from vitas.errors import UserError
 
 OPTIONS = PackOptions(shard_bytes=15_000)
@@ -48,7 +49,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("options", [OPTIONS, PackOptions(size=32, shard_bytes=8000)])
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS, PackOptions(size=32, shard_bytes=8000), PackOptions(shard_bytes=100_000, uncompressed=True)],
+)
 def test_the_bytes_do_not_depend_on_the_number_of_processes(photos, tmp_path, options):
     made = [pack(photos, tmp_path / str(processes), options, processes) for processes in (1, 3)]
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
@@ -84,6 +88,41 @@ def test_a_turned_image_is_packed_as_viewers_show_it(tmp_path):
     Image.new("RGB", (100, 60)).save(path, exif=exif)
     pack(tmp_path / "in", tmp_path / "out", PackOptions(size=30), 1)
     assert PackedFolder(str(tmp_path / "out")).read(0).size == (30, 50)
+
+
+def test_an_uncompressed_image_is_read_as_its_file_is_bit_for_bit(photos, tmp_path):
+    """Also of files of which Pillow alone would show something else, or which it shows in other colours."""
+    photo = Image.open(photos / "cat" / "0.jpg")
+    exif = Image.Exif()
+    exif[274] = 6
+    folder = tmp_path / "in" / "a"
+    folder.mkdir(parents=True)
+    photo.save(folder / "turned.jpg", exif=exif)
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("P").save(folder / "palette.png")
+    photo.convert("L").save(folder / "grey.webp")
+    rgba = photo.convert("RGBA")
+    rgba.putalpha(Image.linear_gradient("L").resize(photo.size))
+    rgba.save(folder / "transparent.png")
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(folder / "deep.png")
+    pack(tmp_path / "in", tmp_path / "out", PackOptions(uncompressed=True), 1)
+    packed = PackedFolder(str(tmp_path / "out"))
+    assert len(packed) == 6
+    for index, (path, _) in enumerate(packed.samples):
+        expected = read_image(folder / os.path.basename(path))
+        assert packed.content(index).startswith(b"P6\n")
+        assert packed.read(index).size == expected.size
+        assert packed.read(index).tobytes() == expected.tobytes(), path
+        # Without any program of ours.
+        assert Image.open(io.BytesIO(packed.content(index))).tobytes() == expected.tobytes()
+
+
+def test_an_uncompressed_image_is_brought_to_a_size_without_loss(photos, tmp_path):
+    pack(photos, tmp_path / "out", PackOptions(size=32, uncompressed=True), 1)
+    packed = PackedFolder(str(tmp_path / "out"))
+    for index, (path, _) in enumerate(packed.samples):
+        image = read_image(photos / os.path.relpath(path, tmp_path / "out"))
+        assert packed.read(index).tobytes() == image.resize((48, 32), Image.Resampling.BICUBIC).tobytes()
 
 
 def break_two(images: Path) -> None:
@@ -161,7 +200,7 @@ def test_a_packing_that_ended_in_the_middle_goes_on_after_its_finished_files(pho
     assert not (tmp_path / ".out.unfinished").exists()
 
 
-@pytest.mark.parametrize("changed", ["image", "options", "names", "file", "journal"])
+@pytest.mark.parametrize("changed", ["image", "options", "uncompressed", "names", "file", "journal"])
 def test_what_changed_meanwhile_is_packed_anew(images, tmp_path, changed):
     with pytest.raises(DeathError):
         pack(images, tmp_path / "out", OPTIONS, 1, die_at(30))
@@ -173,6 +212,8 @@ def test_what_changed_meanwhile_is_packed_anew(images, tmp_path, changed):
         (images / "cat" / "0.jpg").rename(images / "cat" / "00.jpg")
     elif changed == "options":
         options = PackOptions(shard_bytes=20_000)
+    elif changed == "uncompressed":
+        options = PackOptions(shard_bytes=15_000, uncompressed=True)
     elif changed == "file":
         (unfinished / "00000.arrow").write_bytes(b"")
     else:
@@ -267,6 +308,11 @@ def test_what_cannot_be_packed_is_refused_and_nothing_is_touched(vitas, images, 
     assert "is there already and is no pack" in refusal(images, tmp_path / "file")
     assert "is there already and is no pack" in refusal(images, tmp_path / "empty")
     assert "is there already, with another size" in refusal(images, tmp_path / "packed", "--size", 32)
+    assert "is there already, with compressed images" in refusal(images, tmp_path / "packed", "--uncompressed")
+    pack(images, tmp_path / "raw", PackOptions(uncompressed=True), 1)
+    assert "is there already, with images that are uncompressed" in refusal(images, tmp_path / "raw")
+    both = ("--size", 32, "--quality", 80, "--uncompressed")
+    assert "--uncompressed writes none; leave one out" in refusal(images, tmp_path / "out", *both)
     assert "is in the folder that is packed" in refusal(images, images / "out")
     assert "is no unfinished pack; move it away" in refusal(images, tmp_path / "strange")
     assert "it must be a number of bytes, as 1G or 500M" in refusal(images, tmp_path / "out", "--shard-size", "much")

@@ -52,6 +52,32 @@ def test_a_cmyk_jpeg_without_a_profile_is_what_convert_makes_of_it_bit_for_bit(t
     assert read_image(path).tobytes() == pil_loader(path).tobytes()
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_a_ppm_from_memory_is_what_its_file_is_bit_for_bit_whole_or_not(tmp_path, monkeypatch):
+    path = tmp_path / "image.ppm"
+    COLOURS.save(path)
+    whole = path.read_bytes()
+    commented = whole.replace(b"P6\n", b"P6\n# a comment\n", 1)
+    for content in (whole, whole + b"more", commented):
+        path.write_bytes(content)
+        read = read_image("a name", content)
+        assert (read.mode, read.size) == ("RGB", COLOURS.size)
+        assert read.tobytes() == read_image(path).tobytes() == COLOURS.tobytes()
+        # An image of its own: writing to it changes no bytes of the pack.
+        read.putpixel((0, 0), (1, 2, 3))
+    assert read_image("a name", whole).tobytes() == COLOURS.tobytes()
+    for content in (whole[:-1], whole[:20], b"P6\n0 24\n255\n", b"P6\n99999 99999\n255\n", b"P6\n-3 4\n255\n"):
+        path.write_bytes(content)
+        with pytest.raises(BadImage) as from_memory:
+            read_image(path, content)
+        with pytest.raises(BadImage) as from_file:
+            read_image(path)
+        assert from_memory.value.reason.partition("(")[0] == from_file.value.reason.partition("(")[0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", COLOURS.width * COLOURS.height - 1)
+    with pytest.raises(BadImage, match="is too large"):
+        read_image("a name", whole)
+
+
 def test_16_bit_grey_keeps_its_range(tmp_path):
     values = np.arange(0, 0x10000, 16, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(values).save(tmp_path / "grey.png")

@@ -30,6 +30,7 @@ def read_bytes(text: str) -> int:
 @command(
     "vitas pack imagenet/train imagenet/train.pack               # the files as they are",
     "vitas pack imagenet/train imagenet/train256.pack --size 256   # faster to decode, and a fraction of the bytes",
+    "vitas pack imagenet/train imagenet/train.raw --size 256 --uncompressed   # for few cores and much disk",
     "vitas pack imagenet/val imagenet/val.pack --leave-out-bad --json",
 )
 @click.argument("folder", type=PATH)
@@ -43,6 +44,9 @@ def read_bytes(text: str) -> int:
     metavar="N",
     help="With --size, of the JPEG files that are written (90).",
 )
+@click.option(
+    "--uncompressed", is_flag=True, help="Write the pixels of every image: many times the bytes, and none to decode."
+)
 @click.option("--workers", type=POSITIVE, metavar="N", help="Processes; by default the cores there are.")
 @click.option(
     "--shard-size", type=parsed("size", read_bytes), default="1G", metavar="BYTES", help="Of a file, as 500M (1G)."
@@ -54,6 +58,7 @@ def pack(
     out: Path,
     size: int | None,
     quality: int | None,
+    uncompressed: bool,
     workers: int | None,
     shard_size: int,
     leave_out_bad: bool,
@@ -66,7 +71,9 @@ def pack(
     """
     if quality is not None and size is None:
         raise click.UsageError("--quality is of images that --size makes smaller; give both")
-    options = PackOptions(size, quality or PackOptions.quality, shard_size, leave_out_bad)
+    if quality is not None and uncompressed:
+        raise click.UsageError("--quality is of JPEG files, and --uncompressed writes none; leave one out")
+    options = PackOptions(size, quality or PackOptions.quality, shard_size, leave_out_bad, uncompressed)
     with progress_bar(str(out)) as update:
         made = pack_folder(folder, out, options, workers or cores_here(), update, _tell)
     index = made.index

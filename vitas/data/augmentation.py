@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
-from torchvision.transforms.functional import pil_to_tensor
 
 from vitas.data.cropping import RESAMPLING, RandomResizedCrop, Rectangle
 from vitas.data.erasing import Erased, draw_erased
@@ -34,12 +33,13 @@ def _fix_posterize() -> None:
 
 @dataclass(frozen=True)
 class Transform:
-    """What becomes of an image: crop it, vary it, and erase a part of it with some probability.
+    """What becomes of an image: crop it, flip it, vary it, and erase a part of it.
 
-    vary: an image [image_size x image_size] -> the same, flipped and recoloured. erasing: the probability.
+    flip, erasing: probabilities. vary: an image [image_size x image_size] -> the same, recoloured.
     """
 
     crop: RandomResizedCrop
+    flip: float
     vary: Callable[[Image.Image], Image.Image]
     erasing: float
 
@@ -61,9 +61,12 @@ class Transform:
         reduction = self.crop.reduction(drawn[-1]) if drawn else 1
         if not drawn:
             draw(image.size)
-        image = self.vary(self.crop.resized(image, drawn[-1], reduction))
+        image = self.crop.resized(image, drawn[-1], reduction)
+        if self.flip and _draw_flip(self.flip):
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = self.vary(image)
         erased = draw_erased(self.erasing, self.crop.side) if self.erasing else None
-        return pil_to_tensor(image), erased
+        return _as_tensor(image), erased
 
 
 def training_transform(augmentation: Augmentation, image_size: int, mean: list[float]) -> Transform:
@@ -77,7 +80,7 @@ def training_transform(augmentation: Augmentation, image_size: int, mean: list[f
             separate=True,
             auto_augment=augmentation.auto_augment,
             color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # timm knows None as well
-            hflip=augmentation.flip,
+            hflip=0.0,
             interpolation=augmentation.interpolation,
             mean=tuple(mean),
         )
@@ -85,12 +88,24 @@ def training_transform(augmentation: Augmentation, image_size: int, mean: list[f
         raise UserError(
             f"auto_augment: found {augmentation.auto_augment!r}; it must be a recipe that timm knows"
         ) from None
-    # timm's first is the crop, for which it needs the whole image.
+    # The crop, for which timm needs the whole image, and the flip are ours.
     vary = Compose([*before.transforms[1:], *after.transforms])
     crop = RandomResizedCrop(
         image_size, (smallest, largest), (narrowest, widest), RESAMPLING[augmentation.interpolation]
     )
-    return Transform(crop, vary, augmentation.random_erasing)
+    return Transform(crop, augmentation.flip, vary, augmentation.random_erasing)
+
+
+def _draw_flip(probability: float) -> bool:
+    """The draw of torchvision's `RandomHorizontalFlip`, which compares in 32 bits."""
+    return bool(torch.rand(1).item() < np.float32(probability))
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 [3, H, W]."""
+    # Pillow writes one channel after the other sooner than torch exchanges the dimensions of its pixels.
+    channels = bytearray().join([image.tobytes("raw", channel) for channel in "RGB"])
+    return torch.frombuffer(channels, dtype=torch.uint8).view(3, image.height, image.width)
 
 
 def _seed_generators(seed: int) -> None:

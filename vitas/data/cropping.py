@@ -69,7 +69,10 @@ class RandomResizedCrop:
             crop.top + crop.height,
         )
         if reduction == 1:
-            # Cropped first: resizing by a box alone would mix in pixels from beyond its edges.
-            return image.crop((left, top, right, bottom)).resize(square, self.resampling)
+            # Cropped first: resizing by a box alone would mix in pixels from beyond its edges. What is to stay as it is
+            # Pillow would copy twice.
+            if image.size != (crop.width, crop.height):
+                image = image.crop((left, top, right, bottom))
+            return image if image.size == square else image.resize(square, self.resampling)
         part = (left / reduction, top / reduction, right / reduction, bottom / reduction)
         return image.resize(square, self.resampling, part)

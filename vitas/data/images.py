@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -242,7 +243,7 @@ def _decode_chosen(
     taken = set(chosen)
     found: list[tuple[Tensor, int]] = []
     for index, path in zip(chosen, paths, strict=True):
-        for place in (index, *following(index, len(samples))):
+        for place in places_from(index, len(samples)):
             if place != index and place in taken:
                 continue
             taken.add(place)
@@ -255,9 +256,9 @@ def _decode_chosen(
     return torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])
 
 
-def following(index: int, count: int) -> Iterator[int]:
-    """The other indices of a listing, from the next one on, and round: in this order images replace a bad one."""
-    return ((index + step) % count for step in range(1, count))
+def places_from(index: int, count: int) -> Iterator[int]:
+    """The indices of a listing, from one on and round: the image itself, then those that replace it if it is bad."""
+    return chain(range(index, count), range(index))
 
 
 class _Pictures(Dataset[tuple[Path, Tensor | str]]):

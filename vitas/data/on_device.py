@@ -6,14 +6,20 @@ computes with this one.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vitas.costs import Array
 from vitas.data.erasing import Erased, erase
 from vitas.data.images import channels, normalize
+
+# Bytes of images that a worker sends through its pipe; more go through shared memory.
+_SMALL = 2**20
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,16 @@ class ByteBatch:
     def pin_memory(self) -> ByteBatch:
         """The batch in memory that the GPU copies from by itself; `DataLoader` asks for it."""
         return ByteBatch(self.images.pin_memory(), self.labels.pin_memory(), self.erased)
+
+    def __reduce__(self) -> tuple[Callable[..., ByteBatch], tuple[Any, ...]]:
+        """How it crosses from a worker: shared memory takes a file and a connection for each tensor, on both sides."""
+        images = self.images.numpy() if self.images.nbytes <= _SMALL else self.images
+        return _received, (images, self.labels.numpy(), self.erased)
+
+
+def _received(images: Tensor | Array, labels: Array, erased: list[tuple[int, Erased]]) -> ByteBatch:
+    images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    return ByteBatch(images, torch.from_numpy(labels), erased)
 
 
 class ToDevice:

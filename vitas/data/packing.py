@@ -40,8 +40,8 @@ _JOURNAL = "packing.jsonl"
 _OURS = re.compile(rf"\d{{5,9}}\.arrow|{re.escape(_JOURNAL)}|{re.escape(INDEX)}|{re.escape(LEFT_OUT)}|\..*\.tmp")
 # A record batch is what is held in memory, and what a reader checks at once.
 _BATCH_BYTES, _BATCH_IMAGES = 32 * 2**20, 1024
-# Files that a process reads at once.
-_CHUNK = 32
+# Files that a process reads at once, and of which it holds all pixels.
+_CHUNK, _CHUNK_OF_PIXELS = 32, 4
 # Bad images that an error lists.
 _LISTED = 10
 
@@ -52,6 +52,7 @@ class PackOptions:
 
     size: the shorter side to which larger images are brought; None packs the files as they are.
     quality: of the JPEG files that are then written, from 1 to 95.
+    uncompressed: whether every image is written as its pixels, as a binary PPM: read by little more than a copy.
     shard_bytes: of images, after which a new shard is begun.
     leave_out_bad: whether bad images are left out; otherwise they are refused.
     """
@@ -60,11 +61,14 @@ class PackOptions:
     quality: int = 90
     shard_bytes: int = 10**9
     leave_out_bad: bool = False
+    uncompressed: bool = False
 
     def as_made(self) -> dict[str, Any]:
         """Those that the bytes of a pack depend on, as plain data."""
-        quality = None if self.size is None else self.quality
-        return {"size": self.size, "quality": quality, "shard_bytes": self.shard_bytes}
+        quality = None if self.size is None or self.uncompressed else self.quality
+        made = {"size": self.size, "quality": quality, "shard_bytes": self.shard_bytes}
+        # Left out where it is not asked for: packs from before it are what they would be now.
+        return made | ({"uncompressed": True} if self.uncompressed else {})
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,14 @@ def _whole(out: Path, found: Index, made: dict[str, Any], options: PackOptions) 
     """A pack that is there already, if it is the one that was asked for."""
     bad = out / LEFT_OUT
     lines = bad.read_text(encoding="utf-8").splitlines() if bad.exists() else []
-    differing = [name for name, value in made.items() if found.made.get(name) != value]
-    what = "of other images" if "source" in differing else f"with another {differing[0]}" if differing else ""
+    differing = [name for name in (*made, "uncompressed") if found.made.get(name) != made.get(name)]
+    what = ""
+    if "source" in differing:
+        what = "of other images"
+    elif "uncompressed" in differing:
+        what = "with images that are uncompressed" if "uncompressed" in found.made else "with compressed images"
+    elif differing:
+        what = f"with another {differing[0]}"
     if not what and lines and not options.leave_out_bad:
         what = "with bad images left out"
     if what:
@@ -274,8 +284,9 @@ class _Packing:
 
         def counted() -> Generator[_Read]:
             names = [str(self._folder / file.name) for file in self._files[start:]]
-            work = partial(_read_files, size=self._options.size, quality=self._options.quality)
-            for place, read in enumerate(in_order(work, names, processes, _CHUNK)):
+            work = partial(_read_files, options=self._options)
+            chunk = _CHUNK_OF_PIXELS if self._options.uncompressed else _CHUNK
+            for place, read in enumerate(in_order(work, names, processes, chunk)):
                 if read.content is None:
                     tell(f"{printable(names[place])} {printable(read.reason)}")
                     bad.append(names[place])
@@ -365,16 +376,20 @@ def _state_of(path: str | Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_files(names: Sequence[str], size: int | None, quality: int) -> list[_Read]:
+def _read_files(names: Sequence[str], options: PackOptions) -> list[_Read]:
     found = []
     for name in names:
         state = (0, 0)
         try:
             state = _state_of(name)
             image = read_image(name)
-            content = Path(name).read_bytes()
-            if size is not None and min(image.size) > size:
-                content = _encoded(_resized(image, size), content, quality)
+            resized = _resized(image, options.size)
+            if options.uncompressed:
+                content = _as_ppm(resized)
+            else:
+                content = Path(name).read_bytes()
+                if resized is not image:
+                    content = _encoded(resized, content, options.quality)
             found.append(_Read(content, "", state))
         except BadImage as error:
             found.append(_Read(None, error.reason, state))
@@ -383,11 +398,20 @@ def _read_files(names: Sequence[str], size: int | None, quality: int) -> list[_R
     return found
 
 
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    """The image with a shorter side of `size`, as torchvision's `Resize` makes it."""
+def _resized(image: Image.Image, size: int | None) -> Image.Image:
+    """A larger image with a shorter side of `size`, as torchvision's `Resize` makes it; others as they are."""
     short = min(image.size)
+    if size is None or short <= size:
+        return image
     width, height = (size if side == short else int(size * side / short) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _as_ppm(image: Image.Image) -> bytes:
+    """As a binary PPM file: its size, then its pixels."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PPM")
+    return buffer.getvalue()
 
 
 def _encoded(image: Image.Image, before: bytes, quality: int) -> bytes:

@@ -28,7 +28,7 @@ from vitas.data.bad_images import BadImages
 from vitas.data.erasing import Erased
 from vitas.data.folders import TrainingData
 from vitas.data.image_list import ImageFolder
-from vitas.data.images import folder_listing, following, open_image_folder
+from vitas.data.images import folder_listing, open_image_folder, places_from
 from vitas.data.on_device import ByteBatch, ToDevice
 from vitas.data.packed import PackedFolder
 from vitas.data.pictures import BadImage
@@ -201,7 +201,7 @@ class AugmentedImages(Dataset[Item]):
         names = ("augment", epoch, index, repeat) if repeat else ("augment", epoch, index)
         seed = stream_seed(self._seed, *names)
         bad: dict[str, str] = {}
-        for place in (index, *following(index, len(self._folder))):
+        for place in places_from(index, len(self._folder)):
             try:
                 image, erased = self._transform(partial(self._folder.read, place), seed)
                 return Item(image, erased, self._folder.label(place), bad)
