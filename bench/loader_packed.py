@@ -17,7 +17,7 @@ from timm.data import ImageDataset
 from vitas.data.images import folder_listing, open_image_folder
 from vitas.data.packing import PackOptions, pack
 
-from .loader import RECIPES, epochs_of_ours, epochs_of_timm
+from .loader import BATCH, RECIPES, steps_of_ours, steps_of_timm
 from .photos import write_photos
 from .rounds import in_turn, speed
 
@@ -26,7 +26,6 @@ _OPENED = 20
 
 def measure(images: int = 300, rounds: int = 5) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    recipe = RECIPES["DeiT's recipe"]
     with tempfile.TemporaryDirectory() as folder:
         files, as_is, smaller, raw = (Path(folder, name) for name in ("files", "pack", "pack256", "raw256"))
         write_photos(files, images)
@@ -34,9 +33,14 @@ def measure(images: int = 300, rounds: int = 5) -> list[dict[str, Any]]:
         pack(files, smaller, PackOptions(size=256), 1)
         pack(files, raw, PackOptions(size=256, uncompressed=True), 1)
         places = {"pack": as_is, "pack of --size 256": smaller, "pack of --size 256 --uncompressed": raw}
-        sides = {name: epochs_of_ours(str(place), recipe) for name, place in places.items()}
-        seconds = in_turn({**sides, "timm": epochs_of_timm(str(files), recipe)}, rounds)
-        rows = [{"what": f"{name}, {images} photos", **speed(seconds[name], seconds["timm"])} for name in places]
+        steps, rows = images // BATCH, []
+        for recipe_name, recipe in RECIPES.items():
+            sides = {name: steps_of_ours(str(place), recipe, steps) for name, place in places.items()}
+            seconds = in_turn({**sides, "timm": steps_of_timm(str(files), recipe, steps)}, rounds)
+            rows += [
+                {"what": f"{name}, {recipe_name}, {images} photos", **speed(seconds[name], seconds["timm"])}
+                for name in places
+            ]
         opening = {"pack": _opening(as_is), "timm": lambda: [ImageDataset(str(files)) for _ in range(_OPENED)]}
         seconds = in_turn(opening, rounds)
         rows.append({"what": f"to open it, {_OPENED} times", **speed(seconds["pack"], seconds["timm"])})

@@ -18,7 +18,7 @@ PROGRAMS = ("search", "retrain", "inference")
 LAYERS = (
     ("errors", "costs", "seeds", "watchdog"),
     ("config_section", "intervals", "hypervolume", "plain_data", "data.pictures", "data.processes"),
-    ("data.pack_index",),
+    ("data.pack_index", "data.stored_images"),
     ("data.packed",),
     (
         "architecture",

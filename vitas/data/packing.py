@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import PIL
-from PIL import Image
 
 from vitas.data.folders import class_names, images_in, listing, listing_digest
 from vitas.data.pack_index import INDEX, Index, Shard, read_index, require_pyarrow
 from vitas.data.packed import checksum, schema
-from vitas.data.pictures import BadImage, read_image
+from vitas.data.pictures import BadImage
 from vitas.data.processes import in_order
+from vitas.data.stored_images import stored_image
 from vitas.errors import UserError, printable
 from vitas.files import make_folder, sync_folder, write_atomically, write_text
 from vitas.journal import Journal
@@ -382,43 +381,10 @@ def _read_files(names: Sequence[str], options: PackOptions) -> list[_Read]:
         state = (0, 0)
         try:
             state = _state_of(name)
-            image = read_image(name)
-            resized = _resized(image, options.size)
-            if options.uncompressed:
-                content = _as_ppm(resized)
-            else:
-                content = Path(name).read_bytes()
-                if resized is not image:
-                    content = _encoded(resized, content, options.quality)
+            content = stored_image(name, options.size, options.quality, options.uncompressed)
             found.append(_Read(content, "", state))
         except BadImage as error:
             found.append(_Read(None, error.reason, state))
         except OSError as error:
             found.append(_Read(None, f"cannot be read ({error.strerror})", state))
     return found
-
-
-def _resized(image: Image.Image, size: int | None) -> Image.Image:
-    """A larger image with a shorter side of `size`, as torchvision's `Resize` makes it; others as they are."""
-    short = min(image.size)
-    if size is None or short <= size:
-        return image
-    width, height = (size if side == short else int(size * side / short) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _as_ppm(image: Image.Image) -> bytes:
-    """As a binary PPM file: its size, then its pixels."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PPM")
-    return buffer.getvalue()
-
-
-def _encoded(image: Image.Image, before: bytes, quality: int) -> bytes:
-    """As a JPEG file where it was one, or WebP; otherwise as PNG, which loses nothing."""
-    buffer = io.BytesIO()
-    if before.startswith(b"\xff\xd8\xff") or (before[:4] == b"RIFF" and before[8:12] == b"WEBP"):
-        image.save(buffer, "JPEG", quality=quality)
-    else:
-        image.save(buffer, "PNG")
-    return buffer.getvalue()
