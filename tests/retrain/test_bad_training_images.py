@@ -175,6 +175,20 @@ def test_after_an_exception_the_program_ends_with_its_traceback_and_no_process_l
 
 
 @pytest.mark.slow
+def test_workers_of_a_killed_program_end_though_nobody_takes_their_batches(words, tmp_path) -> None:
+    """Which fill the pipe to it: 20 images are nearly as much as a pipe holds."""
+
+    def kill(process: subprocess.Popen) -> None:
+        while not list(tmp_path.rglob("recent_ckpt.pth.tar")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+
+    code, _, _ = run(command("retrain", *words, "retrain.epochs=40", "retrain.checkpoint_steps=3"), kill)
+    assert code == -signal.SIGKILL
+
+
+@pytest.mark.slow
 def test_a_worker_that_hangs_does_not_outlive_a_program_that_ends(words) -> None:
     """It ignores signals, and does not look whether it is still needed."""
     patch = (

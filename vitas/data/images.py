@@ -25,10 +25,9 @@ from vitas.data.listings import open_listing
 from vitas.data.pack_index import INDEX, read_index
 from vitas.data.packed import PackedFolder
 from vitas.data.pictures import BadImage, read_image
-from vitas.data.workers import batches_of, number_of_workers
+from vitas.data.workers import batches_of, number_of_workers, start, start_in_stage
 from vitas.errors import UserError
 from vitas.report import Report
-from vitas.slurm import signals
 
 INTERPOLATION = InterpolationMode.BICUBIC
 
@@ -166,8 +165,7 @@ def decode(
             batch_size=batch_size,
             num_workers=number_of_workers(workers, len(paths)) if len(paths) > batch_size else 0,
             collate_fn=_collate,
-            # Those of other programs must end with an interrupted program.
-            worker_init_fn=signals.ignore if stage else None,
+            worker_init_fn=start_in_stage if stage else start,
         )
     )
 

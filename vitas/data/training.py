@@ -32,12 +32,11 @@ from vitas.data.images import folder_listing, open_image_folder, places_from
 from vitas.data.on_device import ByteBatch, ToDevice
 from vitas.data.packed import PackedFolder
 from vitas.data.pictures import BadImage
-from vitas.data.workers import batches_of, number_of_workers
+from vitas.data.workers import batches_of, number_of_workers, start_in_stage
 from vitas.distributed import World
 from vitas.errors import UserError
 from vitas.report import Report
 from vitas.seeds import stream_seed
-from vitas.slurm import signals
 
 
 class TrainingLoader:
@@ -130,7 +129,7 @@ class TrainingLoader:
             pin_memory=self._world.device.type == "cuda",
             # It seeds the workers, which ignore the seed. Without it, DataLoader would draw from the global generator.
             generator=torch.Generator(),
-            worker_init_fn=signals.ignore,
+            worker_init_fn=start_in_stage,
         )
         for batch, bad in batches_of(loader):
             self._bad.record(bad)

@@ -5,18 +5,22 @@ a process that decodes a few small images has done so before it could start anot
 
 Workers of a stage ignore signals (`vitas.slurm.signals.ignore`), so they do not end when Python, at its exit, asks them
 to with SIGTERM; and then Python waits for them, for ever. This happens after every exception that is shown with its
-traceback, because the traceback keeps the iterators.
+traceback, because the traceback keeps the iterators. And a worker whose program was killed notices that within seconds,
+but before it ends it would wait until somebody takes the batches that it has made.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import Finalize
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from vitas.distributed import cores
+from vitas.slurm import signals
 
 # Of a rank, by default: each holds batches in memory that are ready.
 _MOST = 16
@@ -25,6 +29,23 @@ _MOST = 16
 _IMAGES_OF_A_WORKER = 256
 
 _running: list[Iterator[Any]] = []
+
+
+def start(worker: int) -> None:
+    """The `worker_init_fn` of loaders whose workers end with an interrupted program."""
+    # Of priority 0 it comes before the queue's, which waits.
+    Finalize(None, _end_if_alone, (os.getppid(),), exitpriority=0)
+
+
+def start_in_stage(worker: int) -> None:
+    """The `worker_init_fn` of a stage's loaders: a stage ends when it chooses to, and needs its workers until then."""
+    signals.ignore()
+    start(worker)
+
+
+def _end_if_alone(program: int) -> None:
+    if os.getppid() != program:
+        os._exit(1)
 
 
 def number_of_workers(asked: int | None, images: int, computes: bool = False) -> int:

@@ -37,11 +37,8 @@ def listen() -> None:
         signal.signal(number, _remember)
 
 
-def ignore(worker: int = 0) -> None:
-    """Ignore signals; the `worker_init_fn` of data loaders, whose workers end with their parent.
-
-    Slurm signals every process of a job, and a rank needs its workers to finish its step.
-    """
+def ignore() -> None:
+    """Ignore signals, as the workers of a data loader: Slurm signals every process, and a rank's step needs them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
