@@ -72,7 +72,7 @@ def seen(monkeypatch):
     counts = []
     original = VisionTransformer.forward_features
 
-    def forward_features(self, images):
+    def forward_features(self, images, queries=None):
         tokens = original(self, images)
         counts.append(tokens.shape[1])
         return tokens
