@@ -26,8 +26,6 @@ FREE = {
 }
 # What launches two: zeros, and a copy to their midst.
 TWICE = {"slice_backward", "select_backward"}
-
-
 # Tensors that one launch serves, at least, where they are whole and without gaps.
 TOGETHER = {"_foreach_zero_": 50, "_foreach_copy_": 50}
 

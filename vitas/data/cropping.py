@@ -62,12 +62,7 @@ class RandomResizedCrop:
     def resized(self, image: Image.Image, crop: Rectangle, reduction: int = 1) -> Image.Image:
         """The square [side x side], of an image that was reduced; the crop is of the whole one."""
         square = (self.side, self.side)
-        left, top, right, bottom = (
-            crop.left,
-            crop.top,
-            crop.left + crop.width,
-            crop.top + crop.height,
-        )
+        left, top, right, bottom = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
         if reduction == 1:
             # Cropped first: resizing by a box alone would mix in pixels from beyond its edges. What is to stay as it is
             # Pillow would copy twice.
