@@ -1,7 +1,7 @@
 """A training step of a found network beside one of timm's network of about the same MACs: ViTAS-C and DeiT-Ti.
 
-Forward, backward and the fused optimizer, for each multiply-add. The peer is timm's as it is, uncompiled; ours is
-measured uncompiled and compiled (`retrain.compile`).
+Forward, backward and the fused optimizer, for each multiply-add, with the recipe's stochastic depth. The peer is timm's
+as it is, uncompiled; ours is measured uncompiled and compiled (`retrain.compile`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from .networks import BATCH, IMAGE_SIZE, batch
 from .rounds import DEVICE, in_turn, ratio
 from .supernet_step import optimizer_of, step
 
+# The default of `retrain.drop_path_rate`, as DeiT has it.
+DROP_PATH_RATE = 0.1
+
 
 def measure(rounds: int = 6) -> list[dict[str, Any]]:
     images, labels = batch()
-    peer = timm.create_model("deit_tiny_patch16_224", num_classes=1000).to(DEVICE).train()
-    ours = create_model("vitas_c", 1000, IMAGE_SIZE).to(DEVICE).train()
+    peer = timm.create_model("deit_tiny_patch16_224", drop_path_rate=DROP_PATH_RATE).to(DEVICE).train()
+    ours = create_model("vitas_c", 1000, IMAGE_SIZE, DROP_PATH_RATE).to(DEVICE).train()
     fast = compiled(ours, "retrain.compile")
     seconds = in_turn(
         {

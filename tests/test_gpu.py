@@ -11,7 +11,7 @@ from retrain.retrain import retrain
 from search.sample import sample
 from search.search import search
 from tests.conftest import largest
-from vitas import SearchSpace, SuperNet, distributed
+from vitas import SearchSpace, SuperNet, create_model, distributed
 from vitas import config as configuration
 from vitas.checkpoint import CheckpointFolder
 from vitas.data.evaluation import EvaluationSet
@@ -53,6 +53,22 @@ def test_an_extracted_subnet_has_the_supernets_logits(world) -> None:
     images = torch.randn(4, 3, 32, 32, device=world.device)
     dense = supernet.extract(largest(space), "right")
     assert torch.allclose(supernet(images, largest(space), "right"), dense(images), atol=1e-3)
+
+
+def test_stochastic_depth_leaves_the_same_images_out_as_on_a_cpu(world) -> None:
+    images = torch.randn(16, 3, 32, 32)
+    network = create_model("p8-e32-token-h2q96m64x3", 10, 32, drop_path_rate=0.6).train()
+    found = []
+    for device in ("cpu", world.device):
+        network.to(device).zero_grad()
+        torch.manual_seed(1)
+        network(images.to(device)).square().sum().backward()
+        found.append([parameter.grad.cpu() for parameter in network.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = network(images.to(world.device)).square().sum()
+    loss.backward()
+    assert torch.isfinite(loss)
 
 
 def test_a_pretrained_network_is_ordered_searched_and_served_on_the_gpu(make_config, world, tmp_path) -> None:

@@ -33,20 +33,10 @@ def parts_of(images: Tensor, targets: Tensor, count: int) -> Iterator[BatchPart]
     if len(places) == 1:
         yield BatchPart(images, targets, 1.0, True)
         return
-    states = _random_states(images.device)
+    # Networks draw on the CPU alone.
+    state = torch.get_rng_state()
     for first, end in places:
-        _set_random_states(states, images.device)
-        with part_of_batch(first, end, len(images), images.device):
+        torch.set_rng_state(state)
+        with part_of_batch(first, end, len(images)):
             share = (end - first) / len(images)
             yield BatchPart(images[first:end], targets[first:end], share, end == len(images))
-
-
-def _random_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_states(states: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    of_cpu, of_gpu = states
-    torch.set_rng_state(of_cpu)
-    if of_gpu is not None:
-        torch.cuda.set_rng_state(of_gpu, device)

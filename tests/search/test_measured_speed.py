@@ -140,6 +140,7 @@ def test_a_real_measurement_of_this_machine(load):
     smallest = config.space.decode(config.space.gene_counts * 0)
     speeds = measured.measure([largest(config.space), smallest])
     # Which is faster is not asserted: beside other work a small machine says either.
-    assert np.all(np.isfinite(speeds)) and np.all(speeds > 0)
+    assert np.all(np.isfinite(speeds))
+    assert np.all(speeds > 0)
     rows = [json.loads(line) for line in config.folder.speeds.read_text().splitlines()[1:]]
     assert [row["images_per_second"] for row in rows] == list(speeds)

@@ -55,14 +55,45 @@ def test_parts_are_as_equal_as_possible_and_hold_every_image_once(batch) -> None
     assert len(list(parts_of(*batch, 40))) == 10
 
 
-def test_a_whole_batch_has_the_stochastic_depth_of_timm() -> None:
-    tokens = torch.randn(16, 5, 8)
+@pytest.mark.parametrize("rows", [None, 2])
+def test_a_whole_batch_has_the_stochastic_depth_of_timm(rows) -> None:
+    """The same images are kept, with the same gradients, and those alone are computed."""
+    tokens, layer = torch.randn(16, 5, 8).double().requires_grad_(), nn.Linear(8, 8).double()
+    seen = []
+
+    def branch(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return layer(x)[:, :rows]
+
+    def timms(x: Tensor) -> Tensor:
+        return x[:, :rows] + DropPath(0.4)(layer(x)[:, :rows])
+
     found = []
-    for module in (StochasticDepth(0.4), DropPath(0.4)):
+    for forward in (lambda x: StochasticDepth(0.4)(x, branch, rows), timms):
         torch.manual_seed(1)
-        found.append((module.train()(tokens), module.eval()(tokens)))
-    assert_equal(*found)
-    assert (found[0][0] == 0).all(dim=(1, 2)).any()
+        out = forward(tokens)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (tokens, *layer.parameters()))))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    left_out = (found[0][0] == tokens[:, :rows]).all(dim=(1, 2)).sum()
+    assert left_out > 0
+    assert seen == [16 - left_out]
+
+
+def test_stochastic_depth_leaves_nothing_out_in_evaluation() -> None:
+    tokens = torch.randn(16, 5, 8)
+    assert torch.equal(StochasticDepth(0.9).eval()(tokens, torch.square), tokens + tokens.square())
+
+
+@pytest.mark.parametrize("what", ["p8-e16-token-h2q48m16x2", STAGED])
+def test_a_block_whose_every_image_is_left_out_has_gradients_of_zero(what) -> None:
+    """A parameter without one would be missed by the average over the ranks, which waits for all."""
+    network = create_model(what, 10, 32, drop_path_rate=0.9999).train()
+    torch.manual_seed(0)
+    network(torch.randn(3, 3, 32, 32)).sum().backward()
+    blocks = [module for module in network.modules() if getattr(module, "drop_path", None)]
+    assert len(blocks) > 1
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in blocks[-1].parameters())
 
 
 # Blocks that are computed again

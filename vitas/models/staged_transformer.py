@@ -55,8 +55,8 @@ class StagedBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_path_rate)
 
     def forward(self, x_BWND: Tensor) -> Tensor:
-        x_BWND = x_BWND + self.drop_path(self.attn(self.norm1(x_BWND)))
-        return x_BWND + self.drop_path(self.mlps[0](x_BWND))
+        x_BWND = self.drop_path(x_BWND, lambda x: self.attn(self.norm1(x)))
+        return self.drop_path(x_BWND, self.mlps[0])
 
 
 class Stem(nn.Module):

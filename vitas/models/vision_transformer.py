@@ -56,8 +56,8 @@ class TransformerBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_path_rate)
 
     def forward(self, x_BND: Tensor, queries: int | None = None) -> Tensor:
-        x_BQD = x_BND[:, :queries] + self.drop_path(self.attn(self.norm1(x_BND), queries))
-        return x_BQD + self.drop_path(self.mlp(self.norm2(x_BQD)))
+        x_BQD = self.drop_path(x_BND, lambda x: self.attn(self.norm1(x), queries), queries)
+        return self.drop_path(x_BQD, lambda x: self.mlp(self.norm2(x)))
 
 
 class VisionTransformer(nn.Module):
