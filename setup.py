@@ -42,6 +42,7 @@ setup(
         "numpy",
         "scipy",
         "pillow",
+        "simplejpeg>=1.8",
         "pyyaml>=6",
         "pydantic>=2.12",
         "tensorboard>=2.18",  # before, it needs numpy 1

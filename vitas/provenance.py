@@ -22,8 +22,8 @@ from vitas.files import write_text
 from vitas.slurm import queries
 
 _PACKAGES = (
-    "vitas", "torch", "torchvision", "timm", "pymoo", "numpy", "pillow", "pyyaml", "pydantic", "tensorboard",
-    "submitit", "rich",
+    "vitas", "torch", "torchvision", "timm", "pymoo", "numpy", "pillow", "simplejpeg", "pyyaml", "pydantic",
+    "tensorboard", "submitit", "rich",
 )  # fmt: skip
 # The environment variables that are recorded, those that can influence a run: where the job runs, how ranks find each
 # other, GPUs, messages between them, processors and torch, and which code runs. Any other may hold a secret, whatever

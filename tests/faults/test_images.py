@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ from PIL import Image
 
 from tests.faults.fuzz import MESSAGE, Result, bounded, changed_bytes, fuzzed
 from tests.vitas.conftest import cmyk_profile
+from vitas.data import pictures
 from vitas.data.augmentation import training_transform
 from vitas.data.folders import Augmentation
 from vitas.data.images import decode
-from vitas.data.pictures import FORMATS, BadImage, read_image
+from vitas.data.pictures import FORMATS, BadImage, read_image, read_picture, size_of
 
 # Of the images that networks get here.
 SIDE = 16
@@ -185,17 +188,27 @@ def read_every_way(path: Path) -> None:
         assert min(image.size) > 0
         assert (again.size, again.tobytes()) == (image.size, image.tobytes())
     for by in (2, 8):
-        reduced = read_or_bad(partial(read_image, path, content, lambda _, by=by: by))
+        reduced = read_or_bad(partial(read_picture, path, content, lambda _, by=by: by))
         if image is not None and reduced is not None:
-            assert reduced.mode == "RGB"
-            assert reduced.size in (image.size, tuple(-(-side // by) for side in image.size))
-    augmented = read_or_bad(lambda: TRANSFORM(partial(read_image, path, content), 1))
+            assert size_of(reduced) in (image.size, tuple(-(-side // by) for side in image.size))
+    # What Pillow refuses, or reads as something else, is nothing that libjpeg-turbo reads.
+    with without_turbo():
+        pillows = read_or_bad(lambda: read_image(path, content))
+    assert (pillows and pillows.tobytes()) == (image and image.tobytes())
+    augmented = read_or_bad(lambda: TRANSFORM(partial(read_picture, path, content), 1))
     assert augmented is None or (augmented[0].shape, augmented[0].dtype) == ((3, SIDE, SIDE), torch.uint8)
     (batch,) = read_or_bad(lambda: list(decode([path], SIDE, 0.875, 1, 0)))
     if path in batch.refused:
         assert batch.refused[path].strip()
     else:
         assert (batch.paths, batch.images.shape) == ([path], (1, 3, SIDE, SIDE))
+
+
+@contextmanager
+def without_turbo() -> Iterator[None]:
+    """Within it, Pillow decodes all that it can."""
+    with mock.patch.object(pictures, "_by_turbo", return_value=None):
+        yield
 
 
 TRANSFORM = training_transform(Augmentation(), SIDE, [0.5, 0.5, 0.5])

@@ -15,7 +15,7 @@ from torchvision.datasets.folder import pil_loader
 
 from tests.vitas.conftest import cmyk_profile, write_bad_images
 from vitas.data import pictures
-from vitas.data.pictures import BadImage, read_image
+from vitas.data.pictures import BadImage, read_image, read_picture
 
 TURN = 0x0112
 RNG = np.random.default_rng(0)
@@ -44,6 +44,49 @@ def test_ordinary_images_are_what_convert_makes_of_them_bit_for_bit(tmp_path, mo
     # JPEG has no palettes.
     COLOURS.convert("L" if (mode, suffix) == ("P", "jpg") else mode).save(path)
     assert read_image(path).tobytes() == pil_loader(path).tobytes()
+
+
+JPEGS = {
+    "4:2:0": {}, "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 2}, "rgb": {"keep_rgb": True}, "of low quality": {"quality": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("how", JPEGS)
+def test_a_jpeg_that_pillow_does_not_decode_is_bit_for_bit_what_it_decodes(tmp_path, monkeypatch, how, mode, by):
+    path = tmp_path / "image.jpg"
+    COLOURS.resize((131, 77)).convert(mode).save(path, **JPEGS[how])
+    found = read_picture(path, reduction=lambda size: by)
+    assert isinstance(found, np.ndarray), "Pillow decoded it"
+    monkeypatch.setattr(pictures, "_by_turbo", lambda *_: None)
+    expected = read_picture(path, reduction=lambda size: by)
+    assert isinstance(expected, Image.Image)
+    assert np.array_equal(found, np.asarray(expected))
+
+
+def test_a_jpeg_with_warnings_is_what_pillow_makes_of_it(tmp_path):
+    """libjpeg mends what it can, and warns; Pillow does not ask for warnings, unless data are missing."""
+    path = tmp_path / "image.jpg"
+    photo = Image.effect_noise((200, 200), 50)
+    photo.save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        expected = image.convert("RGB")
+    assert expected.getchannel(0).tobytes() != photo.tobytes()
+    found = read_picture(path)
+    assert isinstance(found, Image.Image), "decoded strictly"
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_a_very_large_file_is_left_to_pillow(tmp_path, monkeypatch):
+    path = tmp_path / "image.jpg"
+    COLOURS.save(path)
+    monkeypatch.setattr(pictures, "_SMALL_JPEG", path.stat().st_size - 1)
+    assert isinstance(read_picture(path), Image.Image)
 
 
 def test_a_cmyk_jpeg_without_a_profile_is_what_convert_makes_of_it_bit_for_bit(tmp_path):

@@ -13,10 +13,10 @@ from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from vitas.data.cropping import RESAMPLING, RandomResizedCrop, Rectangle
+from vitas.data.cropping import RandomResizedCrop, Rectangle
 from vitas.data.erasing import Erased, draw_erased
 from vitas.data.folders import Augmentation
-from vitas.data.pictures import Reduction
+from vitas.data.pictures import Picture, Reduction, size_of
 from vitas.errors import UserError
 
 
@@ -35,18 +35,18 @@ def _fix_posterize() -> None:
 class Transform:
     """What becomes of an image: crop it, flip it, vary it, and erase a part of it.
 
-    flip, erasing: probabilities. vary: an image [image_size x image_size] -> the same, recoloured.
+    flip, erasing: probabilities. vary: an image [image_size x image_size] -> the same, recoloured; None is as it is.
     """
 
     crop: RandomResizedCrop
     flip: float
-    vary: Callable[[Image.Image], Image.Image]
+    vary: Callable[[Image.Image], Image.Image] | None
     erasing: float
 
-    def __call__(self, read: Callable[[Reduction], Image.Image], seed: int) -> tuple[Tensor, Erased | None]:
+    def __call__(self, read: Callable[[Reduction], Picture], seed: int) -> tuple[Tensor, Erased | None]:
         """The image that `read` gives, augmented by a seed: uint8 [3, image_size, image_size], and what to erase of it.
 
-        read: an image, of what says by how much it may be reduced (see `read_image`).
+        read: an image, of what says by how much it may be reduced (see `read_picture`).
         """
         drawn: list[Rectangle] = []
 
@@ -56,17 +56,18 @@ class Transform:
             drawn.append(self.crop.draw(size))
             return self.crop.reduction(drawn[-1])
 
-        image = read(draw)
+        picture = read(draw)
         # What is no JPEG comes whole, whatever its crop allows.
         reduction = self.crop.reduction(drawn[-1]) if drawn else 1
         if not drawn:
-            draw(image.size)
-        image = self.crop.resized(image, drawn[-1], reduction)
+            draw(size_of(picture))
+        image = self.crop.resized(picture, drawn[-1], reduction)
         if self.flip and _draw_flip(self.flip):
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image = self.vary(image)
+            image = image.flip(2)
+        if self.vary:
+            image = _as_tensor(self.vary(_as_image(image)))
         erased = draw_erased(self.erasing, self.crop.side) if self.erasing else None
-        return _as_tensor(image), erased
+        return image, erased
 
 
 def training_transform(augmentation: Augmentation, image_size: int, mean: list[float]) -> Transform:
@@ -89,11 +90,9 @@ def training_transform(augmentation: Augmentation, image_size: int, mean: list[f
             f"auto_augment: found {augmentation.auto_augment!r}; it must be a recipe that timm knows"
         ) from None
     # The crop, for which timm needs the whole image, and the flip are ours.
-    vary = Compose([*before.transforms[1:], *after.transforms])
-    crop = RandomResizedCrop(
-        image_size, (smallest, largest), (narrowest, widest), RESAMPLING[augmentation.interpolation]
-    )
-    return Transform(crop, augmentation.flip, vary, augmentation.random_erasing)
+    varied = [*before.transforms[1:], *after.transforms]
+    crop = RandomResizedCrop(image_size, (smallest, largest), (narrowest, widest), augmentation.interpolation)
+    return Transform(crop, augmentation.flip, Compose(varied) if varied else None, augmentation.random_erasing)
 
 
 def _draw_flip(probability: float) -> bool:
@@ -101,9 +100,18 @@ def _draw_flip(probability: float) -> bool:
     return bool(torch.rand(1).item() < np.float32(probability))
 
 
+# Pillow takes channels together and apart sooner than torch exchanges the dimensions of their pixels.
+
+
+def _as_image(pixels: Tensor) -> Image.Image:
+    """uint8 [3, H, W] as an RGB image."""
+    _, height, width = pixels.shape
+    channels = [Image.frombuffer("L", (width, height), channel, "raw", "L", 0, 1) for channel in pixels.numpy()]
+    return Image.merge("RGB", channels)
+
+
 def _as_tensor(image: Image.Image) -> Tensor:
     """An RGB image as uint8 [3, H, W]."""
-    # Pillow writes one channel after the other sooner than torch exchanges the dimensions of its pixels.
     channels = bytearray().join([image.tobytes("raw", channel) for channel in "RGB"])
     return torch.frombuffer(channels, dtype=torch.uint8).view(3, image.height, image.width)
 

@@ -7,13 +7,15 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}
+from vitas.data.pictures import Picture, pixels_of, size_of
+
+# By its name in the YAML, that in torch.
+RESAMPLING = {"bicubic": "bicubic", "bilinear": "bilinear", "nearest": "nearest-exact"}
 # Of a crop with the asked area and aspect ratio inside the image; then its centre is taken.
 _ATTEMPTS = 10
 
@@ -32,12 +34,13 @@ class RandomResizedCrop:
     """A rectangle of random area and aspect ratio, resized to a square (Szegedy et al., CVPR 2015).
 
     side: of the square. scale, ratio: ranges of the area, as a share of the image's, and of width / height.
+    interpolation: a key of `RESAMPLING`.
     """
 
     side: int
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    resampling: Image.Resampling
+    interpolation: str
 
     def draw(self, size: tuple[int, int]) -> Rectangle:
         """A random crop of an image of this width and height: the draws of timm and torchvision, from `random`."""
@@ -59,15 +62,23 @@ class RandomResizedCrop:
         """By how much, of 1, 2, 4 and 8, an image may be reduced whose crop is to be as large as the square still."""
         return max(by for by in (1, 2, 4, 8) if by == 1 or min(crop.width, crop.height) >= by * self.side)
 
-    def resized(self, image: Image.Image, crop: Rectangle, reduction: int = 1) -> Image.Image:
-        """The square [side x side], of an image that was reduced; the crop is of the whole one."""
+    def resized(self, picture: Picture, crop: Rectangle, reduction: int = 1) -> Tensor:
+        """The square, uint8 [3, side, side], of an image that was reduced; the crop is of the whole one.
+
+        In torch, on bytes, which takes a quarter of the time that Pillow takes, and rounds otherwise: both are as far
+        from what exact arithmetic gives, 0.27 levels on average (`python -m bench resizing`).
+        """
+        width, height = size_of(picture)
+        # Of a reduced image, the nearest edges of its pixels.
+        left, top = round(crop.left / reduction), round(crop.top / reduction)
+        right = min(round((crop.left + crop.width) / reduction), width)
+        bottom = min(round((crop.top + crop.height) / reduction), height)
+        # torch wants to be able to write what it reads.
+        pixels = np.require(pixels_of(picture, (left, top, right, bottom)), requirements="W")
+        part = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         square = (self.side, self.side)
-        left, top, right, bottom = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
-        if reduction == 1:
-            # Cropped first: resizing by a box alone would mix in pixels from beyond its edges. What is to stay as it is
-            # Pillow would copy twice.
-            if image.size != (crop.width, crop.height):
-                image = image.crop((left, top, right, bottom))
-            return image if image.size == square else image.resize(square, self.resampling)
-        part = (left / reduction, top / reduction, right / reduction, bottom / reduction)
-        return image.resize(square, self.resampling, part)
+        if part.shape[2:] != square:
+            mode = RESAMPLING[self.interpolation]
+            part = F.interpolate(part, square, mode=mode, antialias=mode in ("bicubic", "bilinear"))
+        # Which it is already, but of few pixels, or where it keeps its size.
+        return part[0].contiguous()

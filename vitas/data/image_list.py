@@ -18,7 +18,7 @@ from PIL import Image
 
 from vitas.costs import Array
 from vitas.data.folders import PathAndLabel
-from vitas.data.pictures import Reduction, read_image
+from vitas.data.pictures import Picture, Reduction, read_image, read_picture
 
 # Images that are looked up at once where all are gone through.
 _CHUNK = 4096
@@ -97,6 +97,6 @@ class ImageFolder:
         """The image of a path of `samples`. Raises `BadImage`."""
         return read_image(path)
 
-    def read(self, index: int, reduction: Reduction | None = None) -> Image.Image:
-        """An image in RGB, reduced by what `reduction` says; it raises what `read_image` raises."""
-        return read_image(self.samples[index][0], reduction=reduction)
+    def read(self, index: int, reduction: Reduction | None = None) -> Picture:
+        """An image in RGB, reduced by what `reduction` says; it raises what `read_picture` raises."""
+        return read_picture(self.samples[index][0], reduction=reduction)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from vitas.costs import Array
 from vitas.data.pack_index import INDEX, Shard, read_index, require_pyarrow
-from vitas.data.pictures import BadImage, Reduction, read_image
+from vitas.data.pictures import BadImage, Picture, Reduction, read_image, read_picture
 from vitas.errors import UserError
 
 # Of a record's path; longer ones no file system has.
@@ -96,10 +96,10 @@ class PackedFolder:
     def __len__(self) -> int:
         return self.index.images if self._places is None else len(self._places)
 
-    def read(self, index: int, reduction: Reduction | None = None) -> Image.Image:
-        """An image in RGB, reduced by what `reduction` says (see `read_image`). Raises `BadImage`."""
+    def read(self, index: int, reduction: Reduction | None = None) -> Picture:
+        """An image in RGB, reduced by what `reduction` says (see `read_picture`). Raises `BadImage`."""
         path, _, content = self._record(index)
-        return read_image(path, content, reduction)
+        return read_picture(path, content, reduction)
 
     def label(self, index: int) -> int:
         """The label of an image."""
@@ -114,7 +114,8 @@ class PackedFolder:
         index = self.find(path)
         if index is None:
             raise BadImage(path, "is not in the pack")
-        return self.read(index)
+        name, _, content = self._record(index)
+        return read_image(name, content)
 
     def find(self, path: str | Path) -> int | None:
         """The index of a path of `samples`, however its folder is written; None where it is not among them."""
