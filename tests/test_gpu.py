@@ -56,13 +56,13 @@ def test_an_extracted_subnet_has_the_supernets_logits(world) -> None:
 
 
 def test_stochastic_depth_leaves_the_same_images_out_as_on_a_cpu(world) -> None:
-    images = torch.randn(16, 3, 32, 32)
-    network = create_model("p8-e32-token-h2q96m64x3", 10, 32, drop_path_rate=0.6).train()
+    images = torch.randn(256, 3, 32, 32)
+    network = create_model("p4-e32-token-h2q96m64x3", 10, 32, drop_path_rate=0.6).train()
     found = []
     for device in ("cpu", world.device):
         network.to(device).zero_grad()
         torch.manual_seed(1)
-        network(images.to(device)).square().sum().backward()
+        network(images.to(device)).square().mean().backward()
         found.append([parameter.grad.cpu() for parameter in network.parameters()])
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
     with torch.autocast("cuda", torch.bfloat16):

@@ -19,6 +19,7 @@ from vitas.checkpoint import CheckpointFolder, read
 from vitas.config import RunConfig
 from vitas.distributed import World
 from vitas.loading import load_weights
+from vitas.models import stochastic_depth
 from vitas.models.stochastic_depth import StochasticDepth
 
 
@@ -30,6 +31,13 @@ def gradients(network: nn.Module, images: Tensor, labels: Tensor, count: int) ->
     return [p.grad.clone() for p in network.parameters()]
 
 
+@pytest.fixture(params=[0, 2**18], ids=["left out", "masked"])
+def few(request, monkeypatch) -> int:
+    """How many numbers of a residual stream are few: the images here are computed without what is dropped, or with."""
+    monkeypatch.setattr(stochastic_depth, "_FEW", request.param)
+    return request.param
+
+
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
@@ -38,7 +46,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("architecture", [VIT, STAGED])
 @pytest.mark.parametrize("count", [2, 3, 10, 40])
-def test_gradients_of_the_parts_add_up_to_those_of_the_batch(batch, architecture, count) -> None:
+def test_gradients_of_the_parts_add_up_to_those_of_the_batch(batch, few, architecture, count) -> None:
     network = create_model(architecture, 10, 32, drop_path_rate=0.5).double().train()
     whole, parts = (gradients(network, *batch, each) for each in (1, count))
     for ours, theirs in zip(parts, whole, strict=True):
@@ -56,8 +64,8 @@ def test_parts_are_as_equal_as_possible_and_hold_every_image_once(batch) -> None
 
 
 @pytest.mark.parametrize("rows", [None, 2])
-def test_a_whole_batch_has_the_stochastic_depth_of_timm(rows) -> None:
-    """The same images are kept, with the same gradients, and those alone are computed."""
+def test_a_whole_batch_has_the_stochastic_depth_of_timm(few, rows) -> None:
+    """The same images are kept, with the same gradients; of many numbers, those images alone are computed."""
     tokens, layer = torch.randn(16, 5, 8).double().requires_grad_(), nn.Linear(8, 8).double()
     seen = []
 
@@ -77,7 +85,7 @@ def test_a_whole_batch_has_the_stochastic_depth_of_timm(rows) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     left_out = (found[0][0] == tokens[:, :rows]).all(dim=(1, 2)).sum()
     assert left_out > 0
-    assert seen == [16 - left_out]
+    assert seen == [16 if few else 16 - left_out]
 
 
 def test_stochastic_depth_leaves_nothing_out_in_evaluation() -> None:
@@ -86,7 +94,7 @@ def test_stochastic_depth_leaves_nothing_out_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize("what", ["p8-e16-token-h2q48m16x2", STAGED])
-def test_a_block_whose_every_image_is_left_out_has_gradients_of_zero(what) -> None:
+def test_a_block_whose_every_image_is_left_out_has_gradients_of_zero(few, what) -> None:
     """A parameter without one would be missed by the average over the ranks, which waits for all."""
     network = create_model(what, 10, 32, drop_path_rate=0.9999).train()
     torch.manual_seed(0)
@@ -101,7 +109,7 @@ def test_a_block_whose_every_image_is_left_out_has_gradients_of_zero(what) -> No
 
 @pytest.mark.parametrize("architecture", [VIT, STAGED])
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_network_whose_blocks_are_computed_again_has_the_same_gradients(batch, architecture, count) -> None:
+def test_a_network_whose_blocks_are_computed_again_has_the_same_gradients(batch, few, architecture, count) -> None:
     network = create_model(architecture, 10, 32, drop_path_rate=0.5).double().train()
     plain = gradients(network, *batch, count)
     network.set_grad_checkpointing()

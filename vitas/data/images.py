@@ -29,6 +29,9 @@ from vitas.data.workers import batches_of, number_of_workers, start, start_in_st
 from vitas.errors import UserError
 from vitas.report import Report
 
+# Numbers whose floats stay in the cache of a core.
+_IN_CACHE = 2**18
+
 INTERPOLATION = InterpolationMode.BICUBIC
 
 # A path -> its image, as RGB. Raises `BadImage`.
@@ -67,8 +70,15 @@ def channels(values: Sequence[float], device: torch.device | str = "cpu") -> Ten
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Images uint8 [b, 3, H, W] -> the float input of networks; mean and std as `channels` returns them."""
-    # One tensor of floats: memory takes longer than arithmetic.
-    return (images / 255).sub_(mean).div_(std)
+    if not images.is_cpu:
+        return (images / 255).sub_(mean).div_(std)
+    # Memory takes longer than arithmetic. So some images at a time, which stay in a core's cache, and by numpy, which
+    # asks the system for large pages: 50 images of 224 x 224 are 7,000 small ones, which it would clear one by one.
+    out = torch.from_numpy(np.empty(images.shape, dtype=np.float32))
+    at_once = max(1, _IN_CACHE // max(1, images[:1].numel()))
+    for part, of_part in zip(images.split(at_once), out.split(at_once), strict=True):
+        torch.div(part, 255, out=of_part).sub_(mean).div_(std)
+    return out
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 # A tensor, as torch compiles a network anew for every number that it meets, and so for every part.
 _places: tuple[Tensor, int] | None = None
 
+# Numbers of a residual stream: 16 images of 224 x 224 in patches of 16 have more with any embedding dim above 83.
+_FEW = 2**18
+
 
 @contextmanager
 def part_of_batch(first: int, end: int, total: int) -> Iterator[None]:
@@ -38,17 +41,18 @@ class StochasticDepth(nn.Module):
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor], rows: int | None = None) -> Tensor:
         """x [B, R, ...] -> x + branch(x), of the first `rows` of R, which is all that `branch` then gives; None is all.
 
-        Images that are left out are not computed: `branch` has those that are kept, and no two images may meet in it.
+        Images that are left out are not computed, unless that would take longer: `branch` has those that are kept, and
+        no two images may meet in it.
         """
         residual = x[:, :rows]
         if not self.training or self.drop_prob == 0:
             return residual + branch(x)
         keep_prob = 1 - self.drop_prob
         kept = self._draw(len(x), keep_prob)
-        if torch.compiler.is_compiling():
-            # A graph has one number of images.
-            mask = kept.to(x).view(-1, *[1] * (x.ndim - 1))
-            return residual + branch(x) * mask.div_(keep_prob)
+        # A compiled graph has one number of images, and of few numbers taking some out costs more than all of them.
+        if torch.compiler.is_compiling() or x.numel() < _FEW:
+            out = branch(x)
+            return residual + out * kept.to(out).view(-1, *[1] * (x.ndim - 1)).div_(keep_prob)
         if bool(kept.all()):
             return torch.add(residual, branch(x), alpha=1 / keep_prob)
         places = kept.nonzero().squeeze(1).to(x.device, non_blocking=True)
