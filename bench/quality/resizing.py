@@ -47,7 +47,7 @@ def resized_by_pillow(crop: RandomResizedCrop, picture: Picture, box: Rectangle,
 def trained(setting: Setting, way: str, seed: int) -> dict:
     """A line of the journal: top-1 in percent and loss on the test images."""
     run = f"resizing/{way}-seed{seed}"
-    data = setting.run_config(run, seed).retrain.data
+    data = setting.run_config(run, seed, retrain={"architecture": ARCHITECTURE}).retrain.data
     augmentation = data.augmentation.model_dump() | CROPS
     training = {"architecture": ARCHITECTURE, "data": data.model_dump() | {"augmentation": augmentation}}
     config = setting.run_config(run, seed, retrain=training, test={})
