@@ -166,6 +166,20 @@ def test_a_resized_crop_is_as_near_to_exact_arithmetic_as_pillows(interpolation,
         assert errors[0] < 1.1 * errors[1] < 0.5
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (1, 50)])
+def test_images_of_a_pixel_or_two_are_cropped_though_the_draw_gives_no_pixel(tmp_path, size):
+    """Of an empty crop Pillow, and so timm, makes a black image; torch refuses it."""
+    path, transform = tmp_path / "image.png", training_transform(Augmentation(**PLAIN), 32, MEAN)
+    Image.new("RGB", size, (200, 100, 50)).save(path)
+    drawn = set()
+    for seed in range(60):
+        image, _ = transform(lambda reduction: read_picture(path, reduction=reduction), seed)
+        assert image.flatten(1).unique(dim=1).tolist() == [[200], [100], [50]]
+        random.seed(seed)
+        drawn.add(min(transform.crop.draw(size)[2:]))
+    assert (0 in drawn) == (max(size) < 3)
+
+
 @given(
     st.integers(1, 300),
     st.integers(1, 300),

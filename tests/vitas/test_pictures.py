@@ -15,7 +15,7 @@ from torchvision.datasets.folder import pil_loader
 
 from tests.vitas.conftest import cmyk_profile, write_bad_images
 from vitas.data import pictures
-from vitas.data.pictures import BadImage, read_image, read_picture
+from vitas.data.pictures import BadImage, pixels_of, read_image, read_picture
 
 TURN = 0x0112
 RNG = np.random.default_rng(0)
@@ -80,6 +80,16 @@ def test_a_jpeg_with_warnings_is_what_pillow_makes_of_it(tmp_path):
     found = read_picture(path)
     assert isinstance(found, Image.Image), "decoded strictly"
     assert found.tobytes() == expected.tobytes()
+
+
+def test_pixels_of_a_part_are_its_pixels_also_some_rows_at_a_time(monkeypatch):
+    image, box = COLOURS.resize((53, 41)), (3, 5, 51, 40)
+    expected = np.asarray(image)[5:40, 3:51]
+    assert np.array_equal(pixels_of(np.asarray(image), box), expected)
+    for at_once in (2**20, 48 * 4, 1):
+        monkeypatch.setattr(pictures, "_BAND", at_once)
+        assert np.array_equal(pixels_of(image, box), expected)
+        assert np.array_equal(pixels_of(image, (0, 0, 53, 41)), np.asarray(image))
 
 
 def test_a_very_large_file_is_left_to_pillow(tmp_path, monkeypatch):

@@ -69,10 +69,8 @@ class RandomResizedCrop:
         from what exact arithmetic gives, 0.27 levels on average (`python -m bench resizing`).
         """
         width, height = size_of(picture)
-        # Of a reduced image, the nearest edges of its pixels.
-        left, top = round(crop.left / reduction), round(crop.top / reduction)
-        right = min(round((crop.left + crop.width) / reduction), width)
-        bottom = min(round((crop.top + crop.height) / reduction), height)
+        left, right = _whole_pixels(crop.left, crop.width, reduction, width)
+        top, bottom = _whole_pixels(crop.top, crop.height, reduction, height)
         # torch wants to be able to write what it reads.
         pixels = np.require(pixels_of(picture, (left, top, right, bottom)), requirements="W")
         part = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -82,3 +80,10 @@ class RandomResizedCrop:
             part = F.interpolate(part, square, mode=mode, antialias=mode in ("bicubic", "bilinear"))
         # Which it is already, but of few pixels, or where it keeps its size.
         return part[0].contiguous()
+
+
+def _whole_pixels(first: int, length: int, reduction: int, available: int) -> tuple[int, int]:
+    """The edges of a crop along one side of a reduced image: the nearest of its pixels, and at least one pixel, where
+    the draw for an image of one or two gives none."""
+    start = min(round(first / reduction), available - 1)
+    return start, min(max(round((first + length) / reduction), start + 1), available)

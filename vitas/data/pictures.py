@@ -102,11 +102,18 @@ def size_of(picture: Picture) -> tuple[int, int]:
 
 def pixels_of(picture: Picture, box: Box) -> Array:
     """The pixels of a part of it, uint8 [H, W, 3], which may share its memory."""
-    if isinstance(picture, Image.Image):
-        # Pillow copies what is asked for, and so as little as that.
-        return np.asarray(picture if box == (0, 0, *picture.size) else picture.crop(box))
     left, top, right, bottom = box
-    return picture[top:bottom, left:right]
+    if not isinstance(picture, Image.Image):
+        return picture[top:bottom, left:right]
+    # Pillow copies what is asked for, some times over: so as little as that, and of a large image some rows at a time.
+    rows = max(1, _BAND // (right - left))
+    if bottom - top <= rows:
+        return np.asarray(picture if box == (0, 0, *picture.size) else picture.crop(box))
+    pixels = np.empty((bottom - top, right - left, 3), dtype=np.uint8)
+    for first in range(top, bottom, rows):
+        end = min(first + rows, bottom)
+        pixels[first - top : end - top] = np.asarray(picture.crop((left, first, right, end)))
+    return pixels
 
 
 def read_picture(path: str | Path, content: bytes | None = None, reduction: Reduction | None = None) -> Picture:
