@@ -39,9 +39,9 @@ setup(
         "timm>=1.0.26",  # before, its checkpoint_path= ran code from files
         "safetensors>=0.4",
         "pymoo>=0.6.1.6",  # before, its operators get no generator
-        "numpy",
-        "scipy",
-        "pillow",
+        "numpy>=1.26",
+        "scipy>=1.12",
+        "pillow>=10.3",
         "simplejpeg>=1.8",
         "pyyaml>=6",
         "pydantic>=2.12",
