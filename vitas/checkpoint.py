@@ -13,7 +13,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,20 +139,28 @@ class CheckpointFolder:
     def _search(self) -> tuple[Path | None, dict[Path, str]]:
         """The newest whole file, and the damaged ones that were met on the way to it, with the reason."""
         damaged: dict[Path, str] = {}
+        gone: list[Path] = []
 
-        def whole(paths: Iterator[Path]) -> Path | None:
+        def whole(paths: Iterable[Path]) -> Path | None:
             for path in paths:
-                # What is rotated away meanwhile was not the newest.
-                with suppress(FileNotFoundError):
+                try:
                     reason = damage(path) if is_archive(path) else "it is no archive, as torch writes"
-                    if reason is None:
-                        return path
-                    damaged[path] = reason
+                except FileNotFoundError:
+                    gone.append(path)
+                    continue
+                if reason is None:
+                    return path
+                damaged[path] = reason
             return None
 
         while True:
-            last = whole(map(self.epoch_path, reversed(self.epochs())))
-            recent = whole(iter([self.folder / RECENT]))
+            gone.clear()
+            # In this order: the file of an epoch is there before the recent one is removed.
+            recents = [path for path in [self.folder / RECENT] if path.exists()]
+            last, recent = whole(map(self.epoch_path, reversed(self.epochs()))), whole(recents)
+            if gone and last is None:
+                # All that was there has been rotated away since: there is another.
+                continue
             if recent is None or last is None:
                 return recent or last, damaged
             # One may be rotated away by now. Then there is another.
@@ -172,9 +180,10 @@ class CheckpointFolder:
 
     def candidates(self) -> list[Path]:
         """The checkpoints to read by default, in order: the newest, the best, `download.pth`, other .pth by name."""
-        ours = [self.newest(), self.folder / BEST]
+        newest, best = self.newest(), self.folder / BEST
         others = sorted(self.folder.glob("*.pth"), key=lambda path: (path.name != DOWNLOADED, path.name))
-        return [*(path for path in ours if path is not None and path.exists()), *others]
+        # The newest may be rotated away by now: who reads it meets that, and looks again.
+        return [*([newest] if newest else []), *([best] if best.exists() else []), *others]
 
     def resolve(self, load_name: str | None = None) -> Path:
         """The file `load_name` in this folder (`.pth.tar` may be left out) or as a path; by default a candidate.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import largest
-from vitas import Architecture, Block, VisionTransformer, create_model, load_weights
+from vitas import Architecture, Block, VisionTransformer, checkpoint, create_model, load_weights
 from vitas.checkpoint import RECENT, CheckpointFolder, read
 from vitas.errors import UserError
 from vitas.loading import start_from
@@ -70,6 +70,29 @@ def test_the_newest_is_the_file_of_the_most_steps(tmp_path, epoch_steps, recent_
     if recent_step is not None:
         folder.save_recent({"step": recent_step})
     assert folder.newest() == (newest and tmp_path / newest)
+
+
+@pytest.mark.parametrize("where", ["before it is opened", "before it is measured", "before it is read"])
+@pytest.mark.parametrize("first", ["recent", "epoch"])
+def test_the_newest_that_is_rotated_away_meanwhile_is_not_none(tmp_path, monkeypatch, where, first):
+    """A training of few steps an epoch writes the next file, and removes the last, while another program looks."""
+    folder, training = CheckpointFolder(tmp_path), CheckpointFolder(tmp_path, keep=1)
+    training.save_recent({"step": 1}) if first == "recent" else training.save_epoch({"epoch": 1, "step": 1})
+    epochs = iter(range(2, 5))
+
+    def rotating(function):
+        def called(*arguments):
+            with suppress(StopIteration):
+                training.save_epoch({"epoch": (epoch := next(epochs)), "step": epoch})
+            return function(*arguments)
+
+        return called
+
+    name = {"before it is opened": "is_archive", "before it is measured": "damage", "before it is read": "read"}[where]
+    monkeypatch.setattr(checkpoint, name, rotating(getattr(checkpoint, name)))
+    path, state = folder.read()
+    assert state == {"epoch": 4, "step": 4}
+    assert path.name == "epoch_4_ckpt.pth.tar"
 
 
 def bytes_read() -> int:
