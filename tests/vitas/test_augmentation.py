@@ -148,22 +148,26 @@ def test_an_image_that_is_not_reduced_becomes_what_timm_makes_of_it(tmp_path, by
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("read_as", [np.asarray, lambda image: image], ids=["pixels", "image"])
-def test_a_resized_crop_is_as_near_to_exact_arithmetic_as_pillows(interpolation, read_as):
+def test_a_crop_is_resized_along_rows_and_then_columns_with_bytes_between(interpolation, read_as):
+    """As Pillow did before 13, for which results were published; since then it takes columns first for some crops."""
     crop, rng = RandomResizedCrop(32, (0.08, 1.0), (3 / 4, 4 / 3), interpolation), np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))
     random.seed(0)
     for box in [crop.draw(image.size) for _ in range(20)] + [Rectangle(3, 5, 32, 32), Rectangle(0, 0, 120, 90)]:
-        ours, pillows = crop.resized(read_as(image), box), resized_by_pillow(crop, image, box)
-        assert (ours.dtype, ours.shape, ours.is_contiguous()) == (torch.uint8, (3, 32, 32), True)
+        found = crop.resized(read_as(image), box)
+        assert (found.dtype, found.shape, found.is_contiguous()) == (torch.uint8, (3, 32, 32), True)
         if interpolation == "nearest" or (box.width, box.height) == (32, 32):
-            assert torch.equal(ours, pillows)
+            assert torch.equal(found, resized_by_pillow(crop, image, box))
             continue
         part = torch.from_numpy(pixels(image)[box.top : box.top + box.height, box.left : box.left + box.width])
-        part = part.permute(2, 0, 1)[None].double()
-        exact = torch.nn.functional.interpolate(part, (32, 32), mode=interpolation, antialias=True)[0].clamp(0, 255)
-        errors = [(each - exact).abs().mean() for each in (ours, pillows)]
-        # Of noise, whose overshoots are cut off between columns and rows; of photos it is nearer (bench/resizing.py).
-        assert errors[0] < 1.1 * errors[1] < 0.5
+        exact = part.permute(2, 0, 1)[None].double()
+        for size in ((box.height, 32), (32, 32)):
+            exact = torch.nn.functional.interpolate(exact, size, mode=interpolation, antialias=True)
+            exact = (exact.clamp(0, 255) + 0.5).floor()
+        differences = (found - exact[0]).abs()
+        assert differences.max() <= 2
+        # Of noise, in which many values lie half-way between two bytes. Columns first would change 15%.
+        assert (differences > 0).double().mean() < 0.06
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (1, 50)])

@@ -65,8 +65,9 @@ class RandomResizedCrop:
     def resized(self, picture: Picture, crop: Rectangle, reduction: int = 1) -> Tensor:
         """The square, uint8 [3, side, side], of an image that was reduced; the crop is of the whole one.
 
-        In torch, on bytes, which takes a quarter of the time that Pillow takes, and rounds otherwise: both are as far
-        from what exact arithmetic gives, 0.27 levels on average (`python -m bench resizing`).
+        In torch, on bytes, in a quarter of the time that Pillow takes: first along rows, then along columns, rounded to
+        bytes between. So did Pillow before 13, whose values these are, but for 0.3% that differ by a level or two;
+        Pillow 13 takes columns first where that is less work (`python -m bench resizing`).
         """
         width, height = size_of(picture)
         left, right = _whole_pixels(crop.left, crop.width, reduction, width)
