@@ -9,7 +9,7 @@ A decoded image is what an image viewer shows. Ordinary RGB, grey and palette im
 - CMYK with an embedded ICC profile is converted by it to sRGB. (Profiles of RGB and grey images are not applied.)
 
 The formats are `FORMATS`; of several images in a file it is the first. Pillow says what a file is, and decodes it; of
-JPEGs, which most training images are, libjpeg-turbo by itself gives the same bits in half the time.
+JPEGs, which most training images are, libjpeg-turbo by itself gives the same bits sooner, and as pixels.
 
 Who needs a smaller image may have a JPEG reduced while it is decoded, which takes a fraction of the time: each pixel is
 then the mean of a square of 2, 4 or 8 pixels along a side, to rounding, taken before the colours are computed.
