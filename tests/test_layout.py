@@ -34,7 +34,6 @@ LAYERS = (
     (
         "data.census",
         "data.survey",
-        "data.cropping",
         "data.image_list",
         "space",
         "asvit.genotype",
