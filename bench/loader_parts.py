@@ -31,6 +31,8 @@ def measure(images: int = 200, rounds: int = 5) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     recipe, model = RECIPES["DeiT's recipe"], Model()
     transform = training_transform(recipe, SIZE, model.mean)
+    vary = transform.vary
+    assert vary is not None
     mean, std = channels(model.mean), channels(model.std)
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), images)
@@ -39,7 +41,7 @@ def measure(images: int = 200, rounds: int = 5) -> list[dict[str, Any]]:
         pictures = [read_picture(path) for path in paths]
         random.seed(0)
         crops = [transform.crop.draw(size_of(picture)) for picture in pictures]
-        pillows = [read_image(path).crop((x, y, x + w, y + h)) for path, (x, y, w, h) in zip(paths, crops, strict=True)]
+        pillows = [read_image(path).crop(crop.box) for path, crop in zip(paths, crops, strict=True)]
         resized = [transform.crop.resized(*each) for each in zip(pictures, crops, strict=True)]
         batch = torch.stack(resized[:BATCH])
         squares = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in resized]
@@ -53,7 +55,7 @@ def measure(images: int = 200, rounds: int = 5) -> list[dict[str, Any]]:
                 "resizing, peer": lambda: drop(part.resize(square, bicubic) for part in pillows),
                 "normalising": lambda: drop(normalize(batch, mean, std) for _ in range(turns)),
                 "normalising, peer": lambda: drop((batch / 255).sub_(mean).div_(std) for _ in range(turns)),
-                "RandAugment": lambda: drop(map(transform.vary or len, squares)),
+                "RandAugment": lambda: drop(map(vary, squares)),
                 "RandAugment, peer": steps_of_timm(folder, recipe, turns),
             },
             rounds,

@@ -43,7 +43,7 @@ def measure(images: int = 200, rounds: int = 5) -> list[dict[str, Any]]:
         return crop.resized(pixels, rectangle)
 
     def pillows(photo: Image.Image, _: Array, rectangle: Rectangle) -> Tensor:
-        part = photo.crop(_box(rectangle)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        part = photo.crop(rectangle.box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(part)).permute(2, 0, 1)
 
     def exact(_: Image.Image, pixels: Array, rectangle: Rectangle) -> Tensor:
@@ -69,14 +69,9 @@ def measure(images: int = 200, rounds: int = 5) -> list[dict[str, Any]]:
     return [row | ratio(seconds["ours"], seconds["pillow"]) | found | {"goal": None}]
 
 
-def _box(rectangle: Rectangle) -> tuple[int, int, int, int]:
-    left, top, width, height = rectangle
-    return left, top, left + width, top + height
-
-
 def _part(pixels: Array, rectangle: Rectangle) -> Tensor:
     """The pixels in a rectangle as [3, H, W] in double precision."""
-    return torch.from_numpy(pixels_of(pixels, _box(rectangle))).permute(2, 0, 1).double()
+    return torch.from_numpy(pixels_of(pixels, rectangle.box)).permute(2, 0, 1).double()
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:

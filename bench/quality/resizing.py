@@ -35,11 +35,11 @@ CROPS = {"scale": [0.35, 1.0], "ratio": [3 / 4, 4 / 3], "interpolation": "bicubi
 WAYS = ("torch", "pillow")
 
 
-def resized_by_pillow(crop: RandomResizedCrop, picture: Picture, box: Rectangle, reduction: int = 1) -> Tensor:
+def resized_by_pillow(crop: RandomResizedCrop, picture: Picture, rectangle: Rectangle, reduction: int = 1) -> Tensor:
     """As the loader did it, and timm does."""
     assert isinstance(picture, Image.Image)
     assert reduction == 1
-    part = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    part = picture.crop(rectangle.box)
     resized = part.resize((crop.side, crop.side), Image.Resampling[crop.interpolation.upper()])
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 

@@ -54,7 +54,7 @@ def resized_by_pillow(crop: RandomResizedCrop, picture: Picture, box: Rectangle,
     """What timm and torchvision make of a crop of a whole image."""
     assert reduction == 1
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    part = image.crop(box.box)
     resized = part.resize((crop.side, crop.side), Image.Resampling[crop.interpolation.upper()])
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 

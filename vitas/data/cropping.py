@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitas.data.pictures import Picture, pixels_of, size_of
+from vitas.data.pictures import Box, Picture, pixels_of, size_of
 
 # By its name in the YAML, that in torch.
 RESAMPLING = {"bicubic": "bicubic", "bilinear": "bilinear", "nearest": "nearest-exact"}
@@ -27,6 +27,11 @@ class Rectangle(NamedTuple):
     top: int
     width: int
     height: int
+
+    @property
+    def box(self) -> Box:
+        """Its edges."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
 
 
 @dataclass(frozen=True)
